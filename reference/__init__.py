@@ -1,0 +1,1 @@
+"""The reference trainer: one of many that can run under n4090-kit. It never imports `kit`."""

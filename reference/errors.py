@@ -1,0 +1,23 @@
+"""One error for everything the trainer can explain; the stage runner reports it as an `error` event."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Kind = Literal["bad_input", "nan_loss", "out_of_memory", "disk_full", "deadline", "internal"]
+
+
+class TrainerError(Exception):
+    """An expected failure of a stage.
+
+    Args:
+        kind: The class of failure; it becomes the reason in the signed result.
+        message: What is wrong, naming the file where there is one.
+        hint: What to do about it.
+    """
+
+    def __init__(self, kind: Kind, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.kind: Kind = kind
+        self.message = message
+        self.hint = hint
