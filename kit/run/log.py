@@ -1,0 +1,126 @@
+"""The event log of a run: who said what, when, on several clocks, chained line to line.
+
+`t_ns` counts from the moment the log was opened, on CLOCK_BOOTTIME, so it neither pauses nor jumps.
+After a reboot that clock has begun anew; the log then goes on from the wall clock, says so in a
+`resume` event, and counts from there. An event's `clocks` are the other clocks' own counts since the
+origin of this boot.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from kit.errors import SchemaError
+from kit.files import write_json
+from kit.timing import ClockSample, boot_id
+from kit.trust.chain import ChainWriter
+
+Source = Literal["sup", "trainer", "eval"]
+LOG_KIND = "n4090-events-v1"
+# Events after which the log is forced to disk: losing one of them would lose the run's story.
+_SYNCED = {"header", "run_start", "stage_start", "stage_stop", "artifacts", "run_stop", "resume"}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the clocks of one boot count from."""
+
+    boot: str
+    sample: ClockSample
+    t_ns: int  # the log's time at `sample`
+
+    def to_json(self) -> dict[str, Any]:
+        return {"boot": self.boot, "sample": self.sample.to_json(), "t_ns": self.t_ns}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Origin:
+        return cls(value["boot"], ClockSample.from_json(value["sample"]), value["t_ns"])
+
+
+class EventLog:
+    """Appends events to RUN/events.jsonl. One process writes; nobody else has the file open to write."""
+
+    def __init__(self, run: Path, observe: Callable[[dict[str, Any]], None] | None = None) -> None:
+        self._origin_path = run / "origin.json"
+        self._observe = observe
+        self._writer = ChainWriter(run / "events.jsonl", LOG_KIND)
+        self._last_t_ns = 0
+        self.origin = self._load_origin()
+
+    def append(self, src: Source, ev: str, data: dict[str, Any]) -> dict[str, Any]:
+        """Stamps, chains and stores one event; returns it as stored."""
+        sample = ClockSample.now()
+        # Never backwards, even if two events fall into one tick.
+        t_ns = max(self._last_t_ns, self.t_ns(sample))
+        event = self._writer.append(
+            {
+                "t_ns": t_ns,
+                "wall_ms": sample.wall_ms,
+                "clocks": sample.since(self.origin.sample),
+                "src": src,
+                "ev": ev,
+                "data": data,
+            }
+        )
+        self._last_t_ns = t_ns
+        if ev in _SYNCED:
+            self._writer.sync()
+        if self._observe:
+            self._observe(event)
+        return event
+
+    def t_ns(self, sample: ClockSample) -> int:
+        """The log's time at `sample`."""
+        return self.origin.t_ns + sample.boottime_ns - self.origin.sample.boottime_ns
+
+    def boottime_at(self, t_ns: int) -> int:
+        """The CLOCK_BOOTTIME value, in this boot, at the log's time `t_ns`; may be negative."""
+        return t_ns - self.origin.t_ns + self.origin.sample.boottime_ns
+
+    @property
+    def head(self) -> str:
+        return self._writer.head
+
+    @property
+    def count(self) -> int:
+        return self._writer.count
+
+    def continue_after(self, last: dict[str, Any]) -> dict[str, Any]:
+        """Picks the clock up after the event `last` of an earlier process.
+
+        Returns:
+            The facts of the gap: whether the machine was rebooted, and how long it was, in seconds.
+        """
+        sample = ClockSample.now()
+        rebooted = self.origin.boot != _boot_name()
+        if rebooted:
+            # The old boot's clocks are gone: the wall clock is all that spans the gap.
+            gap_ns = max(0, sample.wall_ms - last["wall_ms"]) * 1_000_000
+            self.origin = Origin(_boot_name(), sample, last["t_ns"] + gap_ns)
+            write_json(self._origin_path, self.origin.to_json())
+        self._last_t_ns = last["t_ns"]
+        gap_s = round((self.t_ns(sample) - last["t_ns"]) / 1e9, 3)
+        return {"rebooted": rebooted, "downtime_s": max(0.0, gap_s), "boot": self.origin.boot}
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _load_origin(self) -> Origin:
+        if self._origin_path.is_file():
+            try:
+                return Origin.from_json(json.loads(self._origin_path.read_text()))
+            except (ValueError, KeyError, AssertionError) as error:
+                raise SchemaError(f"origin.json of this run is damaged: {error}") from error
+        origin = Origin(_boot_name(), ClockSample.now(), 0)
+        write_json(self._origin_path, origin.to_json())
+        return origin
+
+
+def _boot_name() -> str:
+    """A name for this boot that tells boots apart and says nothing about the machine."""
+    return hashlib.sha256(f"n4090-boot-v1:{boot_id()}".encode()).hexdigest()[:16]
