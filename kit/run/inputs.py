@@ -1,0 +1,141 @@
+"""What a run reads: where it lies, and its digests for the log.
+
+A folder given on the command line wins; otherwise `prepare` has put things under the work folder. A
+`--data` folder of parquet files may have `sft/` and `chat_eval/` beside it; they are then found
+without being named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kit.errors import PrerequisiteError
+from kit.recipe import Recipe
+from kit.trust.digest import DigestCache, FileDigest, manifest_digest, sha256_file
+
+# Input -> (option, the files that belong to it, stages that read it)
+_KINDS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
+    "data": ("--data", ("*.parquet",), ("tokenizer", "pretrain")),
+    "sft": ("--sft", ("*.jsonl",), ("sft",)),
+    "chat_eval": ("--chat-eval", ("*.jsonl",), ("chat_eval",)),
+    "core": ("--core", ("core.yaml", "eval_meta_data.csv", "eval_data/*/*.jsonl"), ("core",)),
+}
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Folders of the run's inputs; None where the recipe needs none."""
+
+    data: Path | None = None
+    sft: Path | None = None
+    chat_eval: Path | None = None
+    core: Path | None = None
+
+    def as_dict(self) -> dict[str, Path | None]:
+        return {name: getattr(self, name) for name in _KINDS}
+
+
+def prepared_folder(work: Path, recipe: Recipe) -> Path:
+    """Where `prepare` puts what this recipe reads."""
+    data = recipe.section("data")
+    if data["kind"] == "stories":
+        return work / "data" / f"stories-{data['stories_seed']}-{data['stories']}"
+    return work / "data" / data["repo"].replace("/", "--")
+
+
+def locate(recipe: Recipe, work: Path, given: Mapping[str, Path | None]) -> Inputs:
+    """Finds every input the recipe's stages read.
+
+    Raises:
+        PrerequisiteError: Some are missing; all of them are named, with the way to get each.
+    """
+    prepared = prepared_folder(work, recipe)
+    found: dict[str, Path | None] = {}
+    missing = []
+    for name, (option, patterns, readers) in _KINDS.items():
+        if not set(readers) & set(recipe.stages):
+            found[name] = None
+            continue
+        candidates = [given.get(name)]
+        if given.get(name) is None:
+            if name in ("sft", "chat_eval") and given.get("data") is not None:
+                data = given["data"]
+                assert data is not None
+                candidates = [data / name, data.parent / name]
+            subfolder = "pretrain" if name == "data" else name
+            candidates.append(prepared / subfolder)
+            if name == "core" and recipe.section("data")["kind"] != "stories":
+                candidates.append(work / "core")
+        folder = next((path for path in candidates if path and _has_files(path, patterns)), None)
+        if folder is None:
+            looked = given.get(name)
+            where = f" in {looked}" if looked else ""
+            missing.append(f"{name}: no {patterns[0]}{where} ({option} DIR)")
+        found[name] = folder.resolve() if folder else None
+    if missing:
+        raise PrerequisiteError(
+            f"recipe `{recipe.name}` lacks inputs:\n" + "\n".join(f"  {line}" for line in missing),
+            hint=f"Name the folders, or run `n4090-kit prepare --recipe {recipe.name}` "
+            "on a machine with network.",
+        )
+    return Inputs(**found)
+
+
+def _has_files(folder: Path, patterns: tuple[str, ...]) -> bool:
+    return folder.is_dir() and any(True for _ in folder.glob(patterns[0]))
+
+
+def describe(inputs: Inputs, cache: Path, progress: Progress | None = None) -> dict[str, Any]:
+    """Digests of every input: what the log's `inputs` event holds.
+
+    Args:
+        cache: File that remembers digests of files that have not changed since.
+        progress: Called with bytes done and bytes in all.
+
+    Returns:
+        For each input used: its files (path, bytes, sha256) and one digest over that list.
+    """
+    listing = {
+        name: (folder, sorted(_files(folder, _KINDS[name][1])))
+        for name, folder in inputs.as_dict().items()
+        if folder is not None
+    }
+    total = sum(path.stat().st_size for _, paths in listing.values() for path in paths)
+    known = DigestCache(cache)
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress:
+            progress(done, total)
+
+    described = {}
+    for name, (folder, paths) in listing.items():
+        files = [
+            FileDigest(
+                path.relative_to(folder).as_posix(),
+                path.stat().st_size,
+                # A data folder may be made of links (a Hub cache is); what counts is the bytes.
+                sha256_file(path.resolve(), progress=advance, cache=known),
+            )
+            for path in paths
+        ]
+        described[name] = {
+            "digest": manifest_digest(files),
+            "bytes": sum(file.bytes for file in files),
+            "files": [
+                {"path": file.path, "bytes": file.bytes, "sha256": file.digest} for file in files
+            ],
+        }
+    known.save()
+    return described
+
+
+def _files(folder: Path, patterns: tuple[str, ...]) -> Iterator[Path]:
+    for pattern in patterns:
+        yield from (path for path in folder.glob(pattern) if path.is_file())

@@ -1,0 +1,314 @@
+"""One stage as a child process: started, listened to, held to its deadline, ended.
+
+The child gets its own process group, dies with its supervisor, and reports on one pipe. Nothing it
+does there can hurt: long or broken lines are dropped and counted, a closed pipe only ends the
+listening, and a flood is cut off at the limit of a stage while the rest is read and thrown away.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import selectors
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from kit.errors import PrerequisiteError
+from kit.run.contract import (
+    EVENTS_FD_VARIABLE,
+    MAX_EVENTS_PER_STAGE,
+    MAX_LINE_BYTES,
+    STOPPED_EXIT,
+    Redactor,
+    StageReport,
+    parse_report,
+    remaining_s,
+)
+
+POLL_S = 0.25
+KILL_AFTER_S = 30.0  # between SIGTERM and SIGKILL
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass
+class StageOutcome:
+    """How a stage process ended. `reason` is None only for status "complete"."""
+
+    status: str  # complete, stopped, failed
+    exit_code: int
+    reason: str | None = None
+    message: str | None = None
+    hint: str | None = None
+    accepted: int = 0
+    dropped: int = 0
+
+
+@dataclass
+class StopFlag:
+    """Set by Ctrl-C or SIGTERM; a second request ends the stage without waiting."""
+
+    count: int = 0
+    signals: list[int] = field(default_factory=list)
+
+    def request(self, signum: int, _frame: Any = None) -> None:
+        self.count += 1
+        self.signals.append(signum)
+
+    def __bool__(self) -> bool:
+        return self.count > 0
+
+
+class LineBuffer:
+    """Cuts a byte stream into lines; a line over the limit is dropped whole and counted."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._skipping = False
+        self.dropped = 0
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        if self._skipping and lines:
+            lines, self._skipping = lines[1:], False
+        if len(self._rest) > MAX_LINE_BYTES:
+            self.dropped += 0 if self._skipping else 1
+            self._rest, self._skipping = b"", True
+        return lines
+
+
+def run_stage(
+    command: Sequence[str],
+    *,
+    environment: Mapping[str, str],
+    output: Path,
+    deadline_ns: int,
+    grace_s: float,
+    redact: Redactor,
+    stop: StopFlag,
+    on_report: Callable[[StageReport], None],
+) -> StageOutcome:
+    """Runs one stage to its end.
+
+    Args:
+        command: Program and arguments, the request's path last.
+        output: File that takes what the process prints.
+        deadline_ns: CLOCK_BOOTTIME moment at which the stage must have ended.
+        grace_s: Seconds past the deadline before it is asked to stop.
+        on_report: Called for each accepted line, in order.
+
+    Raises:
+        PrerequisiteError: The program cannot be started.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    oom_kills = _oom_kills()
+    read_end, write_end = os.pipe()
+    try:
+        with output.open("ab") as printed:
+            child = subprocess.Popen(
+                list(command),
+                stdin=subprocess.DEVNULL,
+                stdout=printed,
+                stderr=subprocess.STDOUT,
+                env={**environment, EVENTS_FD_VARIABLE: str(write_end)},
+                pass_fds=(write_end,),
+                start_new_session=True,
+                preexec_fn=_die_with_parent,
+            )
+    except OSError as error:
+        os.close(read_end)
+        raise PrerequisiteError(
+            f"the trainer `{command[0]}` cannot be started: {error.strerror}",
+            hint="Check `trainer.command` in the recipe.",
+        ) from error
+    finally:
+        os.close(write_end)
+    listener = _Listener(read_end, redact, on_report)
+    ended_by = None
+    try:
+        ended_by = _attend(child, listener, deadline_ns, grace_s, stop)
+    finally:
+        _end_group(child)
+        listener.drain()
+        listener.close()
+    outcome = _outcome(child.returncode, ended_by, listener, output, _oom_kills() - oom_kills)
+    outcome.accepted, outcome.dropped = listener.accepted, listener.dropped
+    return outcome
+
+
+class _Listener:
+    """The supervisor's end of the pipe."""
+
+    def __init__(
+        self, descriptor: int, redact: Redactor, on_report: Callable[[StageReport], None]
+    ) -> None:
+        os.set_blocking(descriptor, False)
+        self._file: IO[bytes] | None = os.fdopen(descriptor, "rb", buffering=0)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._file, selectors.EVENT_READ)
+        self._buffer = LineBuffer()
+        self._redact = redact
+        self._on_report = on_report
+        self.error: StageReport | None = None
+        self.accepted = 0
+        self._refused = 0
+
+    @property
+    def dropped(self) -> int:
+        return self._refused + self._buffer.dropped
+
+    def wait(self, timeout_s: float) -> None:
+        """Takes in what has come, waiting at most `timeout_s`."""
+        if self._file is None:
+            time.sleep(timeout_s)
+        elif self._selector.select(timeout_s):
+            self._read()
+
+    def drain(self) -> None:
+        """Takes in all that is already in the pipe."""
+        while self._file is not None and self._read():
+            pass
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._selector.unregister(self._file)
+            self._file.close()
+            self._file = None
+
+    def _read(self) -> bool:
+        assert self._file is not None
+        chunk = self._file.read(1 << 16)
+        if chunk is None:  # nothing there now
+            return False
+        if not chunk:  # every writer has closed
+            self.close()
+            return False
+        for line in self._buffer.feed(chunk):
+            self._take(line)
+        return True
+
+    def _take(self, line: bytes) -> None:
+        if not line.strip():
+            return
+        report = None
+        if self.accepted < MAX_EVENTS_PER_STAGE:
+            report = parse_report(line, self._redact)
+        if report is None:
+            self._refused += 1
+            return
+        self.accepted += 1
+        if report.ev == "error":
+            self.error = report
+        self._on_report(report)
+
+
+def _attend(
+    child: subprocess.Popen[bytes],
+    listener: _Listener,
+    deadline_ns: int,
+    grace_s: float,
+    stop: StopFlag,
+) -> str | None:
+    """Listens until the child ends; returns why the supervisor ended it, if it did."""
+    ended_by: str | None = None
+    asked_at = 0.0
+    stops_seen = 0
+    while child.poll() is None:
+        listener.wait(POLL_S)
+        if ended_by is None and remaining_s(deadline_ns) < -grace_s:
+            ended_by, asked_at = "deadline", time.monotonic()
+            _signal_group(child, signal.SIGTERM)
+        if stop.count > stops_seen:
+            stops_seen = stop.count
+            if ended_by is None:
+                ended_by, asked_at = "stopped", time.monotonic()
+                _signal_group(child, signal.SIGTERM)
+            else:
+                _signal_group(child, signal.SIGKILL)
+        if ended_by is not None and time.monotonic() - asked_at > KILL_AFTER_S:
+            _signal_group(child, signal.SIGKILL)
+    return ended_by
+
+
+def _outcome(
+    code: int, ended_by: str | None, listener: _Listener, output: Path, oom_kills: int
+) -> StageOutcome:
+    if code == 0:
+        return StageOutcome("complete", 0)
+    if ended_by == "stopped" or (code == STOPPED_EXIT and listener.error is None):
+        return StageOutcome(
+            "stopped", code, "stopped", "stopped on request", "Go on with `n4090-kit run --resume`."
+        )
+    if ended_by == "deadline":
+        return StageOutcome(
+            "failed",
+            code,
+            "deadline",
+            "the stage did not end by its deadline",
+            "Shorten the stage, or raise the budget on the track `open`.",
+        )
+    if listener.error is not None:
+        data = listener.error.data
+        hint = data.get("hint")
+        return StageOutcome(
+            "failed", code, str(data["kind"]), str(data["message"]), str(hint) if hint else None
+        )
+    if code < 0:
+        message = f"the stage was ended by signal {-code} ({signal.Signals(-code).name})"
+        if oom_kills > 0:
+            return StageOutcome(
+                "failed",
+                code,
+                "out_of_memory",
+                f"{message}: the system ran out of memory",
+                "Lower device_batch_size, or free memory, then `n4090-kit run --resume`.",
+            )
+        return StageOutcome("failed", code, "killed", message, "`n4090-kit run --resume` goes on.")
+    return StageOutcome(
+        "failed", code, "crashed", f"the stage ended with exit code {code}: {_last_line(output)}"
+    )
+
+
+def _last_line(output: Path) -> str:
+    """The last thing the process printed; usually the error."""
+    try:
+        with output.open("rb") as file:
+            file.seek(max(0, output.stat().st_size - 4096))
+            lines = file.read().decode("utf-8", "replace").strip().splitlines()
+    except OSError:
+        return "it printed nothing that can be read"
+    return lines[-1] if lines else "it printed nothing"
+
+
+def _die_with_parent() -> None:
+    # Runs in the child before exec: a killed supervisor must not leave a trainer behind.
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _signal_group(child: subprocess.Popen[bytes], signum: int) -> None:
+    try:
+        os.killpg(child.pid, signum)
+    except ProcessLookupError:
+        return
+
+
+def _end_group(child: subprocess.Popen[bytes]) -> None:
+    """Ends whatever the stage left running, then reaps it."""
+    _signal_group(child, signal.SIGKILL)
+    child.wait()
+
+
+def _oom_kills() -> int:
+    """How often this kernel has killed a process for memory."""
+    try:
+        for line in Path("/proc/vmstat").read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    except OSError:
+        return 0
+    return 0

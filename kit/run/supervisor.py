@@ -1,0 +1,569 @@
+"""The supervisor: owns the clock, the log, the telemetry and the result. It runs no trainer code.
+
+The flow of one run, in order:
+
+1. open the log: header (what runs, by digest) and inputs (what is read, by digest)
+2. measure the machine
+3. `run_start`; from here the clock never pauses
+4. each stage in a fresh child process; its outputs are hashed when it ends
+5. `run_stop`
+6. measure the machine again, close the log
+7. build the result from the log, sign it
+
+However a run ends, steps 5 to 7 happen. After a kill none of them could: then `resume` goes on in the
+same log where it stopped, and the time in between counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import platform
+import secrets
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import kit
+from kit.errors import KitError, PrerequisiteError
+from kit.files import write_bytes, write_json
+from kit.hardware import fingerprint
+from kit.recipe import Recipe, parse_recipe
+from kit.result import build_result
+from kit.run.contract import (
+    CONTRACT,
+    INPUTS,
+    Redactor,
+    StageReport,
+    build_request,
+    deadline_ns,
+    stage_command,
+    stage_outputs,
+    trainer_command,
+)
+from kit.run.environment import describe_environment
+from kit.run.inputs import Inputs, describe, locate, prepared_folder
+from kit.run.log import LOG_KIND, EventLog
+from kit.run.process import StageOutcome, StopFlag, run_stage
+from kit.run.telemetry import TelemetrySampler
+from kit.schemas import load_schema
+from kit.timing import boottime_ns
+from kit.trust.chain import read_chain
+from kit.trust.digest import manifest_digest, sha256_bytes, tree_digest, tree_manifest
+from kit.trust.keys import Signer
+from kit.trust.sign import sign_document
+
+Observe = Callable[[dict[str, Any]], None]
+_PLAN = "plan.json"  # what only this machine needs to go on; never submitted
+_RESERVE = ".reserve"  # space that a full disk cannot take from the log and the result
+_RESERVE_BYTES = 4 * 2**20
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """Everything a run needs besides its recipe; all of it local to this machine."""
+
+    recipe: Recipe
+    work: Path
+    run: Path
+    inputs: Inputs
+    seed: int
+    seed_source: str
+    device: str
+    threads: int
+    probe: bool = True
+
+
+@dataclass
+class _Progress:
+    """How far an earlier process came, read from its log."""
+
+    attempts: dict[str, int] = field(default_factory=dict)
+    complete: set[str] = field(default_factory=set)
+    stage_started: dict[str, int] = field(default_factory=dict)  # t_ns of the first attempt
+    run_start: int | None = None
+    last: dict[str, Any] | None = None
+
+
+def plan_run(
+    recipe: Recipe,
+    work: Path,
+    given: Mapping[str, Path | None],
+    *,
+    device: str | None = None,
+    seed: int | None = None,
+    probe: bool = True,
+) -> RunPlan:
+    """Decides what a new run will do; prepares made data. Nothing is on the clock yet.
+
+    Raises:
+        PrerequisiteError: Something the run needs is missing.
+    """
+    threads = recipe.document["threads"] or len(os.sched_getaffinity(0))
+    if recipe.section("data")["kind"] == "stories" and given.get("data") is None:
+        make_stories(recipe, work, threads)
+    if seed is not None:
+        value, source = seed, "command line"
+    elif recipe.section("seed")["policy"] == "random":
+        value, source = secrets.randbits(31), "random"
+    else:
+        value, source = recipe.section("seed")["value"], "recipe"
+    started = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    return RunPlan(
+        recipe=recipe,
+        work=work,
+        run=work / "runs" / f"{recipe.name}-{started}-{secrets.token_hex(2)}",
+        inputs=locate(recipe, work, given),
+        seed=value,
+        seed_source=source,
+        device=device or recipe.document["device"],
+        threads=threads,
+        probe=probe,
+    )
+
+
+def load_plan(run: Path) -> RunPlan:
+    """The plan of a run that was started here before.
+
+    Raises:
+        PrerequisiteError: This folder holds no run of this machine.
+    """
+    try:
+        plan = json.loads((run / _PLAN).read_text())
+        text = (run / "recipe.toml").read_text()
+    except OSError as error:
+        raise PrerequisiteError(
+            f"{run} holds no run that can go on ({error.strerror})",
+            hint="`--resume` takes a folder under WORK/runs, on the machine that began it.",
+        ) from error
+    return RunPlan(
+        recipe=parse_recipe(text, folder=Path(plan["recipe_dir"]), label="recipe.toml"),
+        work=Path(plan["work"]),
+        run=run,
+        inputs=Inputs(**{key: Path(path) if path else None for key, path in plan["inputs"].items()}),
+        seed=plan["seed"],
+        seed_source=plan["seed_source"],
+        device=plan["device"],
+        threads=plan["threads"],
+        probe=plan["probe"],
+    )
+
+
+def make_stories(recipe: Recipe, work: Path, threads: int) -> None:
+    """Has the trainer make the recipe's own corpus, off the clock, unless it is there.
+
+    Raises:
+        PrerequisiteError: The trainer could not make it.
+    """
+    out = prepared_folder(work, recipe)
+    if (out / "pretrain").is_dir():
+        return
+    scratch = work / "cache" / "prepare"
+    scratch.mkdir(parents=True, exist_ok=True)
+    now = boottime_ns()
+    request = build_request(
+        "prepare",
+        recipe=recipe,
+        run_id="prepare",
+        run=scratch,
+        cache=work / "cache",
+        inputs={},
+        seed=recipe.section("data")["stories_seed"],
+        attempt=0,
+        device="cpu",
+        threads=threads,
+        clock={"start_ns": now, "stage_start_ns": now, "deadline_ns": now + 600 * 10**9, "budget_s": 600},
+        out=out,
+    )
+    path = scratch / "request-prepare.json"
+    write_json(path, request)
+    outcome = run_stage(
+        [*trainer_command(recipe, sys.executable), str(path)],
+        environment=_environment(threads, scratch),
+        output=scratch / "prepare.txt",
+        deadline_ns=now + 600 * 10**9,
+        grace_s=10,
+        redact=Redactor({}),
+        stop=StopFlag(),
+        on_report=lambda report: None,
+    )
+    if outcome.status != "complete":
+        raise PrerequisiteError(
+            f"the corpus of recipe `{recipe.name}` could not be made: {outcome.message}",
+            hint=outcome.hint,
+        )
+
+
+def supervise(plan: RunPlan, signer: Signer, *, observe: Observe, stop: StopFlag) -> Path:
+    """Runs or continues a run to a signed result.
+
+    Args:
+        observe: Called with every event as it is stored.
+        stop: Set from outside to end the run cleanly.
+
+    Returns:
+        The path of result.json, whatever the run's status.
+
+    Raises:
+        KitError: The run could not begin, or its log could not be kept.
+    """
+    run = plan.run
+    resuming = (run / "events.jsonl").exists()
+    run.mkdir(parents=True, exist_ok=True)
+    if not resuming:
+        _found_run(plan)
+    _reserve_space(run)
+    progress = _read_progress(run) if resuming else _Progress()
+    if resuming and not progress.last:
+        raise PrerequisiteError(f"{run.name}: the log holds no event", hint="Start a new run.")
+    log = EventLog(run, observe)
+    telemetry = TelemetrySampler(run / "telemetry.jsonl")
+    try:
+        if progress.last is None:
+            _open_log(log, plan, signer)
+        else:
+            log.append("sup", "resume", log.continue_after(progress.last))
+        telemetry.start()
+        status = _run_stages(log, plan, progress, stop)
+        log.append("sup", "run_stop", status)
+        _measure(log, plan, "after")
+        log.append("sup", "telemetry", telemetry.stop())
+        log.append("sup", "end", {"environment": describe_environment()})
+    finally:
+        telemetry.stop()
+        log.close()
+    result = build_result(run)
+    signed = sign_document(result, signer)
+    write_json(run / "result.json", signed)
+    (run / _RESERVE).unlink(missing_ok=True)
+    return run / "result.json"
+
+
+@contextlib.contextmanager
+def stop_on_signals(stop: StopFlag) -> Iterator[None]:
+    """Lets Ctrl-C and SIGTERM end the run cleanly while inside."""
+    previous = {number: signal.signal(number, stop.request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _found_run(plan: RunPlan) -> None:
+    write_bytes(plan.run / "recipe.toml", plan.recipe.text.encode())
+    write_json(
+        plan.run / _PLAN,
+        {
+            "work": str(plan.work),
+            "recipe_dir": str(plan.recipe.folder),
+            "inputs": {key: str(path) if path else None for key, path in plan.inputs.as_dict().items()},
+            "seed": plan.seed,
+            "seed_source": plan.seed_source,
+            "device": plan.device,
+            "threads": plan.threads,
+            "probe": plan.probe,
+        },
+    )
+
+
+def _open_log(log: EventLog, plan: RunPlan, signer: Signer) -> None:
+    recipe = plan.recipe
+    log.append(
+        "sup",
+        "header",
+        {
+            "log": LOG_KIND,
+            "contract": CONTRACT,
+            "run": plan.run.name,
+            "kit": {"version": kit.__version__, "code": code_digest()},
+            "image": _image(),
+            "recipe": {"name": recipe.name, "track": recipe.track, "digest": recipe.digest},
+            "seed": {"value": plan.seed, "source": plan.seed_source},
+            "signer": {"public_key": signer.public_key, "created": signer.created},
+            "software": software(),
+            "device": plan.device,
+            "threads": plan.threads,
+            "boot": log.origin.boot,
+            "environment": describe_environment(),
+        },
+    )
+    log.append("sup", "inputs", describe(plan.inputs, plan.work / "cache" / "digests.json"))
+    _measure(log, plan, "before")
+
+
+def _run_stages(log: EventLog, plan: RunPlan, progress: _Progress, stop: StopFlag) -> dict[str, Any]:
+    """Step 3 and 4; returns the data of `run_stop`."""
+    recipe = plan.recipe
+    start_t_ns = progress.run_start
+    if start_t_ns is None:
+        caches = tree_digest(_compile_caches(plan.run))
+        start_t_ns = log.append("sup", "run_start", {"compile_caches": caches})["t_ns"]
+    start_ns = log.boottime_at(start_t_ns)
+    for stage in recipe.stages:
+        if stage in progress.complete:
+            continue
+        if stop:
+            return {"status": "stopped", "reason": "stopped", "message": "stopped on request", "stage": stage}
+        outcome = _run_one_stage(log, plan, progress, stop, stage, start_ns)
+        if outcome.status != "complete":
+            return {
+                "status": outcome.status,
+                "reason": outcome.reason,
+                "message": outcome.message,
+                "stage": stage,
+                **({"hint": outcome.hint} if outcome.hint else {}),
+            }
+    return {"status": "complete", "reason": None}
+
+
+def _run_one_stage(
+    log: EventLog, plan: RunPlan, progress: _Progress, stop: StopFlag, stage: str, start_ns: int
+) -> StageOutcome:
+    recipe, run = plan.recipe, plan.run
+    attempt = progress.attempts.get(stage, 0)
+    command = stage_command(stage, recipe, sys.executable)
+    end_ns = deadline_ns(start_ns, recipe.budget_s)
+    began = log.append(
+        "sup", "stage_start", {"stage": stage, "attempt": attempt, "command": _public(command, plan)}
+    )
+    stage_start_ns = log.boottime_at(progress.stage_started.get(stage, began["t_ns"]))
+    hours = recipe.section("pretrain")["hours"] if stage == "pretrain" else 0
+    if hours:
+        end_ns = min(end_ns, deadline_ns(stage_start_ns, hours * 3600))
+    request = build_request(
+        stage,
+        recipe=recipe,
+        run_id=run.name,
+        run=run,
+        cache=plan.work / "cache",
+        inputs=plan.inputs.as_dict(),
+        seed=plan.seed,
+        attempt=attempt,
+        device=plan.device,
+        threads=plan.threads,
+        clock={
+            "start_ns": start_ns,
+            "stage_start_ns": stage_start_ns,
+            "deadline_ns": end_ns,
+            "budget_s": recipe.budget_s,
+        },
+    )
+    request_path = run / f"request-{stage}.json"
+    write_json(request_path, request)
+    source = "eval" if stage == "core" else "trainer"
+
+    def store(report: StageReport) -> None:
+        log.append(source, report.ev, report.data)
+
+    try:
+        outcome = run_stage(
+            [*command, str(request_path)],
+            environment=_environment(plan.threads, run),
+            output=run / "logs" / f"{stage}.txt",
+            deadline_ns=end_ns,
+            grace_s=recipe.document["grace_s"],
+            redact=_redactor(plan),
+            stop=stop,
+            on_report=store,
+        )
+    except OSError as error:
+        if error.errno not in _DISK_FULL:
+            raise
+        outcome = _disk_full(run)
+    except PrerequisiteError as error:
+        outcome = StageOutcome("failed", 127, "no_trainer", error.message, error.hint)
+    if outcome.reason == "disk_full":
+        (run / _RESERVE).unlink(missing_ok=True)  # the log and the result need this space now
+    if outcome.status == "complete":
+        outcome = _store_artifacts(log, run, stage, outcome)
+    log.append(
+        "sup",
+        "stage_stop",
+        {
+            "stage": stage,
+            "attempt": attempt,
+            "status": outcome.status,
+            "reason": outcome.reason,
+            "exit_code": outcome.exit_code,
+            "accepted": outcome.accepted,
+            "dropped": outcome.dropped,
+        },
+    )
+    return outcome
+
+
+def _store_artifacts(log: EventLog, run: Path, stage: str, outcome: StageOutcome) -> StageOutcome:
+    """Hashes what the stage left; an empty or unsafe folder makes the stage a failed one."""
+    folder = run / stage_outputs(stage)
+    try:
+        if stage in ("core", "chat_eval"):
+            name = "core.json" if stage == "core" else "chat.json"
+            files = [file for file in tree_manifest(folder, (name,)) if file.path == name]
+        else:
+            files = [file for file in tree_manifest(folder) if not file.path.startswith("state/")]
+    except FileNotFoundError:
+        files = []
+    except KitError as error:
+        return StageOutcome("failed", 0, "bad_output", f"outputs of {stage}: {error.message}", error.hint)
+    if not files:
+        return StageOutcome("failed", 0, "bad_output", f"stage {stage} ended well but left no output")
+    listing = [{"path": file.path, "bytes": file.bytes, "sha256": file.digest} for file in files]
+    log.append(
+        "sup",
+        "artifacts",
+        {
+            "stage": stage,
+            "folder": stage_outputs(stage),
+            "digest": manifest_digest(files),
+            "files": listing,
+        },
+    )
+    return outcome
+
+
+def _disk_full(run: Path) -> StageOutcome:
+    """Makes room for the end of the story."""
+    (run / _RESERVE).unlink(missing_ok=True)
+    return StageOutcome(
+        "failed",
+        -1,
+        "disk_full",
+        "the work folder's disk is full",
+        "Free some space, then `n4090-kit run --resume`; the last checkpoint is kept.",
+    )
+
+
+def _reserve_space(run: Path) -> None:
+    path = run / _RESERVE
+    if path.exists():
+        return
+    try:
+        with path.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, _RESERVE_BYTES)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        if error.errno in _DISK_FULL:
+            raise PrerequisiteError(
+                "the work folder's disk is full", hint="Free some space, or name another with --work."
+            ) from error
+        raise
+
+
+def _measure(log: EventLog, plan: RunPlan, when: str) -> None:
+    """Fingerprint of the machine: whole in a file, its digest in the log."""
+    measured = fingerprint(probes=plan.probe, device=plan.device)
+    path = plan.run / "fingerprint.json"
+    both = json.loads(path.read_text()) if path.is_file() else {}
+    both[when] = measured
+    write_json(path, both)
+    log.append("sup", "fingerprint", {"when": when, "fingerprint": measured})
+
+
+def _read_progress(run: Path) -> _Progress:
+    progress = _Progress()
+    for event in read_chain(run / "events.jsonl", LOG_KIND).records:
+        data = event["data"]
+        if event["ev"] == "run_start":
+            progress.run_start = event["t_ns"]
+        elif event["ev"] == "stage_start":
+            stage = data["stage"]
+            progress.attempts[stage] = progress.attempts.get(stage, 0) + 1
+            progress.stage_started.setdefault(stage, event["t_ns"])
+        elif event["ev"] == "stage_stop" and data["status"] == "complete":
+            progress.complete.add(data["stage"])
+        progress.last = event
+    return progress
+
+
+def code_digest() -> str:
+    """Digest of the code that judges and trains: every Python file, schema and recipe installed."""
+    from importlib.util import find_spec
+
+    roots = {"kit": Path(__file__).parent.parent}
+    spec = find_spec("reference")
+    if spec and spec.submodule_search_locations:
+        roots["reference"] = Path(spec.submodule_search_locations[0])
+    parts = {name: tree_digest(root, ("*.py", "*.toml", "bundle.json")) for name, root in roots.items()}
+    names = ("event", "recipe", "result")
+    parts["schema"] = sha256_bytes(json.dumps([load_schema(name) for name in names]).encode())
+    return sha256_bytes("".join(f"{name} {parts[name]}\n" for name in sorted(parts)).encode())
+
+
+def software() -> dict[str, str | None]:
+    """Versions of what a result depends on, read without importing any of it."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in ("torch", "triton", "numpy", "safetensors", "tiktoken", "rustbpe", "pyarrow"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def _image() -> dict[str, str | None]:
+    digest = os.environ.get("N4090_IMAGE_DIGEST")
+    reason = None if digest else "not run from an image whose digest was passed in"
+    return {"digest": digest, "reason": reason}
+
+
+def _public(command: list[str], plan: RunPlan) -> list[str]:
+    redact = _redactor(plan)
+    shown = ["python" if part == sys.executable else part for part in command]
+    redacted = redact(shown)
+    assert isinstance(redacted, list)
+    return redacted
+
+
+def _redactor(plan: RunPlan) -> Redactor:
+    inputs = plan.inputs.as_dict()
+    return Redactor(
+        {
+            "run": plan.run.resolve(),
+            "work": plan.work.resolve(),
+            "recipe_dir": plan.recipe.folder,
+            **{name: inputs[name] for name in INPUTS},
+            "home": Path.home(),
+            "python": Path(sys.prefix),
+        }
+    )
+
+
+def _compile_caches(run: Path) -> Path:
+    folder = run / "compile-caches"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def _environment(threads: int, run: Path) -> dict[str, str]:
+    """A stage's environment: this process's, with what must not vary pinned."""
+    caches = _compile_caches(run)
+    return {
+        **os.environ,
+        "PYTHONHASHSEED": "0",
+        "PYTHONUNBUFFERED": "1",
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "TOKENIZERS_PARALLELISM": "true",
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        "HF_HUB_OFFLINE": "1",
+        "TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"),
+        "TRITON_CACHE_DIR": str(caches / "triton"),
+    }
+
+
+def free_bytes(folder: Path) -> int:
+    """Space left for files under `folder`, which need not exist yet."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
