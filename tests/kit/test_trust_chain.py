@@ -1,0 +1,233 @@
+"""The chained log: what breaks it, and what a crash may not break."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kit.errors import PrerequisiteError, SchemaError
+from kit.trust.chain import ChainWriter, chain_seed, read_chain, scan_chain
+from kit.trust.digest import sha256_bytes
+
+
+def write(path: Path, count: int = 5, start: int = 0) -> None:
+    with ChainWriter(path, "test") as writer:
+        for i in range(start, start + count):
+            writer.append({"ev": "step", "data": {"step": i, "loss": 1.5}})
+
+
+def test_chain_is_what_its_definition_says(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    write(path)
+    lines = path.read_bytes().split(b"\n")
+    assert lines.pop() == b""
+    expected = chain_seed("test")
+    for seq, line in enumerate(lines):
+        record = json.loads(line)
+        assert (record["seq"], record["prev"]) == (seq, expected)
+        expected = sha256_bytes(line)
+    chain = read_chain(path, "test")
+    assert (chain.head, chain.count, chain.bytes) == (expected, 5, path.stat().st_size)
+    assert chain.problems == [] and chain.torn == 0
+    assert [record["data"]["step"] for record in chain.records] == list(range(5))
+
+
+def test_writer_continues_where_it_stopped(tmp_path: Path) -> None:
+    write(tmp_path / "log", 3)
+    write(tmp_path / "log", 3, start=3)
+    chain = read_chain(tmp_path / "log", "test")
+    assert chain.problems == [] and chain.count == 6
+
+
+def test_another_kind_of_chain_is_no_replacement(tmp_path: Path) -> None:
+    write(tmp_path / "log")
+    assert read_chain(tmp_path / "log", "telemetry").problems[0].line == 1
+
+
+@pytest.mark.parametrize("change", ["edit", "drop", "swap", "insert", "first", "append"])
+def test_every_change_breaks_the_chain(tmp_path: Path, change: str) -> None:
+    path = tmp_path / "log"
+    write(path, 8)
+    lines = path.read_bytes().splitlines(keepends=True)
+    if change == "edit":
+        lines[3] = lines[3].replace(b"1.5", b"1.4")
+    elif change == "drop":
+        del lines[4]
+    elif change == "swap":
+        lines[2], lines[3] = lines[3], lines[2]
+    elif change == "insert":
+        lines.insert(4, lines[4])
+    elif change == "first":
+        del lines[0]
+    else:
+        lines.append(b'{"ev":"step","prev":"sha256:00","seq":8}\n')
+    path.write_bytes(b"".join(lines))
+    assert read_chain(path, "test").problems
+
+
+def test_editing_the_last_line_moves_the_head(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    write(path)
+    head = read_chain(path, "test").head
+    path.write_bytes(path.read_bytes().replace(b'"step":4', b'"step":9'))
+    assert read_chain(path, "test").head != head
+
+
+def test_torn_at_every_byte_the_chain_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    write(path, 3)
+    whole = path.read_bytes()
+    ends = [i + 1 for i, byte in enumerate(whole) if byte == 10]
+    for cut in range(len(whole) + 1):
+        log = tmp_path / f"cut{cut}"
+        log.write_bytes(whole[:cut])
+        kept = sum(end <= cut for end in ends)
+        with ChainWriter(log, "test") as writer:
+            assert writer.count == kept
+            writer.append({"ev": "resume"})
+        chain = read_chain(log, "test")
+        assert chain.problems == [] and chain.count == kept + 1 and chain.torn == 0
+        rest = whole[ends[kept - 1] if kept else 0 : cut]
+        torn = log.with_name(log.name + ".torn")
+        assert (torn.read_bytes() if torn.exists() else b"") == (rest + b"\n" if rest else b"")
+
+
+@pytest.mark.parametrize("tail", [b"\0" * 4096, b"\0" * 100 + b"\n" + b"\0" * 9, b"\xff\n{\n"])
+def test_blocks_of_garbage_after_a_power_cut_are_set_aside(tmp_path: Path, tail: bytes) -> None:
+    path = tmp_path / "log"
+    write(path, 3)
+    with path.open("ab") as file:
+        file.write(tail)
+    with ChainWriter(path, "test") as writer:
+        assert (writer.count, writer.torn_bytes) == (3, len(tail))
+        writer.append({"ev": "resume"})
+    assert read_chain(path, "test").problems == []
+
+
+def test_a_log_edited_in_the_middle_is_not_continued(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    write(path, 5)
+    path.write_bytes(path.read_bytes().replace(b'"step":2', b'"step":7'))
+    with pytest.raises(SchemaError, match="damaged"):
+        ChainWriter(path, "test")
+    assert b'"step":4' in path.read_bytes()
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from kit.trust.chain import ChainWriter
+with ChainWriter(Path(sys.argv[1]), "test") as writer:
+    print("ready", flush=True)
+    while True:
+        writer.append({"ev": "step", "data": {"text": "x" * (writer.count % 5000)}})
+"""
+
+
+def test_kill_9_leaves_a_chain_that_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    for pause in (0.02, 0.05, 0.11):
+        process = subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE
+        )
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(pause)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+    write(path, 1)
+    chain = read_chain(path, "test")
+    assert chain.problems == [] and chain.count > 3
+
+
+def test_two_writers_at_once_are_refused(tmp_path: Path) -> None:
+    with (
+        ChainWriter(tmp_path / "log", "test"),
+        pytest.raises(PrerequisiteError, match="another process"),
+    ):
+        ChainWriter(tmp_path / "log", "test")
+
+
+def test_what_others_append_is_cut_off_and_counted(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    with ChainWriter(path, "test") as writer:
+        writer.append({"ev": "a"})
+        with path.open("ab") as file:
+            file.write(b'{"ev":"forged"}\n')
+        writer.append({"ev": "b"})
+        assert writer.foreign_bytes == 16
+    chain = read_chain(path, "test")
+    assert chain.problems == [] and [record["ev"] for record in chain.records] == ["a", "b"]
+
+
+def test_a_log_replaced_or_removed_during_the_run_is_put_back(tmp_path: Path) -> None:
+    for change in ("replace", "remove"):
+        path = tmp_path / change
+        with ChainWriter(path, "test") as writer:
+            writer.append({"ev": "a"})
+            path.unlink()
+            if change == "replace":
+                path.write_bytes(b"forged\n")
+            writer.append({"ev": "b"})
+        chain = read_chain(path, "test")
+        assert chain.problems == [] and [record["ev"] for record in chain.records] == ["a", "b"]
+        assert writer.foreign_bytes > 0
+
+
+def test_a_full_disk_leaves_the_chain_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "log"
+    real = os.pwrite
+    with ChainWriter(path, "test") as writer:
+        writer.append({"ev": "a"})
+        monkeypatch.setattr(os, "pwrite", lambda fd, data, at: real(fd, data[:10], at))
+        with pytest.raises(OSError) as caught:
+            writer.append({"ev": "b"})
+        assert caught.value.errno == errno.ENOSPC
+        monkeypatch.undo()
+        assert writer.foreign_bytes == 0
+        writer.append({"ev": "c"})
+    assert [record["ev"] for record in read_chain(path, "test").records] == ["a", "c"]
+
+
+def test_a_record_longer_than_a_line_may_be_is_refused(tmp_path: Path) -> None:
+    with (
+        ChainWriter(tmp_path / "log", "test") as writer,
+        pytest.raises(SchemaError, match="too long"),
+    ):
+        writer.append({"text": "x" * 2**20})
+
+
+def test_a_file_over_the_limit_is_not_read(tmp_path: Path) -> None:
+    write(tmp_path / "log")
+    with pytest.raises(SchemaError, match="too large"):
+        read_chain(tmp_path / "log", "test", max_bytes=100)
+
+
+@given(data=st.binary(max_size=300), at=st.integers(0, 500), keep=st.integers(0, 60))
+@settings(max_examples=150, deadline=None)
+def test_any_damage_is_reported_never_a_traceback(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes, at: int, keep: int
+) -> None:
+    folder = tmp_path_factory.mktemp("chain")
+    path = folder / "log"
+    write(path, 4)
+    whole = path.read_bytes()
+    at = min(at, len(whole))
+    damaged = whole[:at] + data + whole[at + keep :]
+    path.write_bytes(damaged)
+    chain = scan_chain(path, "test", lambda record: None)
+    if damaged != whole:
+        assert chain.problems or chain.torn or chain.head != sha256_bytes(whole.split(b"\n")[3])
