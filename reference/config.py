@@ -1,0 +1,108 @@
+"""The shape of a model, apart from torch so that `estimate` can count it anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+VOCAB_MULTIPLE = 64  # tensor cores like it; the padding columns never reach a caller
+SHORT_WINDOW_MULTIPLE = 128  # the tile of the windowed attention kernels
+VALUE_GATE_CHANNELS = 12  # leading channels of the block input that drive a value gate
+SMEAR_GATE_CHANNELS = 24  # leading channels of the embedding that drive the smear gate
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that fixes the function a checkpoint computes.
+
+    Args:
+        vocab_size: All tokens, special ones included; tables are padded to a multiple of 64.
+        seq_len: Training length T, also the reach of an `L` layer.
+        window_pattern: One letter a layer, repeated: `S` short window, `L` long. The last layer is
+            always long.
+        short_window: Keys a position of an `S` layer sees, itself included; 0 derives
+            a quarter of `seq_len`, rounded up to a multiple of 128.
+        softcap: Logits become softcap * tanh(logits / softcap); 0 leaves them alone.
+        dtype: Activations: "auto" (bf16 on a GPU, fp32 on a CPU), "bfloat16" or "float32".
+    """
+
+    vocab_size: int
+    n_layer: int = 12
+    n_embd: int = 768
+    n_head: int = 6
+    n_kv_head: int = 6
+    seq_len: int = 2048
+    window_pattern: str = "SSSL"
+    short_window: int = 0
+    softcap: float = 15.0
+    rope_base: float = 100_000.0
+    value_embeddings: bool = True
+    smear: bool = True
+    backout: bool = True
+    dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.n_embd % self.n_head or (self.n_embd // self.n_head) % 2:
+            raise ValueError(
+                f"n_embd {self.n_embd} is not n_head {self.n_head} times an even number"
+            )
+        if self.n_head % self.n_kv_head:
+            raise ValueError(
+                f"n_head {self.n_head} is not a multiple of n_kv_head {self.n_kv_head}"
+            )
+        if not self.window_pattern or set(self.window_pattern) - set("SL"):
+            raise ValueError(f"window_pattern {self.window_pattern!r} has letters beside S and L")
+        if self.dtype not in ("auto", "bfloat16", "float32"):
+            raise ValueError(f"dtype {self.dtype!r} is none of auto, bfloat16, float32")
+        if self.smear and self.n_embd < SMEAR_GATE_CHANNELS:
+            raise ValueError(f"n_embd {self.n_embd} is below the {SMEAR_GATE_CHANNELS} of smear")
+
+    @property
+    def head_dim(self) -> int:
+        return self.n_embd // self.n_head
+
+    @property
+    def kv_dim(self) -> int:
+        return self.n_kv_head * self.head_dim
+
+    @property
+    def padded_vocab_size(self) -> int:
+        return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """Keys that a position of each layer sees, itself included.
+
+        A long layer reaches `seq_len` back, also in longer prompts: distances that training never
+        showed stay out of sight.
+        """
+        short = self.short_window or (
+            -(-self.seq_len // 4 // SHORT_WINDOW_MULTIPLE) * SHORT_WINDOW_MULTIPLE
+        )
+        windows = [
+            min(short, self.seq_len)
+            if self.window_pattern[i % len(self.window_pattern)] == "S"
+            else self.seq_len
+            for i in range(self.n_layer)
+        ]
+        windows[-1] = self.seq_len
+        return tuple(windows)
+
+    def has_value_embedding(self, layer: int) -> bool:
+        """Every other layer, the last one among them."""
+        return self.value_embeddings and layer % 2 == (self.n_layer - 1) % 2
+
+    @classmethod
+    def from_recipe(cls, section: Mapping[str, Any], vocab_size: int) -> ModelConfig:
+        """The model of a recipe's `[model]` section and its tokenizer's vocabulary."""
+        known = {name: section[name] for name in cls.__dataclass_fields__ if name in section}
+        return cls(**{**known, "vocab_size": vocab_size})
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> ModelConfig:
+        """Reads `to_json`'s form; keys of a checkpoint's config.json that are not ours are left."""
+        return cls(**{k: document[k] for k in cls.__dataclass_fields__ if k in document})

@@ -1,0 +1,63 @@
+"""Schedules of the learning rate, Muon's momentum and its weight decay.
+
+They follow `progress`, the elapsed share of the run's budget (time or steps, the caller's choice),
+so that a slower card ends its schedule on time; only the first steps' warm-ups count steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+
+class Schedule(NamedTuple):
+    """What a step uses: `lr` and `weight_decay` multiply each group's own, `momentum` is Muon's."""
+
+    lr: float
+    momentum: float
+    weight_decay: float
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Warm up, stay flat, come down linearly; weight decay falls along a cosine.
+
+    Args:
+        warmup_steps: Steps until the full learning rate.
+        warmdown_ratio: The share of the run, at its end, over which it falls.
+        final_lr_frac: What is left of it at progress 1.
+        momentum_steps: Steps over which momentum rises from the first to the second of `momentum`;
+            it falls to the third along the warm-down.
+    """
+
+    warmup_steps: int = 40
+    warmdown_ratio: float = 0.65
+    final_lr_frac: float = 0.05
+    momentum_steps: int = 400
+    momentum: tuple[float, float, float] = (0.85, 0.97, 0.90)
+
+    @classmethod
+    def from_recipe(cls, section: Mapping[str, Any]) -> ScheduleConfig:
+        """The schedule fields of a recipe's `[pretrain]` or `[sft]` section."""
+        names = ("warmup_steps", "warmdown_ratio", "final_lr_frac")
+        return cls(**{name: section[name] for name in names if name in section})
+
+
+def schedule_at(progress: float, step: int, config: ScheduleConfig) -> Schedule:
+    """The multipliers of step `step` (from 0) at `progress` (0 to 1) of the run."""
+    progress = min(max(progress, 0.0), 1.0)
+    # Share of the warm-down behind us: 0 before it starts, 1 at the end.
+    ratio = config.warmdown_ratio
+    down = max(0.0, (progress - (1.0 - ratio)) / ratio) if ratio > 0 else 0.0
+    up = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps > 0 else 1.0
+    lr = min(up, 1.0 - down * (1.0 - config.final_lr_frac))
+    first, high, last = config.momentum
+    target = high + (last - high) * down
+    rise = min(1.0, step / config.momentum_steps) if config.momentum_steps > 0 else 1.0
+    return Schedule(
+        lr=lr,
+        momentum=first + (target - first) * rise,
+        weight_decay=0.5 * (1.0 + math.cos(math.pi * progress)),
+    )
