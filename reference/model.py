@@ -437,7 +437,7 @@ class KVCache:
     def extend(
         self, layer: int, k: Tensor, v: Tensor, window: int
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Stores k, v (B, T, G, D); returns keys and values in reach (B, S, G, D) and their mask."""
+        """Stores k, v (B, T, G, D); returns those in reach (B, S, G, D) and a mask."""
         if self._even:
             start = self.lengths[0]
             self.keys[layer, :, start : start + self._T] = k
