@@ -1,0 +1,263 @@
+"""Batches of tokens: BOS-aligned best-fit packing for training, plain windows for validation.
+
+Training rows hold seq_len + 1 tokens and always begin with a document's BOS. From a buffer of
+documents the largest that still fits is placed, again and again; only when none fits, the shortest
+is cropped to fill the row exactly, and its rest is dropped. There is no padding. A document longer
+than a row enters with its first seq_len + 1 tokens. `crop_rate` is the share of dropped tokens.
+
+Documents come in a new random order each epoch, over the whole corpus. The order of an epoch is a
+function of (seed, epoch) alone, so the loader's state is small: how far it is, and what the buffer
+holds. Each batch carries the state to continue after it, so the read-ahead thread does not show in
+a resumed run.
+
+Validation has one definition, independent of packing and batch size: each document is cut into
+windows of seq_len targets that neither overlap nor leave a token out, and each window is predicted
+from its own tokens alone. A document of n tokens (BOS first) gives n - 1 targets.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right, insort
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+
+from reference.errors import TrainerError
+
+BUFFER_DOCUMENTS = 1000
+
+
+class DocumentSource(Protocol):
+    """What the loader needs of a corpus; `reference.dataset.Documents` is one."""
+
+    lengths: np.ndarray
+    digest: str
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> np.ndarray: ...
+
+
+class Batch(NamedTuple):
+    """tokens and targets, each (B, T) int64; a target below 0 is not counted."""
+
+    tokens: torch.Tensor
+    targets: torch.Tensor
+
+
+class PackedLoader:
+    """An endless stream of packed training batches.
+
+    Args:
+        documents: The tokenized corpus.
+        batch_size: Rows of a batch, B.
+        seq_len: Tokens of a row, T.
+        seed: Decides the order of documents.
+        device: Where batches go; pinned and copied in the background for CUDA.
+        buffer_documents: Documents to choose from; more gives less cropping.
+        prefetch: Assemble the next batch in a thread while this one is used.
+        state: Continue from a `state_dict` of a loader with the same arguments.
+    """
+
+    def __init__(
+        self,
+        documents: DocumentSource,
+        batch_size: int,
+        seq_len: int,
+        seed: int,
+        *,
+        device: str | torch.device = "cpu",
+        buffer_documents: int = BUFFER_DOCUMENTS,
+        prefetch: bool = True,
+        state: dict[str, Any] | None = None,
+    ) -> None:
+        self.documents = documents
+        self.batch_size = batch_size
+        self.seq_len = seq_len
+        self.seed = seed
+        self.device = torch.device(device)
+        # A small corpus is not read many times ahead.
+        self._buffer_documents = min(buffer_documents, len(documents))
+        self._identity = {
+            "seed": seed,
+            "seq_len": seq_len,
+            "buffer_documents": buffer_documents,
+            "documents": len(documents),
+            "digest": documents.digest,
+        }
+        self._pool = ThreadPoolExecutor(1, "batches") if prefetch else None
+        self._next: Future[tuple[np.ndarray, dict[str, Any]]] | None = None
+        self._order = np.empty(0, dtype=np.int64)
+        self._order_epoch = -1
+        self._restore(state or self._first_state())
+
+    def next_batch(self) -> Batch:
+        """The next (tokens, targets), each (B, T) int64 on `device`."""
+        future, self._next = self._next, None
+        rows, self._delivered = self._assemble() if future is None else future.result()
+        if self._pool is not None:
+            self._next = self._pool.submit(self._assemble)
+        return split_rows(torch.from_numpy(rows), self.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it takes to continue after the last batch that `next_batch` returned."""
+        return {**self._delivered, "buffer": list(self._delivered["buffer"])}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues from `state`.
+
+        Raises:
+            TrainerError: The state belongs to other documents, another seed or other rows.
+        """
+        if self._next is not None:
+            self._next.result()
+            self._next = None
+        self._restore(state)
+
+    @property
+    def epoch(self) -> int:
+        """Passes over the corpus begun before the last delivered batch ended, from 0."""
+        return int(self._delivered["epoch"])
+
+    @property
+    def crop_rate(self) -> float:
+        """Share of the tokens read so far that was dropped to fill rows."""
+        used, cropped = self._delivered["used"], self._delivered["cropped"]
+        return cropped / (used + cropped) if used else 0.0
+
+    def close(self) -> None:
+        """Ends the read-ahead thread."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _first_state(self) -> dict[str, Any]:
+        return {**self._identity, "epoch": 0, "position": 0, "buffer": [], "used": 0, "cropped": 0}
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        found = {name: state.get(name) for name in self._identity}
+        if found != self._identity:
+            different = [name for name in found if found[name] != self._identity[name]]
+            raise TrainerError(
+                "bad_input",
+                "the saved data position does not fit this run: "
+                + ", ".join(f"{n} {found[n]!r} is {self._identity[n]!r} now" for n in different),
+                "Resume with the recipe and the data the run began with, or start a new run.",
+            )
+        self._delivered = state
+        self._epoch: int = state["epoch"]
+        self._position: int = state["position"]
+        self._used: int = state["used"]
+        self._cropped: int = state["cropped"]
+        # (tokens, document), ascending: the largest that fits is one bisection away.
+        self._buffer = sorted((self._length(document), document) for document in state["buffer"])
+
+    def _length(self, document: int) -> int:
+        return min(int(self.documents.lengths[document]), self.seq_len + 1)
+
+    def _assemble(self) -> tuple[np.ndarray, dict[str, Any]]:
+        """The next rows (B, T + 1) int64, and the state after them."""
+        rows = np.empty((self.batch_size, self.seq_len + 1), dtype=np.int64)
+        for row in rows:
+            self._fill_row(row)
+        state = {
+            **self._identity,
+            "epoch": self._epoch,
+            "position": self._position,
+            "buffer": [document for _, document in self._buffer],
+            "used": self._used,
+            "cropped": self._cropped,
+        }
+        return rows, state
+
+    def _fill_row(self, row: np.ndarray) -> None:
+        filled = 0
+        while filled < len(row):
+            self._refill()
+            space = len(row) - filled
+            fitting = bisect_right(self._buffer, (space, len(self.documents)))
+            length, document = self._buffer.pop(fitting - 1 if fitting else 0)
+            taken = min(length, space)
+            row[filled : filled + taken] = self.documents[document][:taken]
+            filled += taken
+            self._used += taken
+            self._cropped += int(self.documents.lengths[document]) - taken
+
+    def _refill(self) -> None:
+        while len(self._buffer) < self._buffer_documents:
+            if self._position == len(self.documents):
+                self._epoch += 1
+                self._position = 0
+            if self._order_epoch != self._epoch:
+                self._order = epoch_order(len(self.documents), self.seed, self._epoch)
+                self._order_epoch = self._epoch
+            document = int(self._order[self._position])
+            insort(self._buffer, (self._length(document), document))
+            self._position += 1
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
+    """A permutation of 0..count-1, a function of its arguments alone."""
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+def split_rows(rows: torch.Tensor, device: torch.device) -> Batch:
+    """Rows (B, T + 1) -> inputs and targets (B, T) on `device`."""
+    if device.type == "cuda":
+        rows = rows.pin_memory().to(device, non_blocking=True)
+    return Batch(rows[:, :-1].contiguous(), rows[:, 1:].contiguous())
+
+
+def validation_batches(
+    documents: DocumentSource,
+    batch_size: int,
+    seq_len: int,
+    *,
+    max_tokens: int | None = None,
+    pad_id: int = 0,
+    device: str | torch.device = "cpu",
+) -> Iterator[Batch]:
+    """The validation windows in corpus order, each row one window; always the same batches.
+
+    Args:
+        max_tokens: Stop after the document that brings the number of targets to this.
+        pad_id: Input token behind the end of a window; its targets are -1.
+    """
+    device = torch.device(device)
+    windows: list[np.ndarray] = []
+    for window in validation_windows(documents, seq_len, max_tokens=max_tokens):
+        windows.append(window)
+        if len(windows) == batch_size:
+            yield _pad_windows(windows, seq_len, pad_id, device)
+            windows = []
+    if windows:
+        # The last batch keeps its shape (compiled models want one); its spare rows count nothing.
+        windows += [np.array([pad_id])] * (batch_size - len(windows))
+        yield _pad_windows(windows, seq_len, pad_id, device)
+
+
+def validation_windows(
+    documents: DocumentSource, seq_len: int, *, max_tokens: int | None = None
+) -> Iterator[np.ndarray]:
+    """Windows of at most seq_len + 1 tokens; the last token of one is the first of the next."""
+    targets = 0
+    for index in range(len(documents)):
+        tokens = documents[index]
+        for begin in range(0, len(tokens) - 1, seq_len):
+            yield tokens[begin : begin + seq_len + 1]
+        targets += len(tokens) - 1
+        if max_tokens is not None and targets >= max_tokens:
+            return
+
+
+def _pad_windows(
+    windows: Sequence[np.ndarray], seq_len: int, pad_id: int, device: torch.device
+) -> Batch:
+    tokens = np.full((len(windows), seq_len), pad_id, dtype=np.int64)
+    targets = np.full((len(windows), seq_len), -1, dtype=np.int64)
+    for row, window in enumerate(windows):
+        tokens[row, : len(window) - 1] = window[:-1]
+        targets[row, : len(window) - 1] = window[1:]
+    return Batch(torch.from_numpy(tokens).to(device), torch.from_numpy(targets).to(device))

@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reference.dataloader import (
+    PackedLoader,
+    epoch_order,
+    validation_batches,
+    validation_windows,
+)
+from reference.errors import TrainerError
+
+BOS = 0
+
+
+class Corpus:
+    """Documents in which every token tells its document and place: BOS, then 1000 * i + place."""
+
+    def __init__(self, lengths: list[int]) -> None:
+        self.lengths = np.array(lengths, dtype=np.int64)
+        self.digest = f"sha256:{lengths}"
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        tokens = 1000 * (index + 1) + np.arange(self.lengths[index], dtype=np.uint32)
+        tokens[0] = BOS
+        return tokens
+
+
+lengths_lists = st.lists(st.integers(2, 40), min_size=1, max_size=60)
+
+
+def loader(corpus: Corpus, **options) -> PackedLoader:
+    return PackedLoader(
+        corpus, options.pop("batch_size", 3), options.pop("seq_len", 15), options.pop("seed", 1),
+        **{"prefetch": False, "buffer_documents": 8, **options},
+    )  # fmt: skip
+
+
+def rows_of(batch) -> list[list[int]]:
+    """The packed rows (T + 1 tokens) behind a batch."""
+    tokens, targets = batch
+    return torch.cat([tokens, targets[:, -1:]], dim=1).tolist()
+
+
+def pieces_of(row: list[int]) -> list[list[int]]:
+    """A row cut before every BOS."""
+    starts = [i for i, token in enumerate(row) if token == BOS] + [len(row)]
+    return [row[a:b] for a, b in itertools.pairwise(starts)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(lengths_lists, st.integers(0, 3))
+def test_rows_are_full_begin_with_bos_and_hold_beginnings_of_documents(
+    lengths: list[int], seed: int
+) -> None:
+    corpus = Corpus(lengths)
+    packed = loader(corpus, seed=seed)
+    for _ in range(5):
+        tokens, targets = packed.next_batch()
+        assert tokens.shape == targets.shape == (3, 15) and tokens.dtype == torch.int64
+        assert torch.equal(tokens[:, 1:], targets[:, :-1])
+        for row in rows_of((tokens, targets)):
+            assert row[0] == BOS and sum(map(len, pieces_of(row))) == 16
+            for number, piece in enumerate(pieces_of(row)):
+                if len(piece) == 1:  # a document cropped to its BOS at the end of the row
+                    assert number == len(pieces_of(row)) - 1
+                    continue
+                document = corpus[piece[1] // 1000 - 1].tolist()
+                assert piece == document[: len(piece)]
+                is_last = number == len(pieces_of(row)) - 1
+                assert len(piece) == len(document) or is_last
+
+
+@settings(max_examples=60, deadline=None)
+@given(lengths_lists)
+def test_packing_equals_the_rule_written_down_naively(lengths: list[int]) -> None:
+    corpus, capacity, size = Corpus(lengths), 16, min(8, len(lengths))
+    stream = (int(i) for epoch in range(10**6) for i in epoch_order(len(lengths), 1, epoch))
+    buffer: list[tuple[int, int]] = []
+    packed = loader(corpus)
+    for _ in range(4):
+        for row in rows_of(packed.next_batch()):
+            expected: list[int] = []
+            while len(expected) < capacity:
+                while len(buffer) < size:
+                    index = next(stream)
+                    buffer.append((min(lengths[index], capacity), index))
+                space = capacity - len(expected)
+                fitting = [entry for entry in buffer if entry[0] <= space]
+                chosen = max(fitting) if fitting else min(buffer)
+                buffer.remove(chosen)
+                expected += corpus[chosen[1]].tolist()[:space]
+            assert row == expected
+
+
+def test_one_epoch_reads_every_document_once_and_the_next_in_another_order() -> None:
+    assert sorted(epoch_order(50, 3, 0)) == list(range(50))
+    assert list(epoch_order(50, 3, 0)) != list(epoch_order(50, 3, 1))
+    assert list(epoch_order(50, 3, 0)) != list(epoch_order(50, 4, 0))
+    corpus = Corpus([8] * 40)  # two a row: nothing is cropped
+    packed = loader(corpus, batch_size=1)
+    seen = Counter(
+        piece[1] // 1000 - 1
+        for _ in range(16)  # 32 of the 40 documents; 8 wait in the buffer
+        for piece in pieces_of(rows_of(packed.next_batch())[0])
+    )
+    assert max(seen.values()) == 1 and len(seen) == 32
+    assert packed.epoch == 0 and packed.crop_rate == 0.0
+    packed.next_batch()
+    assert packed.epoch == 1
+
+
+def test_crop_rate_counts_what_was_dropped() -> None:
+    packed = loader(Corpus([20]), batch_size=4, buffer_documents=1)
+    packed.next_batch()
+    assert packed.crop_rate == 4 / 20
+
+
+def test_a_larger_buffer_crops_less() -> None:
+    lengths = np.random.default_rng(0).integers(2, 16, 500).tolist()
+    rates = []
+    for buffer in (1, 100):
+        packed = loader(Corpus(lengths), buffer_documents=buffer)
+        for _ in range(20):
+            packed.next_batch()
+        rates.append(packed.crop_rate)
+    assert rates[1] < rates[0] / 2
+
+
+@settings(max_examples=30, deadline=None)
+@given(lengths_lists, st.integers(0, 12), st.booleans(), st.booleans())
+def test_resumed_loader_continues_exactly(
+    lengths: list[int], before: int, first_prefetches: bool, second_prefetches: bool
+) -> None:
+    corpus = Corpus(lengths)
+    first = loader(corpus, prefetch=first_prefetches)
+    for _ in range(before):
+        first.next_batch()
+    state = first.state_dict()
+    expected = [rows_of(first.next_batch()) for _ in range(3)]
+    second = loader(corpus, prefetch=second_prefetches, state=state)
+    assert [rows_of(second.next_batch()) for _ in range(3)] == expected
+    second.load_state_dict(state)
+    assert [rows_of(second.next_batch()) for _ in range(3)] == expected
+    assert second.state_dict() == first.state_dict()
+    first.close()
+    second.close()
+
+
+def test_state_survives_torch_save_with_weights_only(tmp_path) -> None:
+    packed = loader(Corpus([5, 9, 30]))
+    packed.next_batch()
+    torch.save(packed.state_dict(), tmp_path / "state.pt")
+    assert torch.load(tmp_path / "state.pt", weights_only=True) == packed.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [({"seed": 2}, "seed 1 is 2 now"), ({"seq_len": 7}, "seq_len"), ({}, "digest")],
+)
+def test_state_of_another_run_is_refused(options: dict, name: str) -> None:
+    state = loader(Corpus([5, 9, 30])).state_dict()
+    corpus = Corpus([5, 9, 31]) if name == "digest" else Corpus([5, 9, 30])
+    with pytest.raises(TrainerError, match=name):
+        loader(corpus, state=state, **options)
+
+
+def test_errors_of_the_read_ahead_thread_reach_the_caller() -> None:
+    class Broken(Corpus):
+        def __getitem__(self, index: int) -> np.ndarray:
+            if index == 3:
+                raise OSError("disk is gone")
+            return super().__getitem__(index)
+
+    packed = loader(Broken([9] * 6), prefetch=True, buffer_documents=2)
+    with pytest.raises(OSError, match="disk is gone"):
+        for _ in range(4):
+            packed.next_batch()
+    packed.close()
+
+
+@settings(max_examples=60, deadline=None)
+@given(lengths_lists, st.integers(1, 20), st.integers(1, 5))
+def test_validation_predicts_every_token_but_bos_exactly_once(
+    lengths: list[int], seq_len: int, batch_size: int
+) -> None:
+    corpus = Corpus(lengths)
+    targets = [
+        target
+        for batch in validation_batches(corpus, batch_size, seq_len)
+        for target in batch.targets[batch.targets >= 0].tolist()
+    ]
+    expected = [token for i in range(len(corpus)) for token in corpus[i].tolist()[1:]]
+    assert targets == expected
+
+
+def test_validation_windows_stay_within_a_document() -> None:
+    windows = [window.tolist() for window in validation_windows(Corpus([6, 3]), 2)]
+    assert windows == [[0, 1001, 1002], [1002, 1003, 1004], [1004, 1005], [0, 2001, 2002]]
+
+
+def test_validation_batches_pad_with_uncounted_targets_and_keep_their_shape() -> None:
+    batches = list(validation_batches(Corpus([6, 3]), 3, 4, pad_id=7))
+    assert [batch.tokens.tolist() for batch in batches] == [
+        [[0, 1001, 1002, 1003], [1004, 7, 7, 7], [0, 2001, 7, 7]]
+    ]
+    assert batches[0].targets.tolist() == [
+        [1001, 1002, 1003, 1004],
+        [1005, -1, -1, -1],
+        [2001, 2002, -1, -1],
+    ]
+    assert [b.tokens.shape for b in validation_batches(Corpus([6, 3]), 2, 4)] == [(2, 4), (2, 4)]
+
+
+def test_validation_stops_after_the_document_that_reaches_the_limit() -> None:
+    documents = {w[1] // 1000 for w in validation_windows(Corpus([6, 6, 6]), 100, max_tokens=6)}
+    assert documents == {1, 2}
