@@ -26,6 +26,7 @@ class Request:
     recipe: dict[str, Any]
     paths: dict[str, Path | None]
     start_ns: int
+    stage_start_ns: int
     deadline_ns: int
     budget_s: float
 
@@ -53,6 +54,7 @@ class Request:
                 for name, value in document["paths"].items()
             },
             start_ns=clock["start_ns"],
+            stage_start_ns=clock.get("stage_start_ns", clock["start_ns"]),
             deadline_ns=clock["deadline_ns"],
             budget_s=clock["budget_s"],
         )
@@ -67,6 +69,10 @@ class Request:
                 f"Give it with --{name.replace('_', '-')} or run `n4090-kit prepare` first.",
             )
         return value
+
+    def stage_elapsed_s(self) -> float:
+        """Seconds since this stage was first started, time between attempts included."""
+        return (clock_gettime_ns(CLOCK_BOOTTIME) - self.stage_start_ns) / 1e9
 
     def remaining_s(self) -> float:
         """Seconds until this stage must have ended, on the supervisor's clock."""

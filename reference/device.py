@@ -1,0 +1,38 @@
+"""The device of a stage, set up so that equal inputs give equal bits on a CPU."""
+
+from __future__ import annotations
+
+import resource
+
+import torch
+
+from reference.errors import TrainerError
+from reference.request import Request
+
+
+def set_up_device(request: Request) -> torch.device:
+    """The device the request asks for, with threads and number formats pinned.
+
+    Raises:
+        TrainerError: CUDA is asked for and not there.
+    """
+    torch.set_num_threads(request.threads)  # sums are split by thread: the count moves the last bit
+    name = request.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        if not torch.cuda.is_available():
+            raise TrainerError(
+                "bad_input",
+                "the recipe wants a CUDA device and torch sees none",
+                "Check `nvidia-smi` and that torch was built for CUDA; `n4090-kit doctor` helps.",
+            )
+        torch.set_float32_matmul_precision("high")
+    return torch.device(name)
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory this process has held on `device`; on a CPU its resident set."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
