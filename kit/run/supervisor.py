@@ -51,6 +51,7 @@ from kit.run.contract import (
 from kit.run.environment import describe_environment
 from kit.run.inputs import Inputs, describe, locate, prepared_folder
 from kit.run.log import LOG_KIND, EventLog
+from kit.run.plan import RunPlan, compile_caches, save_plan, stage_environment
 from kit.run.process import StageOutcome, StopFlag, run_stage
 from kit.run.telemetry import TelemetrySampler
 from kit.schemas import load_schema
@@ -61,25 +62,9 @@ from kit.trust.keys import Signer
 from kit.trust.sign import sign_document
 
 Observe = Callable[[dict[str, Any]], None]
-_PLAN = "plan.json"  # what only this machine needs to go on; never submitted
 _RESERVE = ".reserve"  # space that a full disk cannot take from the log and the result
 _RESERVE_BYTES = 4 * 2**20
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-
-
-@dataclass(frozen=True)
-class RunPlan:
-    """Everything a run needs besides its recipe; all of it local to this machine."""
-
-    recipe: Recipe
-    work: Path
-    run: Path
-    inputs: Inputs
-    seed: int
-    seed_source: str
-    device: str
-    threads: int
-    probe: bool = True
 
 
 @dataclass
@@ -91,115 +76,6 @@ class _Progress:
     stage_started: dict[str, int] = field(default_factory=dict)  # t_ns of the first attempt
     run_start: int | None = None
     last: dict[str, Any] | None = None
-
-
-def plan_run(
-    recipe: Recipe,
-    work: Path,
-    given: Mapping[str, Path | None],
-    *,
-    device: str | None = None,
-    seed: int | None = None,
-    probe: bool = True,
-) -> RunPlan:
-    """Decides what a new run will do; prepares made data. Nothing is on the clock yet.
-
-    Raises:
-        PrerequisiteError: Something the run needs is missing.
-    """
-    threads = recipe.document["threads"] or len(os.sched_getaffinity(0))
-    if recipe.section("data")["kind"] == "stories" and given.get("data") is None:
-        make_stories(recipe, work, threads)
-    if seed is not None:
-        value, source = seed, "command line"
-    elif recipe.section("seed")["policy"] == "random":
-        value, source = secrets.randbits(31), "random"
-    else:
-        value, source = recipe.section("seed")["value"], "recipe"
-    started = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    return RunPlan(
-        recipe=recipe,
-        work=work,
-        run=work / "runs" / f"{recipe.name}-{started}-{secrets.token_hex(2)}",
-        inputs=locate(recipe, work, given),
-        seed=value,
-        seed_source=source,
-        device=device or recipe.document["device"],
-        threads=threads,
-        probe=probe,
-    )
-
-
-def load_plan(run: Path) -> RunPlan:
-    """The plan of a run that was started here before.
-
-    Raises:
-        PrerequisiteError: This folder holds no run of this machine.
-    """
-    try:
-        plan = json.loads((run / _PLAN).read_text())
-        text = (run / "recipe.toml").read_text()
-    except OSError as error:
-        raise PrerequisiteError(
-            f"{run} holds no run that can go on ({error.strerror})",
-            hint="`--resume` takes a folder under WORK/runs, on the machine that began it.",
-        ) from error
-    return RunPlan(
-        recipe=parse_recipe(text, folder=Path(plan["recipe_dir"]), label="recipe.toml"),
-        work=Path(plan["work"]),
-        run=run,
-        inputs=Inputs(**{key: Path(path) if path else None for key, path in plan["inputs"].items()}),
-        seed=plan["seed"],
-        seed_source=plan["seed_source"],
-        device=plan["device"],
-        threads=plan["threads"],
-        probe=plan["probe"],
-    )
-
-
-def make_stories(recipe: Recipe, work: Path, threads: int) -> None:
-    """Has the trainer make the recipe's own corpus, off the clock, unless it is there.
-
-    Raises:
-        PrerequisiteError: The trainer could not make it.
-    """
-    out = prepared_folder(work, recipe)
-    if (out / "pretrain").is_dir():
-        return
-    scratch = work / "cache" / "prepare"
-    scratch.mkdir(parents=True, exist_ok=True)
-    now = boottime_ns()
-    request = build_request(
-        "prepare",
-        recipe=recipe,
-        run_id="prepare",
-        run=scratch,
-        cache=work / "cache",
-        inputs={},
-        seed=recipe.section("data")["stories_seed"],
-        attempt=0,
-        device="cpu",
-        threads=threads,
-        clock={"start_ns": now, "stage_start_ns": now, "deadline_ns": now + 600 * 10**9, "budget_s": 600},
-        out=out,
-    )
-    path = scratch / "request-prepare.json"
-    write_json(path, request)
-    outcome = run_stage(
-        [*trainer_command(recipe, sys.executable), str(path)],
-        environment=_environment(threads, scratch),
-        output=scratch / "prepare.txt",
-        deadline_ns=now + 600 * 10**9,
-        grace_s=10,
-        redact=Redactor({}),
-        stop=StopFlag(),
-        on_report=lambda report: None,
-    )
-    if outcome.status != "complete":
-        raise PrerequisiteError(
-            f"the corpus of recipe `{recipe.name}` could not be made: {outcome.message}",
-            hint=outcome.hint,
-        )
 
 
 def supervise(plan: RunPlan, signer: Signer, *, observe: Observe, stop: StopFlag) -> Path:
@@ -219,7 +95,7 @@ def supervise(plan: RunPlan, signer: Signer, *, observe: Observe, stop: StopFlag
     resuming = (run / "events.jsonl").exists()
     run.mkdir(parents=True, exist_ok=True)
     if not resuming:
-        _found_run(plan)
+        save_plan(plan)
     _reserve_space(run)
     progress = _read_progress(run) if resuming else _Progress()
     if resuming and not progress.last:
@@ -258,23 +134,6 @@ def stop_on_signals(stop: StopFlag) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _found_run(plan: RunPlan) -> None:
-    write_bytes(plan.run / "recipe.toml", plan.recipe.text.encode())
-    write_json(
-        plan.run / _PLAN,
-        {
-            "work": str(plan.work),
-            "recipe_dir": str(plan.recipe.folder),
-            "inputs": {key: str(path) if path else None for key, path in plan.inputs.as_dict().items()},
-            "seed": plan.seed,
-            "seed_source": plan.seed_source,
-            "device": plan.device,
-            "threads": plan.threads,
-            "probe": plan.probe,
-        },
-    )
-
-
 def _open_log(log: EventLog, plan: RunPlan, signer: Signer) -> None:
     recipe = plan.recipe
     log.append(
@@ -305,7 +164,7 @@ def _run_stages(log: EventLog, plan: RunPlan, progress: _Progress, stop: StopFla
     recipe = plan.recipe
     start_t_ns = progress.run_start
     if start_t_ns is None:
-        caches = tree_digest(_compile_caches(plan.run))
+        caches = tree_digest(compile_caches(plan.run))
         start_t_ns = log.append("sup", "run_start", {"compile_caches": caches})["t_ns"]
     start_ns = log.boottime_at(start_t_ns)
     for stage in recipe.stages:
@@ -367,7 +226,7 @@ def _run_one_stage(
     try:
         outcome = run_stage(
             [*command, str(request_path)],
-            environment=_environment(plan.threads, run),
+            environment=stage_environment(plan.threads, run),
             output=run / "logs" / f"{stage}.txt",
             deadline_ns=end_ns,
             grace_s=recipe.document["grace_s"],
@@ -537,33 +396,3 @@ def _redactor(plan: RunPlan) -> Redactor:
             "python": Path(sys.prefix),
         }
     )
-
-
-def _compile_caches(run: Path) -> Path:
-    folder = run / "compile-caches"
-    folder.mkdir(exist_ok=True)
-    return folder
-
-
-def _environment(threads: int, run: Path) -> dict[str, str]:
-    """A stage's environment: this process's, with what must not vary pinned."""
-    caches = _compile_caches(run)
-    return {
-        **os.environ,
-        "PYTHONHASHSEED": "0",
-        "PYTHONUNBUFFERED": "1",
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
-        "TOKENIZERS_PARALLELISM": "true",
-        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-        "HF_HUB_OFFLINE": "1",
-        "TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"),
-        "TRITON_CACHE_DIR": str(caches / "triton"),
-    }
-
-
-def free_bytes(folder: Path) -> int:
-    """Space left for files under `folder`, which need not exist yet."""
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free

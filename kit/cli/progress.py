@@ -1,0 +1,231 @@
+"""What a person sees while a run goes on, and the table at its end.
+
+On a terminal one live line tells stage, step, loss, speed, MFU and the time left; elsewhere plain
+lines come at a readable pace. Both are fed by the events the log stores, nothing else.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from kit.recipe import Recipe
+
+Event = dict[str, Any]
+PLAIN_EVERY_S = 10.0
+SMOOTHING = 0.1  # weight of the newest step in the shown speed
+
+
+class Display(Protocol):
+    def begin(self, run: str, key_created: bool) -> None: ...
+    def observe(self, event: Event) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def make_display(recipe: Recipe, *, quiet: bool) -> Display:
+    """The display that fits: none, plain lines, or a live line on a terminal."""
+    if quiet:
+        return QuietDisplay()
+    if sys.stderr.isatty():
+        return LiveDisplay(recipe)
+    return PlainDisplay(recipe)
+
+
+class Reading:
+    """The state of a run as its events tell it."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.stage = "preflight"
+        self.run_start_ns: int | None = None
+        self.stage_start_ns = 0
+        self.now_ns = 0
+        self.fraction: float | None = None
+        self.parts: dict[str, str] = {}
+        self._tokens_per_s: float | None = None
+        self._flops_per_token: float | None = None
+        self._peak_flops: float | None = None
+
+    def take(self, event: Event) -> None:
+        data, ev = event["data"], event["ev"]
+        self.now_ns = event["t_ns"]
+        if ev == "run_start":
+            self.run_start_ns = event["t_ns"]
+        elif ev == "stage_start":
+            self.stage, self.stage_start_ns = data["stage"], event["t_ns"]
+            self.fraction, self.parts, self._tokens_per_s = None, {}, None
+        elif ev == "model":
+            self._flops_per_token = data.get("flops_per_token")
+            self._peak_flops = data.get("peak_flops")
+        elif ev == "step":
+            self._take_step(data)
+        elif ev == "progress" and data["total"]:
+            self.fraction = data["done"] / data["total"]
+            self.parts["done"] = f"{data['done']}/{data['total']} {data.get('unit', '')}".strip()
+        elif ev == "eval" and isinstance(data.get("value"), int | float):
+            self.parts[data["name"]] = f"{data['name']} {data['value']:.4f}"
+
+    def _take_step(self, data: dict[str, Any]) -> None:
+        total = self.recipe.document.get(self.stage, {}).get("num_steps") or None
+        self.parts["step"] = f"step {data['step'] + 1}" + (f"/{total}" if total else "")
+        self.parts["loss"] = f"loss {data['loss']:.4f}"
+        if isinstance(data.get("progress"), int | float):
+            self.fraction = data["progress"]
+        duration, count = data.get("dt_s"), data.get("step_tokens")
+        if duration and count:
+            speed = count / duration
+            old = self._tokens_per_s
+            self._tokens_per_s = speed if old is None else old + SMOOTHING * (speed - old)
+            self.parts["speed"] = f"{self._tokens_per_s:,.0f} tok/s"
+            if self._flops_per_token and self._peak_flops:
+                mfu = self._tokens_per_s * self._flops_per_token / self._peak_flops
+                self.parts["mfu"] = f"MFU {mfu:.1%}"
+
+    def line(self) -> str:
+        """Stage, figures, time to the stage's end and time left of the budget."""
+        parts = [f"{self.stage:<9}", *self.parts.values()]
+        elapsed_s = (self.now_ns - self.stage_start_ns) / 1e9
+        if self.fraction and 0 < self.fraction < 1 and elapsed_s > 1:
+            parts.append(f"ETA {_duration(elapsed_s / self.fraction - elapsed_s)}")
+        if self.run_start_ns is not None:
+            used_s = (self.now_ns - self.run_start_ns) / 1e9
+            parts.append(f"budget left {_duration(self.recipe.budget_s - used_s)}")
+        return "  ".join(parts)
+
+
+class QuietDisplay:
+    def begin(self, run: str, key_created: bool) -> None:
+        return
+
+    def observe(self, event: Event) -> None:
+        return
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return
+
+
+class PlainDisplay(QuietDisplay):
+    """A line when a stage begins or ends, and one every ten seconds between."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.reading = Reading(recipe)
+        self._next = 0.0
+
+    def begin(self, run: str, key_created: bool) -> None:
+        self.say(f"run {run}")
+        if key_created:
+            self.say("no key given: made one in the work folder; the result says so")
+
+    def say(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    def observe(self, event: Event) -> None:
+        self.reading.take(event)
+        data = event["data"]
+        if event["ev"] == "stage_start":
+            self.say(f"{data['stage']}: started" + (", once more" if data["attempt"] else ""))
+            self._next = time.monotonic() + PLAIN_EVERY_S
+        elif event["ev"] == "stage_stop":
+            elapsed_s = (event["t_ns"] - self.reading.stage_start_ns) / 1e9
+            self.say(f"{data['stage']}: {data['status']} after {_duration(elapsed_s)}")
+        elif event["src"] != "sup" and time.monotonic() >= self._next:
+            self.say(self.reading.line())
+            self._next = time.monotonic() + PLAIN_EVERY_S
+
+
+class LiveDisplay(PlainDisplay):
+    """The same lines, and one at the bottom that moves."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(recipe)
+        self._console = Console(stderr=True)
+        self._live = Live(console=self._console, refresh_per_second=4, transient=True)
+
+    def say(self, text: str) -> None:
+        self._console.print(Text(text))
+
+    def observe(self, event: Event) -> None:
+        if event["ev"] in ("stage_start", "stage_stop"):
+            super().observe(event)
+        else:
+            self.reading.take(event)
+        self._live.update(Text(self.reading.line(), style="cyan", no_wrap=True, overflow="ellipsis"))
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+
+def print_summary(result: dict[str, Any], path: Path) -> None:
+    """The table at the end of a run: stages and seconds, quality, speed, where it lies, what next."""
+    console = Console()
+    claims, timing, quality = result["claims"], result["timing"], result["quality"]
+    title = f"{result['recipe']['name']}: {claims['status']}"
+    table = Table(title=title, title_style="bold", show_header=False, box=None, pad_edge=False)
+    table.add_column(style="dim")
+    table.add_column()
+    for part in timing["stages"]:
+        seconds = "-" if part["elapsed_s"] is None else f"{part['elapsed_s']:.1f} s"
+        note = "" if part["status"] == "complete" else f"  ({part['status']})"
+        table.add_row(part["stage"], seconds + note)
+    table.add_row("total", f"{timing['total_s']:.1f} s of {timing['budget_s']:.0f} s")
+    if quality["val_bpb"]:
+        first, last = quality["val_bpb"]["first"], quality["val_bpb"]["last"]
+        table.add_row("val_bpb", f"{first:.4f} before, {last:.4f} after")
+    if quality["core"]:
+        core = quality["core"]
+        kind = "CORE" if core["bundle"] == "core" else "score (the kit's own questions)"
+        table.add_row(kind, f"{core['value']:.4f}" + (" partial" if core["partial"] else ""))
+    if quality["chat"] and quality["chat"]["value"] is not None:
+        chat = quality["chat"]
+        table.add_row("chat", f"{chat['value']:.4f}, turns ended {chat['ended_rate']:.0%}")
+    if result["training"]["tokens_per_s"]:
+        table.add_row("speed", f"{result['training']['tokens_per_s']:,.0f} tokens/s")
+    if not claims["ranked"]:
+        table.add_row("not ranked", "; ".join(claims["why_not_ranked"]))
+    table.add_row("result", _shown(path))
+    console.print(table)
+    if claims["status"] == "complete":
+        console.print(f"next: n4090-kit verify {_shown(path)}", highlight=False, soft_wrap=True)
+        if quality["chat"]:
+            console.print(f"      n4090-kit chat {_shown(path.parent)}", highlight=False, soft_wrap=True)
+        return
+    console.print(f"\n{claims['message'] or claims['reason']}", highlight=False, soft_wrap=True)
+    console.print(
+        f"go on with: n4090-kit run --resume {_shown(path.parent)}", highlight=False, soft_wrap=True
+    )
+
+
+def _shown(path: Path) -> str:
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def _duration(seconds: float) -> str:
+    sign, seconds = ("-", -seconds) if seconds < 0 else ("", seconds)
+    hours, rest = divmod(round(seconds), 3600)
+    minutes, left = divmod(rest, 60)
+    return f"{sign}{hours}:{minutes:02}:{left:02}" if hours else f"{sign}{minutes}:{left:02}"

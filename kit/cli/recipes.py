@@ -1,0 +1,82 @@
+"""`n4090-kit recipes`: what can be run, and what it would cost."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+
+@click.group(invoke_without_command=True)
+@click.pass_context
+def recipes(ctx: click.Context) -> None:
+    """List recipes, or show one resolved."""
+    if ctx.invoked_subcommand is None:
+        ctx.invoke(list_recipes)
+
+
+@recipes.command("list")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def list_recipes(as_json: bool = False) -> None:
+    """List the named recipes."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from kit.recipe import load_recipe, named_recipes
+
+    found = [load_recipe(name) for name in named_recipes()]
+    if as_json:
+        rows = [{"name": r.name, "track": r.track, "title": r.document["title"]} for r in found]
+        click.echo(json.dumps(rows, indent=2))
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in ("recipe", "track", "budget", "what it is"):
+        table.add_column(heading, header_style="dim")
+    for recipe in found:
+        budget = f"{recipe.budget_s / 3600:g} h"
+        table.add_row(recipe.name, recipe.track, budget, recipe.document["title"])
+    Console().print(table)
+
+
+@recipes.command("show")
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="The resolved recipe and its plan as JSON.")
+def show(name: str, as_json: bool) -> None:
+    """Print recipe NAME with every default, and what it will cost."""
+    from kit.recipe import load_recipe, resolved_toml
+    from kit.run.preflight import estimate
+
+    recipe = load_recipe(name)
+    plan = estimate(recipe)
+    if as_json:
+        click.echo(json.dumps({"recipe": recipe.document, "plan": plan}, indent=2))
+        return
+    click.echo(resolved_toml(recipe))
+    if plan:
+        click.echo("\n".join(f"# {line}" for line in plan_lines(plan)))
+
+
+@recipes.command("schema")
+def schema() -> None:
+    """Print every field of a recipe with its meaning, limits and default."""
+    from kit.schemas import load_schema
+
+    for name, rule in load_schema("recipe")["properties"].items():
+        if rule.get("type") == "object" and "properties" in rule:
+            click.echo(f"\n[{name}]  {rule['description']}")
+            for field, inner in rule["properties"].items():
+                click.echo(f"  {field:<20} {_meaning(inner)}")
+        else:
+            click.echo(f"{name:<22} {_meaning(rule)}")
+
+
+def _meaning(rule: dict[str, Any]) -> str:
+    default = f" [{json.dumps(rule['default'])}]" if "default" in rule else ""
+    choices = f" ({', '.join(map(str, rule['enum']))})" if "enum" in rule else ""
+    return f"{rule['description']}{choices}{default}"
+
+
+def plan_lines(plan: dict[str, Any]) -> list[str]:
+    """The trainer's plan in a person's units."""
+    return list(plan["lines"])

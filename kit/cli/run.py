@@ -1,0 +1,106 @@
+"""`n4090-kit run`: a recipe, or an interrupted run, to its signed result."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from kit.cli.progress import Display
+
+DIRECTORY = click.Path(file_okay=False, path_type=Path)
+FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.command()
+@click.option("--recipe", "-r", "recipe_name", help="Name or TOML file; `n4090-kit recipes` lists names.")
+@click.option("--resume", type=DIRECTORY, help="Go on with this run folder; downtime counts.")
+@click.option("--work", type=DIRECTORY, envvar="N4090_WORK", default=Path(), help="Work folder [.].")
+@click.option("--data", type=DIRECTORY, help="Folder of parquet shards to train on.")
+@click.option("--sft", type=DIRECTORY, help="Folder of conversations (JSON lines).")
+@click.option("--chat-eval", type=DIRECTORY, help="Folder of questions for the chat model.")
+@click.option("--core", type=DIRECTORY, help="Folder of the CORE bundle.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Instead of the recipe's.")
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="Instead of the recipe's seed policy.")
+@click.option("--key", type=FILE, envvar="N4090_KEY", help="OpenSSH key to sign with; made if absent.")
+@click.option("--no-probe", is_flag=True, help="Do not measure the machine (the result says so).")
+@click.option("--quiet", "-q", is_flag=True, help="Only errors and the final table.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result's summary as JSON at the end.")
+def run(
+    recipe_name: str | None,
+    resume: Path | None,
+    work: Path,
+    data: Path | None,
+    sft: Path | None,
+    chat_eval: Path | None,
+    core: Path | None,
+    device: str | None,
+    seed: int | None,
+    key: Path | None,
+    no_probe: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Run a recipe to a signed result.
+
+    The clock starts when the first stage does and never pauses. Ctrl-C stops cleanly, with a signed
+    partial result; `--resume` goes on from there.
+    """
+    from kit.cli.progress import make_display
+    from kit.recipe import load_recipe
+    from kit.run.plan import load_plan, plan_run
+    from kit.run.preflight import check
+    from kit.run.process import StopFlag
+    from kit.run.supervisor import stop_on_signals, supervise
+    from kit.trust.keys import load_or_create_signer
+
+    if (recipe_name is None) == (resume is None):
+        raise click.UsageError("give either --recipe NAME or --resume RUN")
+    work = work.resolve()
+    if resume is not None:
+        plan = load_plan(resume.resolve())
+    else:
+        assert recipe_name is not None
+        recipe = load_recipe(recipe_name)
+        check(recipe, work, device=device or recipe.document["device"])
+        given = {"data": data, "sft": sft, "chat_eval": chat_eval, "core": core}
+        plan = plan_run(recipe, work, given, device=device, seed=seed, probe=not no_probe)
+    signer = load_or_create_signer(plan.work / "keys", key)
+    stop = StopFlag()
+    display: Display = make_display(plan.recipe, quiet=quiet or as_json)
+    with stop_on_signals(stop), display:
+        display.begin(plan.run.name, signer.created)
+        path = supervise(plan, signer, observe=display.observe, stop=stop)
+    result = json.loads(path.read_text())
+    if as_json:
+        click.echo(json.dumps(summary(result, path), indent=2))
+    else:
+        from kit.cli.progress import print_summary
+
+        print_summary(result, path)
+    if result["claims"]["status"] != "complete":
+        raise SystemExit(3 if result["claims"]["status"] == "stopped" else 1)
+
+
+def summary(result: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The headline figures of a result, for machines."""
+    quality, training = result["quality"], result["training"]
+    core, chat = quality["core"], quality["chat"]
+    return {
+        "run": result["runs"]["id"],
+        "status": result["claims"]["status"],
+        "reason": result["claims"]["reason"],
+        "message": result["claims"]["message"],
+        "total_s": result["timing"]["total_s"],
+        "stages": {part["stage"]: part["elapsed_s"] for part in result["timing"]["stages"]},
+        "val_bpb": quality["val_bpb"],
+        "core": core and {key: core[key] for key in ("value", "partial", "bundle")},
+        "chat": chat and {key: chat[key] for key in ("value", "ended_rate")},
+        "tokens_per_s": training["tokens_per_s"],
+        "ranked": result["claims"]["ranked"],
+        "why_not_ranked": result["claims"]["why_not_ranked"],
+        "result": str(path),
+    }

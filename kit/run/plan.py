@@ -1,0 +1,195 @@
+"""What a run will do on this machine: recipe, inputs, seed, device. Made off the clock.
+
+The plan is kept in the run folder, so that `resume` does what was begun. It names places of this
+machine and is never submitted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from kit.errors import PrerequisiteError
+from kit.files import write_bytes, write_json
+from kit.recipe import Recipe, parse_recipe
+from kit.run.contract import Redactor, build_request, trainer_command
+from kit.run.inputs import Inputs, locate, prepared_folder
+from kit.run.process import StopFlag, run_stage
+from kit.timing import boottime_ns
+
+_PLAN = "plan.json"
+_PREPARE_S = 900
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """Everything a run needs besides its recipe; all of it local to this machine."""
+
+    recipe: Recipe
+    work: Path
+    run: Path
+    inputs: Inputs
+    seed: int
+    seed_source: str
+    device: str
+    threads: int
+    probe: bool = True
+
+
+def plan_run(
+    recipe: Recipe,
+    work: Path,
+    given: Mapping[str, Path | None],
+    *,
+    device: str | None = None,
+    seed: int | None = None,
+    probe: bool = True,
+) -> RunPlan:
+    """Decides what a new run will do; prepares made data. Nothing is on the clock yet.
+
+    Raises:
+        PrerequisiteError: Something the run needs is missing.
+    """
+    threads = recipe.document["threads"] or len(os.sched_getaffinity(0))
+    if recipe.section("data")["kind"] == "stories" and given.get("data") is None:
+        make_stories(recipe, work, threads)
+    if seed is not None:
+        value, source = seed, "command line"
+    elif recipe.section("seed")["policy"] == "random":
+        value, source = secrets.randbits(31), "random"
+    else:
+        value, source = recipe.section("seed")["value"], "recipe"
+    started = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    return RunPlan(
+        recipe=recipe,
+        work=work,
+        run=work / "runs" / f"{recipe.name}-{started}-{secrets.token_hex(2)}",
+        inputs=locate(recipe, work, given),
+        seed=value,
+        seed_source=source,
+        device=device or recipe.document["device"],
+        threads=threads,
+        probe=probe,
+    )
+
+
+def load_plan(run: Path) -> RunPlan:
+    """The plan of a run that was started here before.
+
+    Raises:
+        PrerequisiteError: This folder holds no run of this machine.
+    """
+    try:
+        plan = json.loads((run / _PLAN).read_text())
+        text = (run / "recipe.toml").read_text()
+    except OSError as error:
+        raise PrerequisiteError(
+            f"{run} holds no run that can go on ({error.strerror})",
+            hint="`--resume` takes a folder under WORK/runs, on the machine that began it.",
+        ) from error
+    return RunPlan(
+        recipe=parse_recipe(text, folder=Path(plan["recipe_dir"]), label="recipe.toml"),
+        work=Path(plan["work"]),
+        run=run,
+        inputs=Inputs(**{key: Path(path) if path else None for key, path in plan["inputs"].items()}),
+        seed=plan["seed"],
+        seed_source=plan["seed_source"],
+        device=plan["device"],
+        threads=plan["threads"],
+        probe=plan["probe"],
+    )
+
+
+def make_stories(recipe: Recipe, work: Path, threads: int) -> None:
+    """Has the trainer make the recipe's own corpus, off the clock, unless it is there.
+
+    Raises:
+        PrerequisiteError: The trainer could not make it.
+    """
+    out = prepared_folder(work, recipe)
+    if (out / "pretrain").is_dir():
+        return
+    scratch = work / "cache" / "prepare"
+    scratch.mkdir(parents=True, exist_ok=True)
+    now = boottime_ns()
+    end = now + _PREPARE_S * 10**9
+    request = build_request(
+        "prepare",
+        recipe=recipe,
+        run_id="prepare",
+        run=scratch,
+        cache=work / "cache",
+        inputs={},
+        seed=recipe.section("data")["stories_seed"],
+        attempt=0,
+        device="cpu",
+        threads=threads,
+        clock={"start_ns": now, "stage_start_ns": now, "deadline_ns": end, "budget_s": _PREPARE_S},
+        out=out,
+    )
+    path = scratch / "request-prepare.json"
+    write_json(path, request)
+    outcome = run_stage(
+        [*trainer_command(recipe, sys.executable), str(path)],
+        environment=stage_environment(threads, scratch),
+        output=scratch / "prepare.txt",
+        deadline_ns=end,
+        grace_s=10,
+        redact=Redactor({}),
+        stop=StopFlag(),
+        on_report=lambda report: None,
+    )
+    if outcome.status != "complete":
+        raise PrerequisiteError(
+            f"the corpus of recipe `{recipe.name}` could not be made: {outcome.message}",
+            hint=outcome.hint,
+        )
+
+
+def save_plan(plan: RunPlan) -> None:
+    """Makes the run folder and keeps the plan in it."""
+    write_bytes(plan.run / "recipe.toml", plan.recipe.text.encode())
+    write_json(
+        plan.run / _PLAN,
+        {
+            "work": str(plan.work),
+            "recipe_dir": str(plan.recipe.folder),
+            "inputs": {
+                key: str(path) if path else None for key, path in plan.inputs.as_dict().items()
+            },
+            "seed": plan.seed,
+            "seed_source": plan.seed_source,
+            "device": plan.device,
+            "threads": plan.threads,
+            "probe": plan.probe,
+        },
+    )
+
+
+def compile_caches(run: Path) -> Path:
+    folder = run / "compile-caches"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def stage_environment(threads: int, run: Path) -> dict[str, str]:
+    """A stage's environment: this process's, with what must not vary pinned."""
+    caches = compile_caches(run)
+    return {
+        **os.environ,
+        "PYTHONHASHSEED": "0",
+        "PYTHONUNBUFFERED": "1",
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "TOKENIZERS_PARALLELISM": "true",
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        "HF_HUB_OFFLINE": "1",
+        "TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"),
+        "TRITON_CACHE_DIR": str(caches / "triton"),
+    }

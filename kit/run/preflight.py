@@ -1,0 +1,128 @@
+"""What has to be right before a clock is started. All problems are named at once."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from kit.errors import PrerequisiteError
+from kit.recipe import Recipe
+
+# Space for checkpoints, token caches and logs, beside what the recipe's own plan says.
+_BASE_BYTES = 256 * 2**20
+_TRAINER_PACKAGES = ("torch", "numpy", "pyarrow", "safetensors", "tiktoken", "rustbpe", "psutil")
+
+
+@dataclass(frozen=True)
+class Lack:
+    """Something missing, and how to get it."""
+
+    what: str
+    remedy: str
+
+
+def check(recipe: Recipe, work: Path, *, device: str) -> None:
+    """Refuses to begin a run that cannot end well.
+
+    Raises:
+        PrerequisiteError: Everything that is missing, each with its remedy.
+    """
+    lacks = [
+        *missing_packages(recipe),
+        *folder_problems(work, needed_bytes(recipe)),
+        *device_problems(recipe, device),
+    ]
+    if lacks:
+        raise PrerequisiteError(
+            f"this machine cannot run recipe `{recipe.name}` yet:\n"
+            + "\n".join(f"  {lack.what}: {lack.remedy}" for lack in lacks),
+            hint="`n4090-kit doctor` shows everything that was looked at.",
+        )
+
+
+def missing_packages(recipe: Recipe) -> list[Lack]:
+    """Packages the reference trainer needs and this interpreter lacks."""
+    if recipe.section("trainer")["command"][:3] != ["python", "-m", "reference"]:
+        return []
+    missing = [name for name in _TRAINER_PACKAGES if find_spec(name) is None]
+    if not missing:
+        return []
+    return [Lack(f"packages {', '.join(missing)}", "install n4090-kit[train]")]
+
+
+def folder_problems(work: Path, needed: int) -> list[Lack]:
+    """Whether the work folder can be written and has `needed` bytes left."""
+    folder = work
+    while not folder.exists():
+        folder = folder.parent
+    if not os.access(folder, os.W_OK):
+        return [Lack("the work folder cannot be written", "name another with --work DIR")]
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        return [
+            Lack(
+                f"{free / 2**30:.1f} GiB free in the work folder, {needed / 2**30:.1f} GiB needed",
+                "free some space, or name another folder with --work DIR",
+            )
+        ]
+    return []
+
+
+def device_problems(recipe: Recipe, device: str) -> list[Lack]:
+    """Whether the GPU the recipe needs is there, alone and free."""
+    if device == "cpu" or (device == "auto" and recipe.track != "rtx4090-24h"):
+        return []
+    from kit.hardware import gpu_facts
+
+    facts = gpu_facts()
+    gpus = facts["gpus"]
+    if not gpus:
+        return [
+            Lack(
+                f"no NVIDIA GPU can be seen ({facts['reason']})",
+                "check `nvidia-smi`; in a container, start it with --gpus all",
+            )
+        ]
+    lacks = []
+    if len(gpus) > 1:
+        lacks.append(
+            Lack(f"{len(gpus)} GPUs can be seen", "show one: CUDA_VISIBLE_DEVICES=0 or --gpus device=0")
+        )
+    others = sum(len(gpu.get("processes") or []) for gpu in gpus)
+    if others:
+        lacks.append(Lack(f"{others} other processes use the GPU", "end them first (`nvidia-smi`)"))
+    plan = estimate(recipe)
+    total = gpus[0].get("memory_total_bytes")
+    if plan and total and plan.get("vram_bytes", 0) > total:
+        lacks.append(
+            Lack(
+                f"the recipe plans {plan['vram_bytes'] / 2**30:.1f} GiB of GPU memory, "
+                f"the card has {total / 2**30:.1f} GiB",
+                "lower pretrain.device_batch_size",
+            )
+        )
+    return lacks
+
+
+def needed_bytes(recipe: Recipe) -> int:
+    """Disk a run of this recipe takes at most: two checkpoints with optimizer state, and a base."""
+    plan = estimate(recipe)
+    parameters = int(plan["parameters"]) if plan else 0
+    return _BASE_BYTES + parameters * 4 * 8
+
+
+def estimate(recipe: Recipe) -> dict[str, Any] | None:
+    """Parameters, FLOPs, memory and hours as the recipe's trainer plans them; None if it says none."""
+    name = recipe.section("trainer")["loader"]
+    for entry in entry_points(group="n4090_kit.estimators"):
+        if entry.name == name:
+            planned = entry.load()(recipe.document)
+            assert isinstance(planned, dict)
+            return planned
+    return None
