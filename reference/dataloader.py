@@ -1,18 +1,18 @@
 """Batches of tokens: BOS-aligned best-fit packing for training, plain windows for validation.
 
-Training rows hold seq_len + 1 tokens and always begin with a document's BOS. From a buffer of
-documents the largest that still fits is placed, again and again; only when none fits, the shortest
-is cropped to fill the row exactly, and its rest is dropped. There is no padding. A document longer
-than a row enters with its first seq_len + 1 tokens. `crop_rate` is the share of dropped tokens.
+Both cut documents the same way. A piece is BOS and at most seq_len tokens of one document; a longer
+document gives several pieces, one after the other, so no part of a book goes unread.
 
-Documents come in a new random order each epoch, over the whole corpus. The order of an epoch is a
-function of (seed, epoch) alone, so the loader's state is small: how far it is, and what the buffer
-holds. Each batch carries the state to continue after it, so the read-ahead thread does not show in
-a resumed run.
+Training rows hold seq_len + 1 tokens and always begin with BOS. From a buffer of pieces the largest
+that still fits is placed, again and again; only when none fits, the shortest is cropped to fill the
+row exactly, and its rest is dropped. There is no padding. `crop_rate` is the share of dropped
+tokens. Pieces come in a new random order each epoch, over the whole corpus. The order is a function
+of (seed, epoch) alone, so the loader's state is small: how far it is, and what the buffer holds.
+Each batch carries the state to continue after it, so the read-ahead thread does not show in a
+resumed run.
 
-Validation has one definition, independent of packing and batch size: each document is cut into
-windows of seq_len targets that neither overlap nor leave a token out, and each window is predicted
-from its own tokens alone. A document of n tokens (BOS first) gives n - 1 targets.
+Validation has one definition, independent of packing and batch size: every token of a document but
+BOS is predicted once, from the tokens before it in its own piece and nothing else.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import torch
 
 from reference.errors import TrainerError
 
-BUFFER_DOCUMENTS = 1000
+BUFFER_PIECES = 1000
 
 
 class DocumentSource(Protocol):
@@ -55,9 +55,9 @@ class PackedLoader:
         documents: The tokenized corpus.
         batch_size: Rows of a batch, B.
         seq_len: Tokens of a row, T.
-        seed: Decides the order of documents.
+        seed: Decides the order of pieces.
         device: Where batches go; pinned and copied in the background for CUDA.
-        buffer_documents: Documents to choose from; more gives less cropping.
+        buffer_pieces: Pieces to choose from; more gives less cropping.
         prefetch: Assemble the next batch in a thread while this one is used.
         state: Continue from a `state_dict` of a loader with the same arguments.
     """
@@ -70,7 +70,7 @@ class PackedLoader:
         seed: int,
         *,
         device: str | torch.device = "cpu",
-        buffer_documents: int = BUFFER_DOCUMENTS,
+        buffer_pieces: int = BUFFER_PIECES,
         prefetch: bool = True,
         state: dict[str, Any] | None = None,
     ) -> None:
@@ -79,12 +79,16 @@ class PackedLoader:
         self.seq_len = seq_len
         self.seed = seed
         self.device = torch.device(device)
+        # Document i has the pieces first[i] to first[i + 1] - 1.
+        counts = np.maximum(1, -(-(documents.lengths - 1) // seq_len))
+        self._first = np.concatenate([[0], np.cumsum(counts)])
+        self._pieces = int(self._first[-1])
         # A small corpus is not read many times ahead.
-        self._buffer_documents = min(buffer_documents, len(documents))
+        self._buffer_pieces = min(buffer_pieces, self._pieces)
         self._identity = {
             "seed": seed,
             "seq_len": seq_len,
-            "buffer_documents": buffer_documents,
+            "buffer_pieces": buffer_pieces,
             "documents": len(documents),
             "digest": documents.digest,
         }
@@ -151,11 +155,14 @@ class PackedLoader:
         self._position: int = state["position"]
         self._used: int = state["used"]
         self._cropped: int = state["cropped"]
-        # (tokens, document), ascending: the largest that fits is one bisection away.
-        self._buffer = sorted((self._length(document), document) for document in state["buffer"])
+        # (tokens, piece), ascending: the largest that fits is one bisection away.
+        self._buffer = sorted((len(self._piece(piece)), piece) for piece in state["buffer"])
 
-    def _length(self, document: int) -> int:
-        return min(int(self.documents.lengths[document]), self.seq_len + 1)
+    def _piece(self, piece: int) -> np.ndarray:
+        """Tokens of a piece without the BOS in front."""
+        document = int(np.searchsorted(self._first, piece, side="right")) - 1
+        begin = 1 + (piece - int(self._first[document])) * self.seq_len
+        return self.documents[document][begin : begin + self.seq_len]
 
     def _assemble(self) -> tuple[np.ndarray, dict[str, Any]]:
         """The next rows (B, T + 1) int64, and the state after them."""
@@ -166,35 +173,37 @@ class PackedLoader:
             **self._identity,
             "epoch": self._epoch,
             "position": self._position,
-            "buffer": [document for _, document in self._buffer],
+            "buffer": [piece for _, piece in self._buffer],
             "used": self._used,
             "cropped": self._cropped,
         }
         return rows, state
 
     def _fill_row(self, row: np.ndarray) -> None:
+        bos = self.documents[0][0]
         filled = 0
         while filled < len(row):
             self._refill()
-            space = len(row) - filled
-            fitting = bisect_right(self._buffer, (space, len(self.documents)))
-            length, document = self._buffer.pop(fitting - 1 if fitting else 0)
+            space = len(row) - filled - 1  # after the BOS
+            fitting = bisect_right(self._buffer, (space, self._pieces))
+            length, piece = self._buffer.pop(fitting - 1 if fitting else 0)
             taken = min(length, space)
-            row[filled : filled + taken] = self.documents[document][:taken]
-            filled += taken
+            row[filled] = bos
+            row[filled + 1 : filled + 1 + taken] = self._piece(piece)[:taken]
+            filled += 1 + taken
             self._used += taken
-            self._cropped += int(self.documents.lengths[document]) - taken
+            self._cropped += length - taken
 
     def _refill(self) -> None:
-        while len(self._buffer) < self._buffer_documents:
-            if self._position == len(self.documents):
+        while len(self._buffer) < self._buffer_pieces:
+            if self._position == self._pieces:
                 self._epoch += 1
                 self._position = 0
             if self._order_epoch != self._epoch:
-                self._order = epoch_order(len(self.documents), self.seed, self._epoch)
+                self._order = epoch_order(self._pieces, self.seed, self._epoch)
                 self._order_epoch = self._epoch
-            document = int(self._order[self._position])
-            insort(self._buffer, (self._length(document), document))
+            piece = int(self._order[self._position])
+            insort(self._buffer, (len(self._piece(piece)), piece))
             self._position += 1
 
 
@@ -219,45 +228,45 @@ def validation_batches(
     pad_id: int = 0,
     device: str | torch.device = "cpu",
 ) -> Iterator[Batch]:
-    """The validation windows in corpus order, each row one window; always the same batches.
+    """The validation pieces in corpus order, each row one piece; always the same batches.
 
     Args:
         max_tokens: Stop after the document that brings the number of targets to this.
-        pad_id: Input token behind the end of a window; its targets are -1.
+        pad_id: Input token behind the end of a piece; its targets are -1.
     """
     device = torch.device(device)
-    windows: list[np.ndarray] = []
-    for window in validation_windows(documents, seq_len, max_tokens=max_tokens):
-        windows.append(window)
-        if len(windows) == batch_size:
-            yield _pad_windows(windows, seq_len, pad_id, device)
-            windows = []
-    if windows:
+    pieces: list[np.ndarray] = []
+    for piece in validation_pieces(documents, seq_len, max_tokens=max_tokens):
+        pieces.append(piece)
+        if len(pieces) == batch_size:
+            yield _pad_pieces(pieces, seq_len, pad_id, device)
+            pieces = []
+    if pieces:
         # The last batch keeps its shape (compiled models want one); its spare rows count nothing.
-        windows += [np.array([pad_id])] * (batch_size - len(windows))
-        yield _pad_windows(windows, seq_len, pad_id, device)
+        pieces += [np.array([pad_id])] * (batch_size - len(pieces))
+        yield _pad_pieces(pieces, seq_len, pad_id, device)
 
 
-def validation_windows(
+def validation_pieces(
     documents: DocumentSource, seq_len: int, *, max_tokens: int | None = None
 ) -> Iterator[np.ndarray]:
-    """Windows of at most seq_len + 1 tokens; the last token of one is the first of the next."""
+    """Pieces, BOS first, of all documents in order."""
     targets = 0
     for index in range(len(documents)):
         tokens = documents[index]
-        for begin in range(0, len(tokens) - 1, seq_len):
-            yield tokens[begin : begin + seq_len + 1]
+        for begin in range(1, len(tokens), seq_len):
+            yield np.concatenate([tokens[:1], tokens[begin : begin + seq_len]])
         targets += len(tokens) - 1
         if max_tokens is not None and targets >= max_tokens:
             return
 
 
-def _pad_windows(
-    windows: Sequence[np.ndarray], seq_len: int, pad_id: int, device: torch.device
+def _pad_pieces(
+    pieces: Sequence[np.ndarray], seq_len: int, pad_id: int, device: torch.device
 ) -> Batch:
-    tokens = np.full((len(windows), seq_len), pad_id, dtype=np.int64)
-    targets = np.full((len(windows), seq_len), -1, dtype=np.int64)
-    for row, window in enumerate(windows):
-        tokens[row, : len(window) - 1] = window[:-1]
-        targets[row, : len(window) - 1] = window[1:]
+    tokens = np.full((len(pieces), seq_len), pad_id, dtype=np.int64)
+    targets = np.full((len(pieces), seq_len), -1, dtype=np.int64)
+    for row, piece in enumerate(pieces):
+        tokens[row, : len(piece) - 1] = piece[:-1]
+        targets[row, : len(piece) - 1] = piece[1:]
     return Batch(torch.from_numpy(tokens).to(device), torch.from_numpy(targets).to(device))

@@ -13,7 +13,7 @@ from reference.dataloader import (
     PackedLoader,
     epoch_order,
     validation_batches,
-    validation_windows,
+    validation_pieces,
 )
 from reference.errors import TrainerError
 
@@ -42,7 +42,7 @@ lengths_lists = st.lists(st.integers(2, 40), min_size=1, max_size=60)
 def loader(corpus: Corpus, **options) -> PackedLoader:
     return PackedLoader(
         corpus, options.pop("batch_size", 3), options.pop("seq_len", 15), options.pop("seed", 1),
-        **{"prefetch": False, "buffer_documents": 8, **options},
+        **{"prefetch": False, "buffer_pieces": 8, **options},
     )  # fmt: skip
 
 
@@ -58,49 +58,63 @@ def pieces_of(row: list[int]) -> list[list[int]]:
     return [row[a:b] for a, b in itertools.pairwise(starts)]
 
 
+def all_pieces(corpus: Corpus, seq_len: int = 15) -> list[list[int]]:
+    """BOS and at most seq_len tokens, cut from each document in turn."""
+    texts = [corpus[i].tolist()[1:] for i in range(len(corpus))]
+    return [
+        [BOS, *text[begin : begin + seq_len]]
+        for text in texts
+        for begin in range(0, len(text), seq_len)
+    ]
+
+
 @settings(max_examples=60, deadline=None)
 @given(lengths_lists, st.integers(0, 3))
-def test_rows_are_full_begin_with_bos_and_hold_beginnings_of_documents(
+def test_rows_are_full_begin_with_bos_and_hold_whole_pieces_but_the_last(
     lengths: list[int], seed: int
 ) -> None:
     corpus = Corpus(lengths)
+    pieces = all_pieces(corpus)
     packed = loader(corpus, seed=seed)
     for _ in range(5):
         tokens, targets = packed.next_batch()
         assert tokens.shape == targets.shape == (3, 15) and tokens.dtype == torch.int64
         assert torch.equal(tokens[:, 1:], targets[:, :-1])
         for row in rows_of((tokens, targets)):
-            assert row[0] == BOS and sum(map(len, pieces_of(row))) == 16
-            for number, piece in enumerate(pieces_of(row)):
-                if len(piece) == 1:  # a document cropped to its BOS at the end of the row
-                    assert number == len(pieces_of(row)) - 1
-                    continue
-                document = corpus[piece[1] // 1000 - 1].tolist()
-                assert piece == document[: len(piece)]
-                is_last = number == len(pieces_of(row)) - 1
-                assert len(piece) == len(document) or is_last
+            *whole, last = pieces_of(row)
+            assert row[0] == BOS and len(row) == 16
+            assert all(piece in pieces for piece in whole)
+            assert any(piece[: len(last)] == last for piece in pieces)
 
 
 @settings(max_examples=60, deadline=None)
 @given(lengths_lists)
 def test_packing_equals_the_rule_written_down_naively(lengths: list[int]) -> None:
-    corpus, capacity, size = Corpus(lengths), 16, min(8, len(lengths))
-    stream = (int(i) for epoch in range(10**6) for i in epoch_order(len(lengths), 1, epoch))
+    corpus, capacity = Corpus(lengths), 16
+    pieces = all_pieces(corpus)
+    stream = (int(i) for epoch in range(10**6) for i in epoch_order(len(pieces), 1, epoch))
     buffer: list[tuple[int, int]] = []
     packed = loader(corpus)
     for _ in range(4):
         for row in rows_of(packed.next_batch()):
             expected: list[int] = []
             while len(expected) < capacity:
-                while len(buffer) < size:
+                while len(buffer) < min(8, len(pieces)):
                     index = next(stream)
-                    buffer.append((min(lengths[index], capacity), index))
+                    buffer.append((len(pieces[index]), index))
                 space = capacity - len(expected)
                 fitting = [entry for entry in buffer if entry[0] <= space]
                 chosen = max(fitting) if fitting else min(buffer)
                 buffer.remove(chosen)
-                expected += corpus[chosen[1]].tolist()[:space]
+                expected += pieces[chosen[1]][:space]
             assert row == expected
+
+
+def test_long_documents_are_read_to_their_end() -> None:
+    corpus = Corpus([91])  # six full pieces
+    packed = loader(corpus, batch_size=1, buffer_pieces=1)
+    rows = [rows_of(packed.next_batch())[0] for _ in range(6)]
+    assert {token for row in rows for token in row} == set(corpus[0].tolist())
 
 
 def test_one_epoch_reads_every_document_once_and_the_next_in_another_order() -> None:
@@ -121,16 +135,16 @@ def test_one_epoch_reads_every_document_once_and_the_next_in_another_order() -> 
 
 
 def test_crop_rate_counts_what_was_dropped() -> None:
-    packed = loader(Corpus([20]), batch_size=4, buffer_documents=1)
-    packed.next_batch()
-    assert packed.crop_rate == 4 / 20
+    packed = loader(Corpus([11]), batch_size=1, buffer_pieces=1)
+    packed.next_batch()  # BOS and 10 tokens, then BOS and 4 of 10
+    assert packed.crop_rate == 6 / 20
 
 
 def test_a_larger_buffer_crops_less() -> None:
     lengths = np.random.default_rng(0).integers(2, 16, 500).tolist()
     rates = []
     for buffer in (1, 100):
-        packed = loader(Corpus(lengths), buffer_documents=buffer)
+        packed = loader(Corpus(lengths), buffer_pieces=buffer)
         for _ in range(20):
             packed.next_batch()
         rates.append(packed.crop_rate)
@@ -182,7 +196,7 @@ def test_errors_of_the_read_ahead_thread_reach_the_caller() -> None:
                 raise OSError("disk is gone")
             return super().__getitem__(index)
 
-    packed = loader(Broken([9] * 6), prefetch=True, buffer_documents=2)
+    packed = loader(Broken([9] * 6), prefetch=True, buffer_pieces=2)
     with pytest.raises(OSError, match="disk is gone"):
         for _ in range(4):
             packed.next_batch()
@@ -204,15 +218,15 @@ def test_validation_predicts_every_token_but_bos_exactly_once(
     assert targets == expected
 
 
-def test_validation_windows_stay_within_a_document() -> None:
-    windows = [window.tolist() for window in validation_windows(Corpus([6, 3]), 2)]
-    assert windows == [[0, 1001, 1002], [1002, 1003, 1004], [1004, 1005], [0, 2001, 2002]]
+def test_validation_pieces_begin_with_bos_and_stay_within_a_document() -> None:
+    pieces = [piece.tolist() for piece in validation_pieces(Corpus([6, 3]), 2)]
+    assert pieces == [[0, 1001, 1002], [0, 1003, 1004], [0, 1005], [0, 2001, 2002]]
 
 
 def test_validation_batches_pad_with_uncounted_targets_and_keep_their_shape() -> None:
     batches = list(validation_batches(Corpus([6, 3]), 3, 4, pad_id=7))
     assert [batch.tokens.tolist() for batch in batches] == [
-        [[0, 1001, 1002, 1003], [1004, 7, 7, 7], [0, 2001, 7, 7]]
+        [[0, 1001, 1002, 1003], [0, 7, 7, 7], [0, 2001, 7, 7]]
     ]
     assert batches[0].targets.tolist() == [
         [1001, 1002, 1003, 1004],
@@ -223,5 +237,5 @@ def test_validation_batches_pad_with_uncounted_targets_and_keep_their_shape() ->
 
 
 def test_validation_stops_after_the_document_that_reaches_the_limit() -> None:
-    documents = {w[1] // 1000 for w in validation_windows(Corpus([6, 6, 6]), 100, max_tokens=6)}
+    documents = {w[1] // 1000 for w in validation_pieces(Corpus([6, 6, 6]), 100, max_tokens=6)}
     assert documents == {1, 2}
