@@ -1,0 +1,71 @@
+"""A trainer that is not the reference: counts byte pairs. The whole contract in forty lines."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+BOS = 256
+
+
+def load(path, *, device="cpu", dtype="auto"):
+    """Model loader: an object with vocab_size, bos_id, encode and logits."""
+    import torch
+
+    class Bigram:
+        vocab_size, bos_id = 257, BOS
+        table = torch.log(torch.from_numpy(load_file(Path(path) / "model.safetensors")["counts"]))
+
+        def encode(self, texts):
+            return [list(text.encode()) for text in texts]
+
+        def logits(self, tokens):
+            return self.table[tokens]
+
+    return Bigram()
+
+
+def count(table, texts):
+    for text in texts:
+        data = [BOS, *text.encode()]
+        np.add.at(table, (data[:-1], data[1:]), 1)
+
+
+def main(request_path):
+    request = json.loads(Path(request_path).read_text())
+    paths, out = request["paths"], Path(request["paths"]["out"])
+    out.mkdir(parents=True, exist_ok=True)
+    with os.fdopen(int(os.environ["N4090_EVENTS_FD"]), "w", buffering=1) as events:
+
+        def emit(ev, **data):
+            events.write(json.dumps({"ev": ev, "data": data}) + "\n")
+
+        table = np.ones((257, 257), np.float32)
+        if request["stage"] == "tokenizer":
+            (out / "tokenizer.json").write_text('{"kind": "bytes"}')
+        elif request["stage"] == "pretrain":
+            import pyarrow.parquet as pq
+
+            emit("model", parameters=table.size, flops_per_token=1)
+            for step, shard in enumerate(sorted(Path(paths["data"]).glob("*.parquet"))):
+                count(table, pq.read_table(shard)["text"].to_pylist())
+                loss = float(-(table * np.log(table / table.sum(1, keepdims=True))).sum() / table.sum())
+                emit("step", step=step, tokens=int(table.sum()), loss=loss, dt_s=0.01)
+        elif request["stage"] == "sft":
+            table = load_file(Path(paths["base"]) / "model.safetensors")["counts"]
+            for source in sorted(Path(paths["sft"]).glob("*.jsonl")):
+                count(table, (turn["content"] for line in source.open() for turn in json.loads(line)))
+        else:
+            tasks = [{"task": "none", "outcomes": [0, 1], "ended": [1, 1], "random_baseline": 50}]
+            (out / "chat.json").write_text(json.dumps({"tasks": tasks}))
+        if request["stage"] in ("pretrain", "sft"):
+            save_file({"counts": table}, out / "model.safetensors")
+            (out / "config.json").write_text('{"loader": "bigram_trainer.py:load"}')
+        emit("note", text=f"{request['stage']} done")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
