@@ -118,10 +118,10 @@ def _gpu() -> list[Look]:
     facts = gpu_facts()
     if not facts["gpus"]:
         remedy = "needed for recipe `reference`; in a container start with --gpus all"
-        return [Look("GPU", "note", f"none seen: {facts['reason']}", remedy)]
+        return [Look("GPU", "note", f"none seen: {facts['reasons'].get('gpus', 'none listed')}", remedy)]
     looks = []
     for gpu in facts["gpus"]:
-        memory = gpu.get("memory_total_bytes")
+        memory = gpu.get("memory_bytes")
         size = f", {memory / 2**30:.0f} GiB" if memory else ""
         looks.append(Look("GPU", "ok", f"{gpu.get('name')}{size}"))
     if len(looks) > 1:

@@ -79,4 +79,23 @@ def _meaning(rule: dict[str, Any]) -> str:
 
 def plan_lines(plan: dict[str, Any]) -> list[str]:
     """The trainer's plan in a person's units."""
-    return list(plan["lines"])
+    parameters, flops, card = plan["parameters"], plan["flops"], plan["rtx4090"]
+    per_token, vram = plan["flops_per_token"], plan["vram_bytes"]
+    parts = ", ".join(
+        f"{name} {bytes_ / 2**30:.2f}"
+        for name, bytes_ in vram.items()
+        if name not in ("total", "fits_24gb")
+    )
+    return [
+        f"parameters  {parameters['total'] / 1e6:,.1f} M, of which {parameters['scaling'] / 1e6:,.1f} M"
+        " in matrices and head",
+        f"tokens      {plan['tokens'] / 1e6:,.1f} M"
+        f" ({plan['tokens_per_scaling_parameter']:.1f} per scaling parameter)",
+        f"FLOPs       {flops['nanochat']:.3g} by nanochat's count,"
+        f" {flops['causal']:.3g} with causal attention halved",
+        f"            {per_token['nanochat'] / 1e9:.4g} and {per_token['causal'] / 1e9:.4g} GFLOP a token",
+        f"VRAM        {vram['total'] / 2**30:.2f} GiB predicted ({parts})",
+        f"RTX 4090    {card['pretrain_hours']:.2f} h of pretraining predicted"
+        f" at {card['tokens_per_s']:,.0f} tokens/s, assuming:",
+        *(f"            - {line}" for line in card["assumptions"]),
+    ]

@@ -28,17 +28,23 @@ MAX_LINE_BYTES = 65_536
 MAX_EVENTS_PER_STAGE = 200_000
 MAX_TEXT = 2_000  # characters kept of one string
 
-# What a stage may report, with the fields that have to be there.
-REPORTS: dict[str, tuple[str, ...]] = {
-    "step": ("step", "tokens", "loss"),
-    "eval": ("name",),
-    "checkpoint": ("step",),
-    "memory": ("peak_bytes",),
-    "model": ("parameters",),
-    "progress": ("done", "total"),
-    "note": ("text",),
-    "error": ("kind", "message"),
+# What a stage may report: the fields that have to be there, and of which kind.
+Kinds = tuple[type, ...]
+_COUNT: Kinds = (int,)
+_NUMBER: Kinds = (int, float)
+_TEXT: Kinds = (str,)
+REPORTS: dict[str, dict[str, Kinds]] = {
+    "step": {"step": _COUNT, "tokens": _COUNT, "loss": _NUMBER},
+    "eval": {"name": _TEXT},
+    "checkpoint": {"step": _COUNT},
+    "memory": {"peak_bytes": _COUNT},
+    "model": {"parameters": _COUNT},
+    "progress": {"done": _NUMBER, "total": _NUMBER},
+    "note": {"text": _TEXT},
+    "error": {"kind": _TEXT, "message": _TEXT},
 }
+# Fields that may be left out, but are read as numbers when they are there.
+_OPTIONAL_NUMBERS = ("dt_s", "flops_per_token", "mfu", "peak_flops", "step_tokens", "progress")
 INPUTS = ("data", "sft", "chat_eval", "core")
 STOPPED_EXIT = 3
 
@@ -160,7 +166,7 @@ def parse_report(line: bytes, redact: Redactor) -> StageReport | None:
     ev, data = message["ev"], message["data"]
     if not isinstance(ev, str) or ev not in REPORTS or not isinstance(data, dict):
         return None
-    if any(field not in data for field in REPORTS[ev]) or not _storable(data):
+    if not _fits(ev, data) or not _storable(data):
         return None
     redacted = redact(data)
     assert isinstance(redacted, dict)
@@ -175,6 +181,20 @@ def deadline_ns(start_ns: int, budget_s: float) -> int:
 def remaining_s(deadline: int) -> float:
     """Seconds left until `deadline`; negative when it has passed."""
     return (deadline - boottime_ns()) / 1e9
+
+
+def _fits(ev: str, data: dict[str, Any]) -> bool:
+    for name, kinds in REPORTS[ev].items():
+        value = data.get(name)
+        if isinstance(value, bool) or not isinstance(value, kinds):
+            return False
+        if kinds is _COUNT and isinstance(value, int) and value < 0:
+            return False
+    for name in _OPTIONAL_NUMBERS:
+        value = data.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, _NUMBER)):
+            return False
+    return True
 
 
 def _no_constant(name: str) -> None:

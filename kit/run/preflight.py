@@ -85,7 +85,7 @@ def device_problems(recipe: Recipe, device: str) -> list[Lack]:
     if not gpus:
         return [
             Lack(
-                f"no NVIDIA GPU can be seen ({facts['reason']})",
+                f"no NVIDIA GPU can be seen ({facts['reasons'].get('gpus', 'none listed')})",
                 "check `nvidia-smi`; in a container, start it with --gpus all",
             )
         ]
@@ -98,11 +98,12 @@ def device_problems(recipe: Recipe, device: str) -> list[Lack]:
     if others:
         lacks.append(Lack(f"{others} other processes use the GPU", "end them first (`nvidia-smi`)"))
     plan = estimate(recipe)
-    total = gpus[0].get("memory_total_bytes")
-    if plan and total and plan.get("vram_bytes", 0) > total:
+    total = gpus[0].get("memory_bytes")
+    planned = plan["vram_bytes"]["total"] if plan else 0
+    if total and planned > total:
         lacks.append(
             Lack(
-                f"the recipe plans {plan['vram_bytes'] / 2**30:.1f} GiB of GPU memory, "
+                f"the recipe plans {planned / 2**30:.1f} GiB of GPU memory, "
                 f"the card has {total / 2**30:.1f} GiB",
                 "lower pretrain.device_batch_size",
             )
@@ -113,7 +114,7 @@ def device_problems(recipe: Recipe, device: str) -> list[Lack]:
 def needed_bytes(recipe: Recipe) -> int:
     """Disk a run of this recipe takes at most: two checkpoints with optimizer state, and a base."""
     plan = estimate(recipe)
-    parameters = int(plan["parameters"]) if plan else 0
+    parameters = int(plan["parameters"]["total"]) if plan else 0
     return _BASE_BYTES + parameters * 4 * 8
 
 

@@ -7,6 +7,7 @@ listening, and a flood is cut off at the limit of a stage while the rest is read
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import selectors
@@ -164,10 +165,13 @@ class _Listener:
 
     def wait(self, timeout_s: float) -> None:
         """Takes in what has come, waiting at most `timeout_s`."""
-        if self._file is None:
-            time.sleep(timeout_s)
-        elif self._selector.select(timeout_s):
+        if self._file is not None and self._selector.select(timeout_s):
             self._read()
+
+    @property
+    def closed(self) -> bool:
+        """Whether every writer has closed the pipe: the stage is ending, or hides."""
+        return self._file is None
 
     def drain(self) -> None:
         """Takes in all that is already in the pipe."""
@@ -219,7 +223,10 @@ def _attend(
     asked_at = 0.0
     stops_seen = 0
     while child.poll() is None:
-        listener.wait(POLL_S)
+        if listener.closed:
+            _wait_briefly(child)
+        else:
+            listener.wait(POLL_S)
         if ended_by is None and remaining_s(deadline_ns) < -grace_s:
             ended_by, asked_at = "deadline", time.monotonic()
             _signal_group(child, signal.SIGTERM)
@@ -233,6 +240,11 @@ def _attend(
         if ended_by is not None and time.monotonic() - asked_at > KILL_AFTER_S:
             _signal_group(child, signal.SIGKILL)
     return ended_by
+
+
+def _wait_briefly(child: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        child.wait(POLL_S)
 
 
 def _outcome(
