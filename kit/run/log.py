@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from kit.errors import SchemaError
 from kit.files import write_json
-from kit.timing import ClockSample, boot_id
+from kit.timing import ClockSample, boot_id, boottime_ns
 from kit.trust.chain import ChainWriter
 
 Source = Literal["sup", "trainer", "eval"]
@@ -73,6 +73,10 @@ class EventLog:
         if self._observe:
             self._observe(event)
         return event
+
+    def now_ns(self) -> int:
+        """The log's time now; telemetry stamps its samples with it."""
+        return self.origin.t_ns + boottime_ns() - self.origin.sample.boottime_ns
 
     def t_ns(self, sample: ClockSample) -> int:
         """The log's time at `sample`."""

@@ -101,7 +101,7 @@ def supervise(plan: RunPlan, signer: Signer, *, observe: Observe, stop: StopFlag
     if resuming and not progress.last:
         raise PrerequisiteError(f"{run.name}: the log holds no event", hint="Start a new run.")
     log = EventLog(run, observe)
-    telemetry = TelemetrySampler(run / "telemetry.jsonl")
+    telemetry = TelemetrySampler(run / "telemetry.jsonl", clock=log.now_ns)
     try:
         if progress.last is None:
             _open_log(log, plan, signer)
