@@ -1,0 +1,37 @@
+# The two commands of the README, and what CI runs. `make help` lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+VENV := .venv
+BIN := $(VENV)/bin
+WORK ?= work
+
+.PHONY: help run test check lock wheel clean
+
+help: ## List the targets.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+run: $(VENV)/installed ## Run the smoke recipe (no GPU, minutes) and verify its result.
+	$(BIN)/n4090-kit run --recipe smoke --work $(WORK)
+	$(BIN)/n4090-kit verify "$$(ls -td $(WORK)/runs/smoke-*/result.json | head -n 1)"
+
+test: $(VENV)/installed ## Run the tests.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile $(PYTEST_ARGS)
+
+check: $(VENV)/installed ## Format, lint and types.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+wheel: $(VENV)/installed ## Build the wheel into dist/.
+	$(BIN)/python -m hatchling build -t wheel
+
+lock: ## Write requirements/*.lock anew (needs uv; CPU builds of torch found through UV_FIND_LINKS).
+	@bash requirements/lock
+
+clean: ## Remove the environment and what runs left.
+	rm -rf $(VENV) dist $(WORK)
+
+# Hash-checked install; then the checkout itself, editable.
+$(VENV)/installed: requirements/cpu.lock requirements/cuda.lock pyproject.toml requirements/install
+	bash requirements/install $(VENV)
+	@touch $@
