@@ -1,0 +1,180 @@
+"""Any local Hugging Face causal LM, or a GGUF file, as an `EvalModel` (extra `eval`).
+
+Weights come from safetensors (or GGUF), nothing is downloaded, and a folder's own code runs only
+with `trust_remote_code`. The optional fast methods are offered where the architecture allows them
+and, like everybody's, used only after they have repeated the model's own logits.
+
+Prompts are cut to a length only where the model cannot read further: learned positions (GPT-2: the
+last 1,024 tokens). Rotary models read the whole prompt, as nanochat's evaluation lets them.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kit.errors import PrerequisiteError, SchemaError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# The first of these that a tokenizer knows opens each prompt; then its own BOS, then its EOS.
+BOS_NAMES = ("<|bos|>", "<|endoftext|>")
+
+
+def load(
+    path: Path, *, device: str = "cpu", dtype: str = "auto", trust_remote_code: bool = False
+) -> HuggingFaceModel:
+    """The model in a folder, or in a GGUF file."""
+    try:
+        import transformers
+    except ImportError as error:
+        raise PrerequisiteError(
+            "Hugging Face models need the package transformers",
+            hint='Install the extra: pip install "n4090-kit[eval]".',
+        ) from error
+    import torch
+
+    if dtype == "auto":
+        dtype = "float32" if device == "cpu" else "bfloat16"
+    folder, options = path, dict[str, Any](local_files_only=True)
+    if path.is_file():
+        folder, options = path.parent, {**options, "gguf_file": path.name}
+    else:
+        options["trust_remote_code"] = trust_remote_code
+    weights = options if path.is_file() else {**options, "use_safetensors": True}
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
+        network: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=getattr(torch, dtype), **weights
+        )
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise SchemaError(
+            f"{path.name} cannot be loaded: {str(error).strip().splitlines()[0]}",
+            hint="A folder needs config.json, *.safetensors and its tokenizer; its own code runs "
+            "only with --trust-remote-code.",
+        ) from error
+    network = network.to(device).eval()
+    if network.get_output_embeddings() is None:
+        return HuggingFaceModel(network, tokenizer)
+    if _full_attention(network.config):
+        return PrefixHuggingFaceModel(network, tokenizer)
+    return HiddenHuggingFaceModel(network, tokenizer)
+
+
+class HuggingFaceModel:
+    """Tokens to logits with any causal LM of transformers."""
+
+    def __init__(self, network: Any, tokenizer: Any) -> None:
+        self.network, self.tokenizer = network, tokenizer
+        config = network.config.get_text_config()
+        self.vocab_size = int(config.vocab_size)
+        self.bos_id = _bos_id(tokenizer)
+        self.context_len = _context_len(config)
+        self.max_seq_len = None if _reads_on(config) else self.context_len
+        self.device = str(network.device)
+        self.dtype = str(network.dtype).removeprefix("torch.")
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is not None:
+            backend.encode_special_tokens = True  # special names in a text are plain text
+            backend.no_truncation()
+            self.tokenizer_digest = hashlib.sha256(backend.to_str().encode()).hexdigest()
+        self._backend = backend
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        if self._backend is not None:
+            encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+            return [encoding.ids for encoding in encodings]
+        return [
+            self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+            for text in texts
+        ]
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        logits: Tensor = self.network(input_ids=tokens, use_cache=False).logits
+        return logits
+
+
+class HiddenHuggingFaceModel(HuggingFaceModel):
+    """States first, logits only where they are asked for."""
+
+    def hidden(self, tokens: Tensor) -> Tensor:
+        states: Tensor = self.network.base_model(input_ids=tokens, use_cache=False)[0]
+        return states
+
+    def head(self, hidden: Tensor) -> Tensor:
+        logits: Tensor = self.network.get_output_embeddings()(hidden)
+        return logits
+
+
+class PrefixHuggingFaceModel(HiddenHuggingFaceModel):
+    """With the key/value cache, for models whose every layer looks at all earlier tokens.
+
+    Rows of uneven length leave a hole between a row's text and its continuation. The mask covers
+    the hole and the positions skip it; a sliding window would count it.
+    """
+
+    def prefill(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Any]:
+        from transformers import DynamicCache
+
+        cache = DynamicCache(config=self.network.config)
+        states = self.network.base_model(input_ids=tokens, past_key_values=cache, use_cache=True)[0]
+        return states, (cache, lengths, tokens.shape[1])
+
+    def extend(self, cache: Any, rows: Tensor, tokens: Tensor) -> Tensor:
+        import torch
+
+        stored, lengths, width = cache
+        taken = copy.copy(stored)
+        taken.layers = [copy.copy(layer) for layer in stored.layers]
+        taken.batch_select_indices(rows)  # makes new tensors; the stored ones stay
+        begin = lengths[rows][:, None]  # (R, 1)
+        new = torch.arange(tokens.shape[1], device=tokens.device)
+        seen = torch.arange(width, device=tokens.device) < begin  # (R, width)
+        states: Tensor = self.network.base_model(
+            input_ids=tokens,
+            attention_mask=torch.cat([seen, torch.ones_like(tokens, dtype=torch.bool)], dim=1),
+            position_ids=begin + new,
+            past_key_values=taken,
+            use_cache=True,
+        )[0]
+        return states
+
+
+def _bos_id(tokenizer: Any) -> int:
+    vocabulary = tokenizer.get_vocab()
+    for name in BOS_NAMES:
+        if name in vocabulary:
+            return int(vocabulary[name])
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    raise SchemaError(
+        "the tokenizer has no token to open a prompt with",
+        hint=f"It needs {' or '.join(BOS_NAMES)}, a BOS or an EOS token.",
+    )
+
+
+def _context_len(config: Any) -> int | None:
+    value = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    return int(value) if value else None
+
+
+def _reads_on(config: Any) -> bool:
+    """Whether positions beyond the trained length exist: rotary, ALiBi or no positions at all."""
+    rotary = ("rope_parameters", "rope_theta", "rope_scaling", "rotary_dim", "rotary_pct")
+    if any(getattr(config, name, None) is not None for name in rotary):
+        return True
+    return bool(getattr(config, "alibi", False)) or config.model_type in ("bloom", "mpt")
+
+
+def _full_attention(config: Any) -> bool:
+    text = config.get_text_config()
+    layers = getattr(text, "layer_types", None)
+    if layers:
+        return all(layer == "full_attention" for layer in layers)
+    window = getattr(text, "sliding_window", None)
+    return window is None or getattr(text, "use_sliding_window", True) is False
