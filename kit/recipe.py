@@ -217,10 +217,16 @@ def _line_of(text: str, path: str) -> int | None:
 
 def resolved_toml(recipe: Recipe) -> str:
     """`recipe` as TOML with every default written out."""
-    lines = [f"{key} = {_toml(value)}" for key, value in recipe.document.items() if not _table(value)]
+    lines = [
+        f"{key} = {_toml(value)}" for key, value in recipe.document.items() if not _table(value)
+    ]
     for key, value in recipe.document.items():
         if _table(value):
-            lines += ["", f"[{key}]", *(f"{name} = {_toml(inner)}" for name, inner in value.items())]
+            lines += [
+                "",
+                f"[{key}]",
+                *(f"{name} = {_toml(inner)}" for name, inner in value.items()),
+            ]
     return "\n".join(lines) + "\n"
 
 

@@ -154,7 +154,9 @@ def build_result(run: Path) -> dict[str, Any]:
             "ranked": not (why := reasons_not_ranked(recipe.track, stop, timing, quality)),
             "why_not_ranked": why,
         },
-        "notes": [event["data"]["text"] for stage in recipe.stages for event in story.of(stage, "note")],
+        "notes": [
+            event["data"]["text"] for stage in recipe.stages for event in story.of(stage, "note")
+        ],
         "signatures": [],
     }
 
@@ -209,11 +211,17 @@ def clock_deviations(records: Iterable[Event]) -> dict[str, float | None]:
     return worst
 
 
-def _compare_clocks(first: Event | None, last: Event | None, worst: dict[str, float | None]) -> None:
+def _compare_clocks(
+    first: Event | None, last: Event | None, worst: dict[str, float | None]
+) -> None:
     if first is None or last is None or last["t_ns"] - first["t_ns"] < 1_000_000_000:
         return
     span = last["t_ns"] - first["t_ns"]
-    for name, key, unit in (("raw", "raw_ns", 1), ("syscall", "syscall_ns", 1), ("uptime", "uptime_ms", 10**6)):
+    for name, key, unit in (
+        ("raw", "raw_ns", 1),
+        ("syscall", "syscall_ns", 1),
+        ("uptime", "uptime_ms", 10**6),
+    ):
         begun, ended = first["clocks"][key], last["clocks"][key]
         if begun is not None and ended is not None:
             _keep_worst(worst, name, (ended - begun) * unit, span)
@@ -399,4 +407,4 @@ def _artifact(artifact: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _seconds(start: Event, end: Event) -> float:
-    return round((end["t_ns"] - start["t_ns"]) / 1e9, 3)
+    return float(round((end["t_ns"] - start["t_ns"]) / 1e9, 3))

@@ -1,4 +1,4 @@
-"""The JSON Schemas that ship with the kit, and what is wrong with a document in a person's words."""
+"""The JSON Schemas that ship with the kit, and what is wrong with a document in plain words."""
 
 from __future__ import annotations
 
@@ -124,7 +124,11 @@ def _allowed(rule: Any) -> str:
         parts.append(f"at least {low}")
     elif high is not None:
         parts.append(f"at most {high}")
-    for key, words in (("pattern", "matching"), ("minItems", "with at least"), ("maxLength", "up to")):
+    for key, words in (
+        ("pattern", "matching"),
+        ("minItems", "with at least"),
+        ("maxLength", "up to"),
+    ):
         if key in rule:
             parts.append(f"{words} {rule[key]}")
     if rule.get("uniqueItems"):

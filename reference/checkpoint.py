@@ -35,7 +35,9 @@ def save_model(folder: Path, model: GPT, config: ModelConfig, tokenizer: Path) -
     folder.mkdir(parents=True, exist_ok=True)
     for source in sorted(tokenizer.iterdir()):
         if source.is_file():
-            _rename_whole(folder / source.name, lambda path, source=source: shutil.copyfile(source, path))
+            _rename_whole(
+                folder / source.name, lambda path, source=source: shutil.copyfile(source, path)
+            )
     document = {"loader": "reference", "format": FORMAT, **config.to_json()}
     text = json.dumps(document, indent=2) + "\n"
     _rename_whole(folder / CONFIG_NAME, lambda path: path.write_text(text))

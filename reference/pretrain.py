@@ -71,9 +71,7 @@ def run(request: Request, events: Events) -> None:
     first_step, loader_state = restore(request, model, optimizer, device)
     batch_size, T = section["device_batch_size"], config.seq_len
     micro_batches = section["total_batch_size"] // (batch_size * T)
-    loader = PackedLoader(
-        train, batch_size, T, request.seed, device=device, state=loader_state
-    )
+    loader = PackedLoader(train, batch_size, T, request.seed, device=device, state=loader_state)
     maybe_compile(model, section["compile"], device)
     token_bytes = torch.from_numpy(tokenizer.token_bytes()).to(device)
 
@@ -112,7 +110,11 @@ def run(request: Request, events: Events) -> None:
         if stop_requested():
             checkpoint(step)
             raise Stopped
-        if step > first_step and section["checkpoint_every"] and step % section["checkpoint_every"] == 0:
+        if (
+            step > first_step
+            and section["checkpoint_every"]
+            and step % section["checkpoint_every"] == 0
+        ):
             checkpoint(step)
 
         began = time.perf_counter()
@@ -144,7 +146,9 @@ def run(request: Request, events: Events) -> None:
             events.emit("memory", step=step, peak_bytes=peak_memory_bytes(device))
 
     events.emit("memory", step=step, peak_bytes=peak_memory_bytes(device))
-    text = f"{loader.crop_rate:.1%} of the tokens read were cropped, {loader.epoch + 1} epoch(s) begun"
+    text = (
+        f"{loader.crop_rate:.1%} of the tokens read were cropped, {loader.epoch + 1} epoch(s) begun"
+    )
     events.emit("note", text=text)
     loader.close()
     save_model(out, model, config, request.path("tokenizer"))

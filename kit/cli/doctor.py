@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import shutil
-import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -42,7 +41,9 @@ def doctor(work: Path, as_json: bool) -> None:
     looks = [*_interpreter(), *_packages(), *_host(work.resolve()), *_gpu(), *_container()]
     verdicts = _verdicts(work.resolve())
     if as_json:
-        click.echo(json.dumps({"looks": [vars(look) for look in looks], "recipes": verdicts}, indent=2))
+        click.echo(
+            json.dumps({"looks": [vars(look) for look in looks], "recipes": verdicts}, indent=2)
+        )
         return
     console = Console()
     marks = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "missing": "[red]missing[/]"}
@@ -56,14 +57,13 @@ def doctor(work: Path, as_json: bool) -> None:
         if verdict["can_run"]:
             console.print(f"[green]can run[/]     {name}", highlight=False)
         else:
-            console.print(f"[red]cannot run[/]  {name}: {'; '.join(verdict['why'])}", highlight=False)
+            console.print(
+                f"[red]cannot run[/]  {name}: {'; '.join(verdict['why'])}", highlight=False
+            )
 
 
 def _interpreter() -> list[Look]:
-    found = platform.python_version()
-    if sys.version_info >= (3, 11):
-        return [Look("Python", "ok", found)]
-    return [Look("Python", "missing", found, "install Python 3.11 or later")]
+    return [Look("Python", "ok", platform.python_version())]
 
 
 def _packages() -> list[Look]:
@@ -80,19 +80,25 @@ def _packages() -> list[Look]:
         try:
             looks.append(Look(name, "ok", version(name)))
         except PackageNotFoundError:
-            looks.append(Look(name, "note", f"not installed ({why})", f"install n4090-kit[{extra}]"))
+            looks.append(
+                Look(name, "note", f"not installed ({why})", f"install n4090-kit[{extra}]")
+            )
     compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     if compiler:
         looks.append(Look("C++ compiler", "ok", Path(compiler).name))
     else:
         looks.append(
-            Look("C++ compiler", "note", "none", "install g++: torch.compile speeds up CPU training")
+            Look(
+                "C++ compiler", "note", "none", "install g++: torch.compile speeds up CPU training"
+            )
         )
     keygen = shutil.which("ssh-keygen")
     looks.append(
         Look("ssh-keygen", "ok", "found")
         if keygen
-        else Look("ssh-keygen", "note", "none", "install openssh-client to sign with an agent's key")
+        else Look(
+            "ssh-keygen", "note", "none", "install openssh-client to sign with an agent's key"
+        )
     )
     return looks
 
@@ -118,7 +124,9 @@ def _gpu() -> list[Look]:
     facts = gpu_facts()
     if not facts["gpus"]:
         remedy = "needed for recipe `reference`; in a container start with --gpus all"
-        return [Look("GPU", "note", f"none seen: {facts['reasons'].get('gpus', 'none listed')}", remedy)]
+        return [
+            Look("GPU", "note", f"none seen: {facts['reasons'].get('gpus', 'none listed')}", remedy)
+        ]
     looks = []
     for gpu in facts["gpus"]:
         memory = gpu.get("memory_bytes")
@@ -126,7 +134,12 @@ def _gpu() -> list[Look]:
         looks.append(Look("GPU", "ok", f"{gpu.get('name')}{size}"))
     if len(looks) > 1:
         looks.append(
-            Look("one GPU", "missing", f"{len(looks)} are visible", "CUDA_VISIBLE_DEVICES=0 shows one")
+            Look(
+                "one GPU",
+                "missing",
+                f"{len(looks)} are visible",
+                "CUDA_VISIBLE_DEVICES=0 shows one",
+            )
         )
     return looks
 

@@ -84,8 +84,8 @@ def _short_help(entry: Any) -> str:
 @click.group(
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit codes: 0 done or verified, 1 refused or failed, 2 wrong usage or unreadable input, "
-    "3 inconclusive or something missing.",
+    epilog="Exit codes: 0 done or verified, 1 refused or failed, 2 wrong usage or unreadable "
+    "input, 3 inconclusive or something missing.",
 )
 @click.version_option(kit.__version__, "-V", "--version", prog_name="n4090-kit")
 def cli() -> None:

@@ -29,7 +29,10 @@ class Display(Protocol):
     def observe(self, event: Event) -> None: ...
     def __enter__(self) -> Self: ...
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None: ...
 
 
@@ -115,7 +118,10 @@ class QuietDisplay:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         return
 
@@ -165,20 +171,25 @@ class LiveDisplay(PlainDisplay):
             super().observe(event)
         else:
             self.reading.take(event)
-        self._live.update(Text(self.reading.line(), style="cyan", no_wrap=True, overflow="ellipsis"))
+        self._live.update(
+            Text(self.reading.line(), style="cyan", no_wrap=True, overflow="ellipsis")
+        )
 
     def __enter__(self) -> Self:
         self._live.start()
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._live.stop()
 
 
 def print_summary(result: dict[str, Any], path: Path) -> None:
-    """The table at the end of a run: stages and seconds, quality, speed, where it lies, what next."""
+    """The table at the end of a run: stages and seconds, quality, speed, and what to do next."""
     console = Console()
     claims, timing, quality = result["claims"], result["timing"], result["quality"]
     title = f"{result['recipe']['name']}: {claims['status']}"
@@ -209,7 +220,9 @@ def print_summary(result: dict[str, Any], path: Path) -> None:
     if claims["status"] == "complete":
         console.print(f"next: n4090-kit verify {_shown(path)}", highlight=False, soft_wrap=True)
         if quality["chat"]:
-            console.print(f"      n4090-kit chat {_shown(path.parent)}", highlight=False, soft_wrap=True)
+            console.print(
+                f"      n4090-kit chat {_shown(path.parent)}", highlight=False, soft_wrap=True
+            )
         return
     console.print(f"\n{claims['message'] or claims['reason']}", highlight=False, soft_wrap=True)
     console.print(

@@ -34,7 +34,8 @@ def list_recipes(as_json: bool = False) -> None:
     for heading in ("recipe", "track", "budget", "what it is"):
         table.add_column(heading, header_style="dim")
     for recipe in found:
-        budget = f"{recipe.budget_s / 3600:g} h"
+        hours = recipe.budget_s / 3600
+        budget = f"{hours:g} h" if hours >= 1 else f"{60 * hours:g} min"
         table.add_row(recipe.name, recipe.track, budget, recipe.document["title"])
     Console().print(table)
 
@@ -87,13 +88,14 @@ def plan_lines(plan: dict[str, Any]) -> list[str]:
         if name not in ("total", "fits_24gb")
     )
     return [
-        f"parameters  {parameters['total'] / 1e6:,.1f} M, of which {parameters['scaling'] / 1e6:,.1f} M"
-        " in matrices and head",
+        f"parameters  {parameters['total'] / 1e6:,.1f} M,"
+        f" of which {parameters['scaling'] / 1e6:,.1f} M in matrices and head",
         f"tokens      {plan['tokens'] / 1e6:,.1f} M"
         f" ({plan['tokens_per_scaling_parameter']:.1f} per scaling parameter)",
         f"FLOPs       {flops['nanochat']:.3g} by nanochat's count,"
         f" {flops['causal']:.3g} with causal attention halved",
-        f"            {per_token['nanochat'] / 1e9:.4g} and {per_token['causal'] / 1e9:.4g} GFLOP a token",
+        f"            {per_token['nanochat'] / 1e9:.4g} and {per_token['causal'] / 1e9:.4g}"
+        " GFLOP a token",
         f"VRAM        {vram['total'] / 2**30:.2f} GiB predicted ({parts})",
         f"RTX 4090    {card['pretrain_hours']:.2f} h of pretraining predicted"
         f" at {card['tokens_per_s']:,.0f} tokens/s, assuming:",

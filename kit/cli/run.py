@@ -16,19 +16,31 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 @click.command()
-@click.option("--recipe", "-r", "recipe_name", help="Name or TOML file; `n4090-kit recipes` lists names.")
+@click.option(
+    "--recipe", "-r", "recipe_name", help="Name or TOML file; `n4090-kit recipes` lists names."
+)
 @click.option("--resume", type=DIRECTORY, help="Go on with this run folder; downtime counts.")
-@click.option("--work", type=DIRECTORY, envvar="N4090_WORK", default=Path(), help="Work folder [.].")
+@click.option(
+    "--work", type=DIRECTORY, envvar="N4090_WORK", default=Path(), help="Work folder [.]."
+)
 @click.option("--data", type=DIRECTORY, help="Folder of parquet shards to train on.")
 @click.option("--sft", type=DIRECTORY, help="Folder of conversations (JSON lines).")
 @click.option("--chat-eval", type=DIRECTORY, help="Folder of questions for the chat model.")
 @click.option("--core", type=DIRECTORY, help="Folder of the CORE bundle.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Instead of the recipe's.")
-@click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="Instead of the recipe's seed policy.")
-@click.option("--key", type=FILE, envvar="N4090_KEY", help="OpenSSH key to sign with; made if absent.")
+@click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Instead of the recipe's."
+)
+@click.option(
+    "--seed", type=click.IntRange(0, 2**31 - 1), help="Instead of the recipe's seed policy."
+)
+@click.option(
+    "--key", type=FILE, envvar="N4090_KEY", help="OpenSSH key to sign with; made if absent."
+)
 @click.option("--no-probe", is_flag=True, help="Do not measure the machine (the result says so).")
 @click.option("--quiet", "-q", is_flag=True, help="Only errors and the final table.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result's summary as JSON at the end.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print the result's summary as JSON at the end."
+)
 def run(
     recipe_name: str | None,
     resume: Path | None,

@@ -2,12 +2,12 @@
 
 A stage's command gets the path of a JSON request as its last argument, and in the environment
 variable N4090_EVENTS_FD the number of an open pipe. It writes one JSON object a line there,
-`{"ev": NAME, "data": {…}}`, leaves its outputs under `paths.out`, and exits 0. It stops by itself at
-`clock.deadline_ns` and within seconds of SIGTERM (exit 3). Started again (`attempt` above 0) it goes
-on from what it left, or does the stage over, with the same result.
+`{"ev": NAME, "data": {…}}`, leaves its outputs under `paths.out`, and exits 0. It stops by itself
+at `clock.deadline_ns` and within seconds of SIGTERM (exit 3). Started again (`attempt` above 0) it
+goes on from what it left, or does the stage over, with the same result.
 
-What a trainer says is testimony: it is stored, never trusted. Lines that are no JSON, too long, of an
-unknown kind or past the limit of a stage are counted and dropped.
+What a trainer says is testimony: it is stored, never trusted. Lines that are no JSON, too long, of
+an unknown kind or past the limit of a stage are counted and dropped.
 """
 
 from __future__ import annotations
@@ -206,7 +206,9 @@ def _storable(value: Any, depth: int = 0) -> bool:
     if depth > 8:
         return False
     if isinstance(value, dict):
-        return all(_storable(key, depth + 1) and _storable(item, depth + 1) for key, item in value.items())
+        return all(
+            _storable(key, depth + 1) and _storable(item, depth + 1) for key, item in value.items()
+        )
     if isinstance(value, list):
         return all(_storable(item, depth + 1) for item in value)
     if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""Facts about a run's surroundings that could bend a result: network traffic, preloads, namespaces."""
+"""What around a run could bend its result: network traffic, preloaded libraries, namespaces."""
 
 from __future__ import annotations
 

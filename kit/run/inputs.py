@@ -44,7 +44,7 @@ def prepared_folder(work: Path, recipe: Recipe) -> Path:
     data = recipe.section("data")
     if data["kind"] == "stories":
         return work / "data" / f"stories-{data['stories_seed']}-{data['stories']}"
-    return work / "data" / data["repo"].replace("/", "--")
+    return work / "data" / str(data["repo"]).replace("/", "--")
 
 
 def locate(recipe: Recipe, work: Path, given: Mapping[str, Path | None]) -> Inputs:

@@ -2,8 +2,8 @@
 
 `t_ns` counts from the moment the log was opened, on CLOCK_BOOTTIME, so it neither pauses nor jumps.
 After a reboot that clock has begun anew; the log then goes on from the wall clock, says so in a
-`resume` event, and counts from there. An event's `clocks` are the other clocks' own counts since the
-origin of this boot.
+`resume` event, and counts from there. An event's `clocks` are the other clocks' own counts since
+the origin of this boot.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Origin:
 
 
 class EventLog:
-    """Appends events to RUN/events.jsonl. One process writes; nobody else has the file open to write."""
+    """Appends events to RUN/events.jsonl; the one process that does."""
 
     def __init__(self, run: Path, observe: Callable[[dict[str, Any]], None] | None = None) -> None:
         self._origin_path = run / "origin.json"

@@ -97,7 +97,9 @@ def load_plan(run: Path) -> RunPlan:
         recipe=parse_recipe(text, folder=Path(plan["recipe_dir"]), label="recipe.toml"),
         work=Path(plan["work"]),
         run=run,
-        inputs=Inputs(**{key: Path(path) if path else None for key, path in plan["inputs"].items()}),
+        inputs=Inputs(
+            **{key: Path(path) if path else None for key, path in plan["inputs"].items()}
+        ),
         seed=plan["seed"],
         seed_source=plan["seed_source"],
         device=plan["device"],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from importlib.util import find_spec
@@ -92,7 +91,10 @@ def device_problems(recipe: Recipe, device: str) -> list[Lack]:
     lacks = []
     if len(gpus) > 1:
         lacks.append(
-            Lack(f"{len(gpus)} GPUs can be seen", "show one: CUDA_VISIBLE_DEVICES=0 or --gpus device=0")
+            Lack(
+                f"{len(gpus)} GPUs can be seen",
+                "show one: CUDA_VISIBLE_DEVICES=0 or --gpus device=0",
+            )
         )
     others = sum(len(gpu.get("processes") or []) for gpu in gpus)
     if others:
@@ -119,7 +121,7 @@ def needed_bytes(recipe: Recipe) -> int:
 
 
 def estimate(recipe: Recipe) -> dict[str, Any] | None:
-    """Parameters, FLOPs, memory and hours as the recipe's trainer plans them; None if it says none."""
+    """Parameters, FLOPs, memory and hours as the recipe's trainer plans them, if it does."""
     name = recipe.section("trainer")["loader"]
     for entry in entry_points(group="n4090_kit.estimators"):
         if entry.name == name:

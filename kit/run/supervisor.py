@@ -10,8 +10,8 @@ The flow of one run, in order:
 6. measure the machine again, close the log
 7. build the result from the log, sign it
 
-However a run ends, steps 5 to 7 happen. After a kill none of them could: then `resume` goes on in the
-same log where it stopped, and the time in between counts.
+However a run ends, steps 5 to 7 happen. After a kill none of them could: then `resume` goes on in
+the same log where it stopped, and the time in between counts.
 """
 
 from __future__ import annotations
@@ -21,21 +21,17 @@ import errno
 import json
 import os
 import platform
-import secrets
-import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import kit
 from kit.errors import KitError, PrerequisiteError
-from kit.files import write_bytes, write_json
+from kit.files import write_json
 from kit.hardware import fingerprint
-from kit.recipe import Recipe, parse_recipe
 from kit.result import build_result
 from kit.run.contract import (
     CONTRACT,
@@ -46,16 +42,14 @@ from kit.run.contract import (
     deadline_ns,
     stage_command,
     stage_outputs,
-    trainer_command,
 )
 from kit.run.environment import describe_environment
-from kit.run.inputs import Inputs, describe, locate, prepared_folder
-from kit.run.log import LOG_KIND, EventLog
+from kit.run.inputs import describe
+from kit.run.log import LOG_KIND, EventLog, Source
 from kit.run.plan import RunPlan, compile_caches, save_plan, stage_environment
 from kit.run.process import StageOutcome, StopFlag, run_stage
 from kit.run.telemetry import TelemetrySampler
 from kit.schemas import load_schema
-from kit.timing import boottime_ns
 from kit.trust.chain import read_chain
 from kit.trust.digest import manifest_digest, sha256_bytes, tree_digest, tree_manifest
 from kit.trust.keys import Signer
@@ -127,7 +121,9 @@ def supervise(plan: RunPlan, signer: Signer, *, observe: Observe, stop: StopFlag
 @contextlib.contextmanager
 def stop_on_signals(stop: StopFlag) -> Iterator[None]:
     """Lets Ctrl-C and SIGTERM end the run cleanly while inside."""
-    previous = {number: signal.signal(number, stop.request) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {
+        number: signal.signal(number, stop.request) for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield
     finally:
@@ -160,7 +156,9 @@ def _open_log(log: EventLog, plan: RunPlan, signer: Signer) -> None:
     _measure(log, plan, "before")
 
 
-def _run_stages(log: EventLog, plan: RunPlan, progress: _Progress, stop: StopFlag) -> dict[str, Any]:
+def _run_stages(
+    log: EventLog, plan: RunPlan, progress: _Progress, stop: StopFlag
+) -> dict[str, Any]:
     """Step 3 and 4; returns the data of `run_stop`."""
     recipe = plan.recipe
     start_t_ns = progress.run_start
@@ -172,7 +170,12 @@ def _run_stages(log: EventLog, plan: RunPlan, progress: _Progress, stop: StopFla
         if stage in progress.complete:
             continue
         if stop:
-            return {"status": "stopped", "reason": "stopped", "message": "stopped on request", "stage": stage}
+            return {
+                "status": "stopped",
+                "reason": "stopped",
+                "message": "stopped on request",
+                "stage": stage,
+            }
         outcome = _run_one_stage(log, plan, progress, stop, stage, start_ns)
         if outcome.status != "complete":
             return {
@@ -193,7 +196,9 @@ def _run_one_stage(
     command = stage_command(stage, recipe, sys.executable)
     end_ns = deadline_ns(start_ns, recipe.budget_s)
     began = log.append(
-        "sup", "stage_start", {"stage": stage, "attempt": attempt, "command": _public(command, plan)}
+        "sup",
+        "stage_start",
+        {"stage": stage, "attempt": attempt, "command": _public(command, plan)},
     )
     stage_start_ns = log.boottime_at(progress.stage_started.get(stage, began["t_ns"]))
     hours = recipe.section("pretrain")["hours"] if stage == "pretrain" else 0
@@ -219,7 +224,7 @@ def _run_one_stage(
     )
     request_path = run / f"request-{stage}.json"
     write_json(request_path, request)
-    source = "eval" if stage == "core" else "trainer"
+    source: Source = "eval" if stage == "core" else "trainer"
 
     def store(report: StageReport) -> None:
         log.append(source, report.ev, report.data)
@@ -273,9 +278,13 @@ def _store_artifacts(log: EventLog, run: Path, stage: str, outcome: StageOutcome
     except FileNotFoundError:
         files = []
     except KitError as error:
-        return StageOutcome("failed", 0, "bad_output", f"outputs of {stage}: {error.message}", error.hint)
+        return StageOutcome(
+            "failed", 0, "bad_output", f"outputs of {stage}: {error.message}", error.hint
+        )
     if not files:
-        return StageOutcome("failed", 0, "bad_output", f"stage {stage} ended well but left no output")
+        return StageOutcome(
+            "failed", 0, "bad_output", f"stage {stage} ended well but left no output"
+        )
     listing = [{"path": file.path, "bytes": file.bytes, "sha256": file.digest} for file in files]
     log.append(
         "sup",
@@ -313,7 +322,8 @@ def _reserve_space(run: Path) -> None:
         path.unlink(missing_ok=True)
         if error.errno in _DISK_FULL:
             raise PrerequisiteError(
-                "the work folder's disk is full", hint="Free some space, or name another with --work."
+                "the work folder's disk is full",
+                hint="Free some space, or name another with --work.",
             ) from error
         raise
 
@@ -352,7 +362,9 @@ def code_digest() -> str:
     spec = find_spec("reference")
     if spec and spec.submodule_search_locations:
         roots["reference"] = Path(spec.submodule_search_locations[0])
-    parts = {name: tree_digest(root, ("*.py", "*.toml", "bundle.json")) for name, root in roots.items()}
+    parts = {
+        name: tree_digest(root, ("*.py", "*.toml", "bundle.json")) for name, root in roots.items()
+    }
     names = ("event", "recipe", "result")
     parts["schema"] = sha256_bytes(json.dumps([load_schema(name) for name in names]).encode())
     return sha256_bytes("".join(f"{name} {parts[name]}\n" for name in sorted(parts)).encode())

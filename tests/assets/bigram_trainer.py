@@ -52,12 +52,16 @@ def main(request_path):
             emit("model", parameters=table.size, flops_per_token=1)
             for step, shard in enumerate(sorted(Path(paths["data"]).glob("*.parquet"))):
                 count(table, pq.read_table(shard)["text"].to_pylist())
-                loss = float(-(table * np.log(table / table.sum(1, keepdims=True))).sum() / table.sum())
+                loss = float(
+                    -(table * np.log(table / table.sum(1, keepdims=True))).sum() / table.sum()
+                )
                 emit("step", step=step, tokens=int(table.sum()), loss=loss, dt_s=0.01)
         elif request["stage"] == "sft":
             table = load_file(Path(paths["base"]) / "model.safetensors")["counts"]
             for source in sorted(Path(paths["sft"]).glob("*.jsonl")):
-                count(table, (turn["content"] for line in source.open() for turn in json.loads(line)))
+                count(
+                    table, (turn["content"] for line in source.open() for turn in json.loads(line))
+                )
         else:
             tasks = [{"task": "none", "outcomes": [0, 1], "ended": [1, 1], "random_baseline": 50}]
             (out / "chat.json").write_text(json.dumps({"tasks": tasks}))

@@ -1,0 +1,98 @@
+"""Recipes: every problem at once, each with its path, line, what is allowed, and what was meant."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from kit.errors import SchemaError
+from kit.recipe import load_recipe, named_recipes, parse_recipe, resolved_toml
+
+MINIMAL = 'schema_version = 1\nname = "x"\ntrack = "open"\nbudget_s = 60\n'
+
+
+def parse(text: str):
+    return parse_recipe(text, folder=Path())
+
+
+def problems_of(text: str) -> str:
+    with pytest.raises(SchemaError) as caught:
+        parse(text)
+    return caught.value.message
+
+
+def test_every_shipped_recipe_is_valid_and_named_after_its_file() -> None:
+    names = named_recipes()
+    assert {"smoke", "nano", "reference"} <= set(names)
+    for name in names:
+        assert load_recipe(name).name == name
+
+
+def test_defaults_are_filled_in_and_survive_a_round_trip() -> None:
+    recipe = parse(MINIMAL + "[pretrain]\nnum_steps = 7\n")
+    assert recipe.section("pretrain")["warmdown_ratio"] == 0.65
+    assert recipe.stages == ("tokenizer", "pretrain", "core", "sft", "chat_eval")
+    assert tomllib.loads(resolved_toml(recipe)) == recipe.document
+
+
+def test_all_problems_are_reported_at_once_with_path_and_line() -> None:
+    message = problems_of(
+        'schema_version = 1\nname = "x"\ntrack = "opne"\nbudget_s = -1\n'
+        "[model]\nn_layers = 4\nn_embd = 'wide'\n[pretrain]\nhours = 1\n"
+    )
+    assert 'track (line 3): found "opne"' in message
+    assert "did you mean `open`?" in message
+    assert "budget_s (line 4): found -1; allowed: number from 1 to 604800" in message
+    assert "model.n_layers (line 6): no such field" in message
+    assert "did you mean `n_layer`?" in message
+    assert 'model.n_embd (line 7): found "wide"; allowed: integer' in message
+    assert message.startswith("recipe has 4 problems")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[model]\nn_head = 5\n[pretrain]\nhours = 1\n", "model.n_head (line 6)"),
+        ("[model]\nn_kv_head = 4\n[pretrain]\nhours = 1\n", "must divide n_head (6)"),
+        ("[pretrain]\nhours = 1\nnum_steps = 5\n", "exactly one of num_steps and hours"),
+        ("[pretrain]\nhours = 0\n", "exactly one of num_steps and hours"),
+        (
+            "[pretrain]\nhours = 1\ntotal_batch_size = 1000\n",
+            "multiple of device_batch_size * seq_len = 16384",
+        ),
+        ('[data]\nkind = "hub"\n[pretrain]\nhours = 1\n', "kind hub needs repo"),
+    ],
+)
+def test_values_that_do_not_go_together_are_named(text: str, expected: str) -> None:
+    assert expected in problems_of(MINIMAL + text)
+
+
+def test_stages_need_the_ones_before_them_and_their_order() -> None:
+    assert "`chat_eval` without `sft`" in problems_of(
+        MINIMAL + 'stages = ["tokenizer", "chat_eval"]\n'
+    )
+    assert "the order is" in problems_of(MINIMAL + 'stages = ["pretrain", "tokenizer"]\n')
+
+
+def test_the_ranked_track_admits_no_capped_score_and_no_other_budget() -> None:
+    text = load_recipe("reference").text
+    assert "the track's is 86400" in problems_of(text.replace("86400", "90000"))
+    assert "the track scores all items" in problems_of(text + "[core]\nmax_per_task = 10\n")
+
+
+def test_an_unknown_recipe_is_answered_with_the_nearest_name() -> None:
+    with pytest.raises(SchemaError) as caught:
+        load_recipe("refrence")
+    assert "Did you mean `reference`?" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("text", ["a = ", "[" * 5000, "x = 1\nx = 2"])
+def test_what_is_not_toml_is_refused_in_one_sentence(text: str) -> None:
+    assert "is not TOML" in problems_of(text)
+
+
+def test_a_recipe_too_large_for_a_result_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "big.toml"
+    path.write_text(MINIMAL + "#" * 70_000)
+    with pytest.raises(SchemaError, match="70"):
+        load_recipe(str(path))

@@ -1,0 +1,80 @@
+"""The event log: stamped, chained, and continued after a kill or a reboot."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kit.run import log as log_module
+from kit.run.log import LOG_KIND, EventLog
+from kit.schemas import problems
+from kit.timing import ClockSample
+from kit.trust.chain import read_chain
+
+
+def test_events_fit_their_schema_and_time_only_moves_forward(tmp_path: Path) -> None:
+    log = EventLog(tmp_path)
+    for number in range(20):
+        event = log.append("sup", "note", {"text": str(number)})
+        assert problems(event, "event") == []
+    log.close()
+    records = read_chain(tmp_path / "events.jsonl", LOG_KIND).records
+    times = [record["t_ns"] for record in records]
+    assert times == sorted(times)
+    assert [record["seq"] for record in records] == list(range(20))
+
+
+def test_all_clocks_count_from_the_same_origin(tmp_path: Path) -> None:
+    log = EventLog(tmp_path)
+    event = log.append("sup", "note", {"text": "x"})
+    log.close()
+    for value in (event["clocks"]["raw_ns"], event["clocks"]["syscall_ns"]):
+        assert abs(value - event["t_ns"]) < 50_000_000
+    assert abs(event["clocks"]["uptime_ms"] * 1_000_000 - event["t_ns"]) < 100_000_000
+
+
+def test_a_log_goes_on_after_a_kill_and_counts_the_time_between(tmp_path: Path) -> None:
+    log = EventLog(tmp_path)
+    last = log.append("sup", "note", {"text": "before"})
+    log.close()
+    # Half a line was on its way when the power went.
+    with (tmp_path / "events.jsonl").open("ab") as file:
+        file.write(b'{"seq": 1, "half')
+    again = EventLog(tmp_path)
+    gap = again.continue_after(last)
+    event = again.append("sup", "resume", gap)
+    again.close()
+    chain = read_chain(tmp_path / "events.jsonl", LOG_KIND)
+    assert chain.problems == []
+    assert event["t_ns"] > last["t_ns"]
+    assert gap["rebooted"] is False
+    assert (tmp_path / "events.jsonl.torn").read_bytes().startswith(b'{"seq": 1, "half')
+
+
+def test_after_a_reboot_the_wall_clock_spans_the_gap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = EventLog(tmp_path)
+    last = log.append("sup", "note", {"text": "before"})
+    log.close()
+    real = ClockSample.now()
+    # Another boot: its clocks began anew, and the wall clock says that 100 s went by.
+    after = ClockSample(5_000, 5_000, 5_000, 1, last["wall_ms"] + 100_000)
+    monkeypatch.setattr(log_module, "boot_id", lambda: "another boot")
+    monkeypatch.setattr(ClockSample, "now", classmethod(lambda cls: after))
+    again = EventLog(tmp_path)
+    gap = again.continue_after(last)
+    event = again.append("sup", "resume", gap)
+    again.close()
+    assert gap["rebooted"] is True
+    assert gap["downtime_s"] == pytest.approx(100.0)
+    assert event["t_ns"] == last["t_ns"] + 100_000_000_000
+    assert event["clocks"]["raw_ns"] == 0
+    assert real.boottime_ns > 0
+
+
+def test_a_damaged_origin_is_refused(tmp_path: Path) -> None:
+    EventLog(tmp_path).close()
+    (tmp_path / "origin.json").write_text(json.dumps({"boot": "x"}))
+    with pytest.raises(Exception, match=r"origin\.json"):
+        EventLog(tmp_path)
