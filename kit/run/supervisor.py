@@ -21,6 +21,7 @@ import errno
 import json
 import os
 import platform
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -115,6 +116,8 @@ def supervise(plan: RunPlan, signer: Signer, *, observe: Observe, stop: StopFlag
     signed = sign_document(result, signer)
     write_json(run / "result.json", signed)
     (run / _RESERVE).unlink(missing_ok=True)
+    if status["status"] == "complete":
+        shutil.rmtree(_cache(plan), ignore_errors=True)
     return run / "result.json"
 
 
@@ -209,7 +212,7 @@ def _run_one_stage(
         recipe=recipe,
         run_id=run.name,
         run=run,
-        cache=plan.work / "cache",
+        cache=_cache(plan),
         inputs=plan.inputs.as_dict(),
         seed=plan.seed,
         attempt=attempt,
@@ -309,6 +312,14 @@ def _disk_full(run: Path) -> StageOutcome:
         "the work folder's disk is full",
         "Free some space, then `n4090-kit run --resume`; the last checkpoint is kept.",
     )
+
+
+def _cache(plan: RunPlan) -> Path:
+    """Where stages keep what they can make again, tokens above all.
+
+    A folder of the run's own: what an earlier run has worked out must not save time on this clock.
+    """
+    return plan.work / "cache" / plan.run.name
 
 
 def _reserve_space(run: Path) -> None:
