@@ -106,14 +106,24 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
+    """One layer, the mix of its input with the first layer's included: what gets compiled."""
+
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.attn = Attention(config, layer)
         self.mlp = MLP(config)
 
     def forward(
-        self, x: Tensor, value: Tensor | None, rope: tuple[Tensor, Tensor], cache: KVCache | None
+        self,
+        x: Tensor,
+        x0: Tensor,
+        resid_scale: Tensor,
+        x0_scale: Tensor,
+        value: Tensor | None,
+        rope: tuple[Tensor, Tensor],
+        cache: KVCache | None = None,
     ) -> Tensor:
+        x = resid_scale * x + x0_scale * x0
         x = x + self.attn(norm(x), value, rope, cache)
         return x + self.mlp(norm(x))
 
@@ -146,7 +156,6 @@ class GPT(nn.Module):
         # Angle tables, rebuilt at need: never part of a checkpoint.
         self.register_buffer("rope_cos", torch.empty(0, config.head_dim // 2), persistent=False)
         self.register_buffer("rope_sin", torch.empty(0, config.head_dim // 2), persistent=False)
-        self._run_blocks = self._blocks_forward  # `maybe_compile` puts a compiled one here
 
     # Weights
 
@@ -254,7 +263,7 @@ class GPT(nn.Module):
                 layer: F.embedding(tokens, table.weight)
                 for layer, table in self.value_embeds.items()
             }
-            return self._run_blocks(x, values, rope)
+            return self._blocks_forward(x, values, rope)
         if cache.batch != B:
             raise ValueError(f"{B} rows of tokens for a cache of {cache.batch} rows")
         cache.begin(T)
@@ -279,8 +288,9 @@ class GPT(nn.Module):
         resid_scale, x0_scale = self.resid_scale.to(x.dtype), self.x0_scale.to(x.dtype)
         x0, middle = x, None
         for layer, block in enumerate(self.blocks):
-            x = resid_scale[layer] * x + x0_scale[layer] * x0
-            x = block(x, values.get(str(layer)), rope, cache)
+            x = block(
+                x, x0, resid_scale[layer], x0_scale[layer], values.get(str(layer)), rope, cache
+            )
             if layer == self.config.n_layer // 2:
                 middle = x
         if self.config.backout:

@@ -1,4 +1,4 @@
-"""The same model written plainly: the yardstick of `bench` and an independent check of the formulas.
+"""The same model written plainly: `bench`'s yardstick and an independent check of the formulas.
 
 Ordinary eager PyTorch as a textbook would have it: one function a formula, attention through an
 explicit T x T mask, all logits at once, `torch.nn.functional.cross_entropy`, `torch.optim.AdamW`.
