@@ -50,9 +50,10 @@ def _no_constant(name: str) -> float:
 
 
 # Raises for every number that only the slow reader can judge.
-_scan = json.JSONDecoder(
+_DECODER: Any = json.JSONDecoder(
     parse_int=_plain_int, parse_float=_plain_float, parse_constant=_no_constant
-).scan_once
+)
+_scan: Callable[[str, int], tuple[Any, int]] = _DECODER.scan_once
 
 Visit = Callable[[dict[str, Any]], None]
 
@@ -134,7 +135,7 @@ def _parse_line(content: bytes) -> Any:
     A line without blanks has as many `":` as it has keys, or more (inside strings); when the parsed
     value has as many keys, none was given twice.
     """
-    if not any(blank in content for blank in (b" ", b"\\", b"\t", b"\r")):
+    if not (b" " in content or b"\\" in content or b"\t" in content or b"\r" in content):
         try:
             text = content.decode("utf-8")
             value, end = _scan(text, 0)

@@ -1,0 +1,84 @@
+"""`n4090-kit keys`: the keys that sign results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+FILE = click.Path(dir_okay=False, path_type=Path)
+WORK = click.option(
+    "--work",
+    type=click.Path(file_okay=False, path_type=Path),
+    envvar="N4090_WORK",
+    default=Path(),
+    help="Work folder [.].",
+)
+
+
+@click.group()
+def keys() -> None:
+    """Make, show and revoke signing keys."""
+
+
+@keys.command("make")
+@WORK
+@click.option("--out", type=FILE, help="Where to; default WORK/keys.")
+@click.option("--comment", default="n4090-kit", help="Comment in the public key.")
+def make(work: Path, out: Path | None, comment: str) -> None:
+    """Make an Ed25519 key that signs without a passphrase."""
+    from kit.errors import PrerequisiteError
+    from kit.trust.keys import MADE_NAME, load_signer, make_key
+
+    path = out or work / "keys" / MADE_NAME
+    if not make_key(path, comment):
+        raise PrerequisiteError(
+            f"`{path.name}` is there already", hint="keys are never overwritten; choose --out"
+        )
+    signer = load_signer(path)
+    click.echo(f"made {path} (mode 0600) and {path.name}.pub", err=True)
+    click.echo(signer.public_key)
+    click.echo(
+        "It belongs to nobody yet: add it to your account as a signing key, or give `run --key` "
+        "a key that is already there.",
+        err=True,
+    )
+
+
+@keys.command("show")
+@WORK
+@click.option("--key", type=FILE, help="A key file, private or .pub; default: that of WORK/keys.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def show(work: Path, key: Path | None, as_json: bool) -> None:
+    """Show the key that would sign, its fingerprint, and whether it is revoked."""
+    from kit.trust.keys import MADE_NAME, REVOKED_NAME, load_signer, revoked_keys
+
+    signer = load_signer(key or work / "keys" / MADE_NAME)
+    revoked = signer.public_key in revoked_keys(work / "keys" / REVOKED_NAME)
+    if as_json:
+        facts = {
+            "public_key": signer.public_key,
+            "fingerprint": signer.fingerprint,
+            "origin": signer.origin if key else "made",
+            "revoked": revoked,
+        }
+        click.echo(json.dumps(facts, indent=2))
+        return
+    click.echo(f"{signer.fingerprint}{' (REVOKED)' if revoked else ''}")
+    click.echo(signer.public_key)
+
+
+@keys.command("revoke")
+@WORK
+@click.option("--key", type=FILE, help="A key file, private or .pub; default: that of WORK/keys.")
+@click.option("--reason", default="", help="Why, for readers of the list.")
+@click.confirmation_option(prompt="Results signed with this key will be refused. Revoke it?")
+def revoke(work: Path, key: Path | None, reason: str) -> None:
+    """Add a key to WORK/keys/revoked_keys, a list that `ssh-keygen -Y verify -r` reads."""
+    from kit.trust.keys import MADE_NAME, load_signer
+    from kit.trust.keys import revoke as add
+
+    signer = load_signer(key or work / "keys" / MADE_NAME)
+    path = add(work / "keys", signer.public_key, reason)
+    click.echo(f"{signer.fingerprint} is in {path}; publish the list with your results", err=True)

@@ -1,0 +1,201 @@
+"""`n4090-kit verify`, `explain` and `canon`: what can be believed of a result, and why."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from kit.verify import Report
+
+FILE = click.Path(path_type=Path)
+_STYLE = {"pass": "green", "fail": "bold red", "warn": "yellow", "skip": "dim"}
+_VERDICT = {
+    "consistent": (
+        "green",
+        "Nothing here contradicts this result. That is no proof of the time it claims: only "
+        "somebody else's reproduction is.",
+    ),
+    "refused": ("bold red", "This result is refused."),
+    "unreadable": ("bold red", "This is no result that can be read."),
+    "inconclusive": (
+        "yellow",
+        "Nothing here contradicts this result, but evidence is missing that could.",
+    ),
+}
+
+
+@click.command()
+@click.argument("result", type=FILE, required=False)
+@click.option("--strict", is_flag=True, help="Warnings refuse, too.")
+@click.option("--json", "as_json", is_flag=True, help="The report as JSON.")
+@click.option("--html", type=FILE, help="Also write the report as one HTML page.")
+@click.option("--all", "show_all", is_flag=True, help="Show the checks that do not apply, too.")
+@click.option(
+    "--offline", is_flag=True, help="Ask nobody (checks that need a network are skipped)."
+)
+@click.option("--allowed-signers", type=FILE, help="OpenSSH file that says whose key is whose.")
+@click.option("--revoked", type=FILE, help="List of revoked keys, as `keys revoke` writes it.")
+@click.option("--group", type=FILE, multiple=True, help="Other results of the same group.")
+@click.option("--re-evaluate", is_flag=True, help="Score the checkpoint again (needs torch).")
+@click.option("--core", type=FILE, help="CORE bundle for --re-evaluate.")
+@click.option("--explain", metavar="ID", help="Say what a check protects against, and stop.")
+def verify(
+    result: Path | None,
+    strict: bool,
+    as_json: bool,
+    html: Path | None,
+    show_all: bool,
+    offline: bool,
+    allowed_signers: Path | None,
+    revoked: Path | None,
+    group: tuple[Path, ...],
+    re_evaluate: bool,
+    core: Path | None,
+    explain: str | None,
+) -> None:
+    """Check a result: signature, log, clocks, scores, machine, files.
+
+    RESULT is a result.json or the run folder that holds it. Only reads, runs nothing it is given,
+    and needs no network, GPU or torch.
+    """
+    if explain is not None:
+        show_check(explain)
+        return
+    if result is None:
+        raise click.UsageError("name a result.json or a run folder")
+    from kit.verify import Options, verify_result
+
+    options = Options(
+        strict=strict,
+        allowed_signers=allowed_signers,
+        revoked=revoked,
+        re_evaluate=re_evaluate,
+        core=core,
+        group=group,
+    )
+    report = verify_result(result, options)
+    if html is not None:
+        from kit.verify.html import page
+
+        html.write_text(page(report), encoding="utf-8")
+        click.echo(f"wrote {html}", err=True)
+    if as_json:
+        click.echo(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
+    else:
+        show(report, show_all)
+    sys.exit(report.exit_code)
+
+
+@click.command()
+@click.argument("check", required=False)
+def explain(check: str | None) -> None:
+    """Say what a check protects against; without an ID, list all."""
+    show_check(check)
+
+
+@click.command()
+@click.argument("result", type=FILE)
+def canon(result: Path) -> None:
+    """Print the signed bytes of a result, for `ssh-keygen -Y verify`."""
+    from kit.errors import SchemaError
+    from kit.trust.canonical import parse_strict
+    from kit.trust.sign import signed_bytes
+
+    path = result / "result.json" if result.is_dir() else result
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise SchemaError(f"`{path.name}` cannot be read: {error.strerror}") from error
+    document = parse_strict(data, name=f"`{path.name}`")
+    if not isinstance(document, dict):
+        raise SchemaError(f"`{path.name}` holds no JSON object")
+    sys.stdout.buffer.write(signed_bytes(document))
+
+
+def show_check(name: str | None) -> None:
+    """One check in words, or the list of all."""
+    from rich.console import Console
+
+    from kit.verify import CHECKS, check_by_id
+
+    console = Console(highlight=False)
+    if name is None:
+        table = _table("check", "", "stops")
+        for check in CHECKS:
+            table.add_row(check.id, check.title, check.protects)
+        console.print(table)
+        return
+    found = check_by_id(name)
+    if found is None:
+        ids = ", ".join(check.id for check in CHECKS)
+        raise click.UsageError(f"there is no check `{name}`; there are {ids}")
+    console.print(f"[bold]{found.id} {found.title}[/bold]")
+    console.print(f"Stops:    {found.protects}", markup=False)
+    console.print(f"Looks at: {found.looks_at}", markup=False)
+    how = (found.body.__doc__ or "").strip().splitlines()
+    if how:
+        console.print(f"Holds if: {how[0]}", markup=False)
+
+
+def show(report: Report, show_all: bool) -> None:
+    """The report for people."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from kit.verify import check_by_id
+
+    console = Console(highlight=False)
+    if report.facts:
+        facts = report.facts
+        core = "" if facts["core"] is None else f", {facts['core_kind']} {facts['core']:.4f}"
+        bpb = "" if facts["val_bpb"] is None else f", val_bpb {facts['val_bpb']:.4f}"
+        console.print(
+            f"{facts['run']}: {facts['status']}, {facts['total_s']:,.1f} s{core}{bpb}, "
+            f"track {facts['track']}, id {report.result_id}",
+            markup=False,
+        )
+    table = _table("check", "", "", "")
+    hidden = 0
+    for name in report.checks():
+        status = report.status(name)
+        findings = report.of(name)
+        if status == "skip" and not show_all and not any(f.missing for f in findings):
+            hidden += 1
+            continue
+        check = check_by_id(name)
+        for index, finding in enumerate(findings):
+            first = index == 0
+            text = Text(finding.message)
+            if finding.place:
+                text.append(f"\nat {finding.place}", style="dim")
+            if finding.expected is not None or finding.found is not None:
+                text.append(f"\nexpected {finding.expected}\nfound    {finding.found}", style="dim")
+            table.add_row(
+                name if first else "",
+                (check.title if check else "") if first else "",
+                Text(
+                    "missing" if finding.missing else finding.status, style=_STYLE[finding.status]
+                ),
+                text,
+            )
+    console.print(table)
+    if hidden:
+        console.print(f"{hidden} checks do not apply to this run (--all shows them)", style="dim")
+    style, sentence = _VERDICT[report.verdict]
+    console.print(Text(f"{report.verdict.upper()}. {sentence}", style=style))
+
+
+def _table(*headings: str) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    return table

@@ -1,0 +1,362 @@
+"""What a verifier has before it: the result, and whatever of the run folder lies beside it.
+
+Everything is read once, strictly, without following links or paths that lead out of the folder, and
+nothing is executed. Evidence that is absent or that another check has refused raises; the runner
+turns that into a skip with its reason.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from kit.errors import SchemaError
+from kit.recipe import STAGES, Recipe, parse_recipe
+from kit.result import Story, chat_section, core_section
+from kit.run.contract import REPORTS
+from kit.run.log import LOG_KIND
+from kit.run.telemetry import TELEMETRY_KIND, Summary
+from kit.trust.canonical import parse_strict
+from kit.trust.chain import Chain, ChainProblem, read_chain, scan_chain
+from kit.trust.digest import sha256_bytes, sha256_file
+
+MAX_RESULT_BYTES = 4 * 2**20
+MAX_EVALUATION_BYTES = 64 * 2**20
+MAX_EVENTS_BYTES = 256 * 2**20
+MAX_TELEMETRY_BYTES = 256 * 2**20
+MAX_EVENTS = 1_200_000
+
+Document = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the caller gives a verifier besides the result."""
+
+    strict: bool = False
+    allowed_signers: Path | None = None
+    revoked: Path | None = None
+    re_evaluate: bool = False
+    core: Path | None = None
+    data: Path | None = None
+    device: str = "cpu"
+    group: tuple[Path, ...] = ()
+
+
+class Absent(Exception):
+    """Evidence that could lie beside the result does not."""
+
+
+class Refused(Exception):
+    """Evidence that another check has refused; nothing more can be concluded from it."""
+
+
+class Irrelevant(Exception):
+    """The check does not apply to this run."""
+
+
+@dataclass
+class Telemetry:
+    """A telemetry chain, summed up, and where its samples lie in time."""
+
+    chain: Chain
+    summary: Summary
+    times: list[tuple[int, int]] = field(default_factory=list)  # (t_ms, wall_ms)
+    uuid_hashes: set[str] = field(default_factory=set)
+    backwards: int = 0
+    malformed: int = 0
+
+
+@dataclass
+class Evidence:
+    """A result and its run folder. `document` is strictly parsed and fits the schema."""
+
+    document: Document
+    folder: Path
+    options: Options
+
+    # --- the recipe ---------------------------------------------------------------------------
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The recipe in the result's own text."""
+        try:
+            return parse_recipe(self.document["recipe"]["text"], folder=self.folder, label="recipe")
+        except SchemaError as error:
+            raise Refused(f"the recipe cannot be read ({error.message.splitlines()[0]})") from None
+
+    @property
+    def track(self) -> str:
+        return str(self.document["recipe"]["track"])
+
+    @property
+    def uses_gpu(self) -> bool:
+        """Whether a GPU did the work, as far as log and fingerprint say."""
+        if any(e["data"].get("device", "").startswith("cuda") for e in self._model_events()):
+            return True
+        header = self.header
+        if header.get("device") == "cpu":
+            return False
+        gpus = (self.document["hardware"]["before"] or {}).get("gpus")
+        says_cpu = any(e["data"].get("device") == "cpu" for e in self._model_events())
+        return bool(gpus) and not says_cpu
+
+    def _model_events(self) -> list[Document]:
+        return [e for e in self.story.of("pretrain", "model") if isinstance(e["data"], dict)]
+
+    @cached_property
+    def reference_trainer(self) -> bool:
+        return bool(self.recipe.section("trainer")["loader"] == "reference")
+
+    # --- the event log ------------------------------------------------------------------------
+
+    @cached_property
+    def chain(self) -> Chain:
+        """events.jsonl as it lies there, intact or not."""
+        path = self.file("events.jsonl")
+        try:
+            return read_chain(path, LOG_KIND, max_bytes=MAX_EVENTS_BYTES)
+        except SchemaError as error:
+            chain = Chain(head="")
+            chain.problems.append(ChainProblem(0, error.message))
+            return chain
+
+    @cached_property
+    def log_problems(self) -> list[tuple[str, str, Any, Any]]:
+        """(message, place, expected, found) of everything that makes the log not the signed one."""
+        chain, signed = self.chain, self.document["log"]
+        found: list[tuple[str, str, Any, Any]] = [
+            (problem.message, f"events.jsonl, line {problem.line}", None, None)
+            for problem in chain.problems
+        ]
+        if chain.torn:
+            found.append(("the log ends in a torn line", "events.jsonl", 0, f"{chain.torn} bytes"))
+        for name, value in (("count", chain.count), ("bytes", chain.bytes), ("head", chain.head)):
+            if signed[name] != value:
+                found.append(
+                    ("the log is not the one that was signed", f"log.{name}", signed[name], value)
+                )
+        if not chain.problems:
+            found += [
+                (message, f"events.jsonl, line {line}", None, None)
+                for line, message in shape_problems(chain.records)
+            ]
+        return found
+
+    @cached_property
+    def story(self) -> Story:
+        """The log taken apart; only when V04 has nothing against it."""
+        if self.log_problems:
+            raise Refused("the log cannot be relied on (V04)")
+        return Story.from_chain(self.chain)
+
+    @property
+    def header(self) -> Document:
+        data: Document = self.story.header["data"]
+        return data
+
+    @property
+    def complete(self) -> bool:
+        stop = self.story.run_stop
+        return stop is not None and stop["data"]["status"] == "complete"
+
+    # --- telemetry ----------------------------------------------------------------------------
+
+    @cached_property
+    def telemetry(self) -> Telemetry:
+        """telemetry.jsonl, read through once."""
+        path = self.file("telemetry.jsonl")
+        summary = Summary()
+        found = Telemetry(Chain(head=""), summary)
+        last = -1
+
+        def visit(record: Document) -> None:
+            nonlocal last
+            try:
+                at_ms = record["t_ms"]
+                found.times.append((at_ms, record["wall_ms"]))
+                if at_ms < last:
+                    found.backwards += 1
+                last = at_ms
+                summary.add(record)
+                if record.get("gpu_uuid_hash"):
+                    found.uuid_hashes.add(record["gpu_uuid_hash"])
+            except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+                found.malformed += 1
+
+        try:
+            found.chain = scan_chain(path, TELEMETRY_KIND, visit, max_bytes=MAX_TELEMETRY_BYTES)
+        except SchemaError as error:
+            found.chain.problems.append(ChainProblem(0, error.message))
+        return found
+
+    # --- files --------------------------------------------------------------------------------
+
+    def file(self, name: str) -> Path:
+        """A plain file of the run folder.
+
+        Raises:
+            Absent: It is not there.
+            Refused: It is a link or no file.
+        """
+        path = self.folder / name
+        if path.is_symlink():
+            raise Refused(f"{name} is a symbolic link")
+        if not path.exists():
+            raise Absent(f"{name} is not beside the result")
+        if not path.is_file():
+            raise Refused(f"{name} is no regular file")
+        return path
+
+    def evaluation(self, stage: str) -> Document | None:
+        """The section of an evaluation, recomputed from its file; None when there was none.
+
+        Raises:
+            Absent: The file is not beside the result.
+            Refused: The file is not the one that the log names.
+        """
+        artifact = self.story.artifacts.get(stage)
+        if artifact is None:
+            return None
+        entry = artifact["files"][0]
+        relative = f"{artifact['folder']}/{entry['path']}"
+        if not safe_path(relative) or not self.inside(relative):
+            raise Refused(f"{relative!r} leads out of the run folder (V21)")
+        path = self.file(relative)
+        if path.stat().st_size > MAX_EVALUATION_BYTES:
+            raise Refused(f"{relative} is too large (V21)")
+        data = path.read_bytes()
+        if sha256_bytes(data) != entry["sha256"]:
+            raise Refused(f"{relative} is not the file that the log names (V21)")
+        parsed = parse_strict(data, max_bytes=MAX_EVALUATION_BYTES, name=relative)
+        document = {**parsed, "digest": entry["sha256"]}
+        return core_section(document) if stage == "core" else chat_section(document)
+
+    def inside(self, relative: str) -> bool:
+        """Whether no folder on the way to `relative` is a link."""
+        path = self.folder
+        for part in PurePosixPath(relative).parts:
+            path = path / part
+            if path.is_symlink():
+                return False
+        return True
+
+    def digest(self, relative: str) -> str:
+        return sha256_file(self.folder / relative)
+
+    def listing(self, folder: str) -> Iterator[os.DirEntry[str]]:
+        """Everything under a folder of the run, links not followed."""
+        pending = [self.folder / folder]
+        while pending:
+            with os.scandir(pending.pop()) as entries:
+                for entry in entries:
+                    yield entry
+                    if entry.is_dir(follow_symlinks=False):
+                        pending.append(Path(entry.path))
+
+
+def safe_path(path: str) -> bool:
+    """Whether a manifest may name `path`: relative, plain, in one form, inside its folder."""
+    if not path or len(path) > 400 or not path.isascii() or not path.isprintable():
+        return False
+    parts = PurePosixPath(path).parts
+    return (
+        "\\" not in path
+        and ":" not in path
+        and not path.startswith("/")
+        and all(part not in ("..", ".") for part in path.split("/"))
+        and "/".join(parts) == path
+    )
+
+
+_DATA_FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
+    "header": {
+        "run": (str,),
+        "kit": (dict,),
+        "image": (dict,),
+        "recipe": (dict,),
+        "seed": (dict,),
+        "signer": (dict,),
+        "software": (dict,),
+        "environment": (dict,),
+        "boot": (str,),
+    },
+    "inputs": {},
+    "fingerprint": {"when": (str,), "fingerprint": (dict,)},
+    "run_start": {"compile_caches": (str,)},
+    "stage_start": {"stage": (str,), "attempt": (int,)},
+    "stage_stop": {"stage": (str,), "attempt": (int,), "status": (str,)},
+    "artifacts": {"stage": (str,), "folder": (str,), "digest": (str,), "files": (list,)},
+    "resume": {"rebooted": (bool,), "downtime_s": (int, float), "boot": (str,)},
+    "run_stop": {"status": (str,)},
+    "telemetry": {"count": (int,)},
+    "end": {"environment": (dict,)},
+    **REPORTS,
+}
+_CLOCKS = ("raw_ns", "syscall_ns", "uptime_ms")
+
+
+def shape_problems(records: list[Document]) -> Iterator[tuple[int, str]]:
+    """(line, problem) for events that are not of the form the event schema gives, at most ten."""
+    found = 0
+    if not records:
+        yield 1, "the log is empty"
+        return
+    if records[0].get("ev") != "header":
+        yield 1, "the log does not begin with a header"
+        return
+    for line, event in enumerate(records, start=1):
+        problem = _shape_problem(event)
+        if not problem and event["ev"] == "header" and line > 1:
+            problem = "a second header"
+        if problem:
+            yield line, problem
+            found += 1
+            if found == 10:
+                return
+
+
+def _shape_problem(event: Document) -> str:
+    if len(event) != 8:
+        return "fields missing or too many"
+    try:
+        t_ns, wall, clocks, data = event["t_ns"], event["wall_ms"], event["clocks"], event["data"]
+        ev, src = event["ev"], event["src"]
+        if type(t_ns) is not int or type(wall) is not int or t_ns < 0:
+            return "time is no integer"
+        if type(clocks) is not dict or len(clocks) != 3 or type(clocks["raw_ns"]) is not int:
+            return "clocks are not the three that belong there"
+        for name in _CLOCKS:
+            if type(clocks[name]) is not int and clocks[name] is not None:
+                return f"clock {name} is no integer"
+        fields = _DATA_FIELDS.get(ev)
+    except (KeyError, TypeError) as error:
+        return f"malformed event ({error})"
+    if fields is None or type(data) is not dict:
+        return f"unknown kind of event {str(ev)[:40]!r}"
+    if (src == "sup") == (ev in REPORTS) or src not in ("sup", "trainer", "eval"):
+        return f"{str(src)[:20]!r} cannot say {ev!r}"
+    for name, kinds in fields.items():
+        value = data.get(name)
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            return f"{ev}: `{name}` is missing or of the wrong kind"
+    if "stage" in fields and data["stage"] not in STAGES:
+        return f"{ev}: unknown stage"
+    if ev == "artifacts" and not _is_manifest(data["files"]):
+        return "artifacts: `files` is no manifest"
+    return ""
+
+
+def _is_manifest(files: list[Any]) -> bool:
+    return bool(files) and all(
+        isinstance(file, dict)
+        and set(file) == {"path", "bytes", "sha256"}
+        and isinstance(file["path"], str)
+        and isinstance(file["bytes"], int)
+        and isinstance(file["sha256"], str)
+        for file in files
+    )

@@ -1,0 +1,134 @@
+"""V02 and V03: who signed, and whose key that is."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from kit.errors import SignatureError
+from kit.trust import sshsig
+from kit.trust.keys import revoked_keys
+from kit.trust.sign import signed_bytes
+from kit.verify.evidence import Evidence
+from kit.verify.finding import Check, Finding, fail, ok, skip, warn
+
+
+def name_of(document: dict[str, Any]) -> str:
+    """The result's id: 16 hex digits of the digest of the signed bytes."""
+    return hashlib.sha256(signed_bytes(document)).hexdigest()[:16]
+
+
+def signature(evidence: Evidence) -> Iterator[Finding]:
+    """Every signature is over these bytes, for this purpose, by the key it names."""
+    document = evidence.document
+    signatures = document["signatures"]
+    if not signatures:
+        yield fail("the result is not signed", "signatures")
+        return
+    message = signed_bytes(document)
+    keys: list[str] = []
+    for index, entry in enumerate(signatures):
+        place = f"signatures[{index}]"
+        if entry["namespace"] != sshsig.RESULT_NAMESPACE:
+            yield fail(
+                "the signature is for another purpose",
+                place,
+                expected=sshsig.RESULT_NAMESPACE,
+                found=entry["namespace"],
+            )
+            continue
+        try:
+            key = sshsig.verify(message, entry["signature"], sshsig.RESULT_NAMESPACE)
+        except SignatureError as error:
+            yield fail(
+                error.message,
+                place,
+                expected=error.facts.get("expected"),
+                found=error.facts.get("found"),
+            )
+            continue
+        if key.line != entry["public_key"]:
+            yield fail(
+                "signed by another key than the entry names",
+                place,
+                expected=entry["public_key"],
+                found=key.line,
+            )
+            continue
+        keys.append(key.line)
+    submitter = document["submitter"]["public_key"]
+    if len(keys) == len(signatures):
+        if submitter not in keys:
+            yield fail(
+                "the submitter's key did not sign",
+                "submitter.public_key",
+                expected=submitter,
+                found=", ".join(keys),
+            )
+        else:
+            fingerprints = ", ".join(sshsig.PublicKey.parse(key).fingerprint for key in keys)
+            yield ok(f"{len(keys)} valid: {fingerprints}")
+
+
+def owner(evidence: Evidence) -> Iterator[Finding]:
+    """The key is not revoked, the run was made with it, and it belongs to whom it says."""
+    document, options = evidence.document, evidence.options
+    submitter = document["submitter"]
+    keys = [entry["public_key"] for entry in document["signatures"]] or [submitter["public_key"]]
+    if options.revoked is not None:
+        revoked = revoked_keys(options.revoked)
+        for key in keys:
+            if key in revoked:
+                yield fail("the key was revoked by its owner", "signatures", found=key)
+                return
+    identities = submitter["identities"]
+    if options.allowed_signers is not None:
+        names = _principals(options.allowed_signers, keys)
+        if not names:
+            yield fail("no allowed signer holds this key", "signatures", found=", ".join(keys))
+        else:
+            yield ok(f"signed by {', '.join(sorted(names))}")
+        return
+    if identities:
+        named = ", ".join(f"{where}:{who}" for where, who in sorted(identities.items()))
+        yield warn(
+            f"claims to be {named[:200]}, which was not checked: give --allowed-signers",
+            "submitter.identities",
+        )
+    elif submitter["key_created_for_this_work_folder"]:
+        yield ok("names nobody: the kit made this key for the run; it only says `the same hands`")
+    else:
+        yield skip("no account is named; the key speaks for itself")
+
+
+def _principals(path: Path, keys: list[str]) -> set[str]:
+    """Who, in an OpenSSH allowed-signers file, holds one of `keys`."""
+    found: set[str] = set()
+    for line in path.read_text(errors="replace").splitlines():
+        fields = line.split()
+        if len(fields) < 3 or line.startswith("#"):
+            continue
+        for index in range(1, len(fields) - 1):
+            if f"{fields[index]} {fields[index + 1]}" in keys:
+                found.update(fields[0].split(","))
+    return found
+
+
+CHECKS = (
+    Check(
+        "V02",
+        "Signature",
+        "Edits after signing, and signatures borrowed from another purpose or made with SHA-1.",
+        "signatures[] over the canonical form of everything else",
+        signature,
+    ),
+    Check(
+        "V03",
+        "Signer",
+        "Impersonation, and keys that their owner has given up.",
+        "submitter, --allowed-signers, --revoked",
+        owner,
+    ),
+)

@@ -1,0 +1,209 @@
+"""V09 and V10: what ran, and on what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import kit
+from kit.core_eval.bundle import core_facts
+from kit.errors import SchemaError
+from kit.recipe import parse_recipe
+from kit.result import data_section
+from kit.trust.digest import FileDigest, manifest_digest, sha256_bytes
+from kit.verify.evidence import Evidence, Refused
+from kit.verify.finding import Check, Finding, fail, ok, warn
+from kit.verify.numbers import differences
+
+
+def software(evidence: Evidence) -> Iterator[Finding]:
+    """Kit, image and recipe are the ones the log began with."""
+    document, header = evidence.document, evidence.header
+    problems = 0
+    for section in ("kit", "image", "software"):
+        for place, expected, found in differences(header[section], document[section], section):
+            problems += 1
+            yield fail("differs from the log's header", place, expected=expected, found=found)
+    recipe = document["recipe"]
+    digest = sha256_bytes(recipe["text"].encode())
+    stated = {"recipe.digest": recipe["digest"], "the log's header": header["recipe"]["digest"]}
+    for place, value in stated.items():
+        if value != digest:
+            problems += 1
+            yield fail(
+                "is not the digest of the recipe's text", place, expected=digest, found=value
+            )
+    try:
+        parsed = parse_recipe(recipe["text"], folder=evidence.folder, label="recipe")
+    except SchemaError as error:
+        yield fail(error.message.splitlines()[0], "recipe.text")
+        return
+    for name in ("name", "track", "division"):
+        if recipe[name] != getattr(parsed, name):
+            problems += 1
+            yield fail(
+                "is not what the recipe's text says",
+                f"recipe.{name}",
+                expected=getattr(parsed, name),
+                found=recipe[name],
+            )
+    began = set(evidence.story.starts)
+    if not began <= set(parsed.stages):
+        problems += 1
+        yield fail(
+            "the run did stages that its recipe does not have",
+            "recipe.stages",
+            expected=", ".join(parsed.stages),
+            found=", ".join(sorted(began)),
+        )
+    if evidence.complete and began != set(parsed.stages):
+        problems += 1
+        yield fail(
+            "a complete run left out stages of its recipe",
+            "recipe.stages",
+            expected=", ".join(parsed.stages),
+            found=", ".join(sorted(began)),
+        )
+    if problems:
+        return
+    own = _own_code()
+    if document["kit"]["version"] != kit.__version__:
+        yield ok(f"made by kit {document['kit']['version']}; this is {kit.__version__}")
+    elif own is not None and document["kit"]["code"] != own:
+        yield warn(
+            "made by other code than this kit's, of the same version",
+            "kit.code",
+            expected=own,
+            found=document["kit"]["code"],
+        )
+    else:
+        yield ok("kit, image and recipe are those of the log; the code is this kit's")
+    if document["image"]["digest"] is None and evidence.track == "rtx4090-24h":
+        yield warn("not run from a published image", "image.digest")
+
+
+def _own_code() -> str | None:
+    """The digest of the installed kit and trainer; None without the trainer."""
+    from importlib.util import find_spec
+
+    if find_spec("reference") is None:
+        return None
+    from kit.run.supervisor import code_digest
+
+    return code_digest()
+
+
+def data(evidence: Evidence) -> Iterator[Finding]:
+    """Inputs are those of the log, canonical where they must be, and the tokens add up."""
+    document, story = evidence.document, evidence.story
+    before = 0
+    findings: list[Finding] = []
+    for place, expected, found in differences(data_section(story), document["data"], "data"):
+        findings.append(
+            fail("differs from the log's inputs", place, expected=expected, found=found)
+        )
+    for name, part in story.inputs.items():
+        if part is None:
+            continue
+        files = [FileDigest(f["path"], f["bytes"], f["sha256"]) for f in part["files"]]
+        digest = manifest_digest(files)
+        if digest != part["digest"]:
+            findings.append(
+                fail(
+                    "the digest of an input is not that of its files",
+                    f"inputs.{name}",
+                    expected=digest,
+                    found=part["digest"],
+                )
+            )
+    findings += _validation(story.inputs.get("data"))
+    findings += _bundle(evidence)
+    findings += _tokens(evidence)
+    before = sum(finding.status == "fail" for finding in findings)
+    yield from findings
+    if not before:
+        shards = story.inputs.get("data")
+        what = f"{len(shards['files'])} training files" if shards else "no training data"
+        yield ok(f"{what}, {document['training']['tokens']:,} tokens add up")
+
+
+def _validation(shards: dict[str, Any] | None) -> Iterator[Finding]:
+    """No file twice: a copy of the validation shard among the training ones shows here."""
+    seen: dict[str, str] = {}
+    for file in shards["files"] if shards else []:
+        if file["sha256"] in seen:
+            yield fail(
+                "the same file twice among the shards (is validation data trained on?)",
+                f"inputs.data: {file['path']}",
+                found=seen[file["sha256"]],
+            )
+        seen[file["sha256"]] = file["path"]
+
+
+def _bundle(evidence: Evidence) -> Iterator[Finding]:
+    core = evidence.document["quality"]["core"]
+    if core is None:
+        return
+    real = core_facts()["digest"]
+    if (core["bundle"] == "core") != (core["bundle_digest"] == real):
+        yield fail(
+            "the score's bundle is not what it is called",
+            "quality.core.bundle_digest",
+            expected=real if core["bundle"] == "core" else "another digest than the real bundle's",
+            found=core["bundle_digest"],
+        )
+    try:
+        counted = evidence.evaluation("core")
+    except (Refused, OSError):
+        return
+    if counted and core["bundle"] == "core" and not core["partial"]:
+        names = [task["task"] for task in counted["tasks"]]
+        if len(set(names)) != len(names):
+            yield fail("a task is counted twice", "quality.core.tasks")
+
+
+def _tokens(evidence: Evidence) -> Iterator[Finding]:
+    """Tokens grow by the same batch at every step; for the reference trainer, by the recipe's."""
+    steps = [event["data"] for event in evidence.story.steps("pretrain")]
+    if not steps:
+        return
+    for before, after in pairwise(steps):
+        if after["tokens"] <= before["tokens"]:
+            yield fail(
+                "tokens do not grow from step to step",
+                f"pretrain step {after['step']}",
+                expected=f"more than {before['tokens']}",
+                found=after["tokens"],
+            )
+            return
+    if not evidence.reference_trainer:
+        return
+    total = evidence.recipe.section("pretrain")["total_batch_size"]
+    for step in steps:
+        if step["tokens"] != (step["step"] + 1) * total:
+            yield fail(
+                "tokens are not steps times batch",
+                f"pretrain step {step['step']}",
+                expected=(step["step"] + 1) * total,
+                found=step["tokens"],
+            )
+            return
+
+
+CHECKS = (
+    Check(
+        "V09",
+        "Software",
+        "A patched kit, another image, another recipe than the one shown.",
+        "kit, image, software, recipe; the log's header",
+        software,
+    ),
+    Check(
+        "V10",
+        "Data",
+        "Easier data, training on the validation shard, another test, tokens that were not seen.",
+        "data, inputs event, quality.core.bundle_digest, step events",
+        data,
+    ),
+)

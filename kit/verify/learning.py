@@ -1,0 +1,80 @@
+"""V17 and V18: the model learned here, from nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+from kit.verify.evidence import Evidence, Irrelevant
+from kit.verify.finding import Check, Finding, fail, ok, warn
+from kit.verify.thresholds import BEST_BPB_RTX4090, FIRST_LOSS_NATS
+
+
+def curve(evidence: Evidence) -> Iterator[Finding]:
+    """The loss starts where a model that knows nothing starts, and ends where one can."""
+    steps = evidence.story.steps("pretrain")
+    if not steps:
+        raise Irrelevant("the run has no pretraining steps")
+    if not evidence.reference_trainer:
+        raise Irrelevant("only the reference trainer is known to start at ln(vocabulary)")
+    problems = 0
+    if any(event["data"]["loss"] < 0 for event in steps):
+        problems += 1
+        yield fail("a loss below zero", "events.jsonl")
+    first = steps[0]["data"]
+    vocabulary = _vocabulary(evidence)
+    expected = math.log(vocabulary)
+    if first["step"] == 0 and abs(first["loss"] - expected) > FIRST_LOSS_NATS:
+        problems += 1
+        yield fail(
+            "the first loss is not that of a fresh model",
+            f"events.jsonl, seq {steps[0]['seq']}",
+            expected=f"{expected:.2f} (ln {vocabulary}), within {FIRST_LOSS_NATS}",
+            found=first["loss"],
+        )
+    bpb = evidence.document["quality"]["val_bpb"]
+    if evidence.track == "rtx4090-24h" and bpb and bpb["last"] < BEST_BPB_RTX4090:
+        problems += 1
+        say = fail if evidence.recipe.division == "closed" else warn
+        yield say(
+            "better than anything this card is known to reach in a day",
+            "quality.val_bpb.last",
+            expected=f"at least {BEST_BPB_RTX4090}",
+            found=bpb["last"],
+        )
+    if not problems:
+        last = steps[-1]["data"]["loss"]
+        yield ok(f"loss {first['loss']:.3f} (ln vocabulary {expected:.3f}) to {last:.3f}")
+
+
+def _vocabulary(evidence: Evidence) -> int:
+    models = evidence.story.of("pretrain", "model")
+    stated = models[-1]["data"].get("vocab_size") if models else None
+    asked = evidence.recipe.section("tokenizer")["vocab_size"]
+    # A small corpus may give fewer tokens than asked for, never more.
+    if isinstance(stated, int) and 256 <= stated <= asked:
+        return stated
+    return int(asked)
+
+
+def start(evidence: Evidence) -> Iterable[Finding]:
+    """The digest of the initial weights is the one its seed gives."""
+    raise Irrelevant("the trainer reports no digest of its initial weights yet")
+
+
+CHECKS = (
+    Check(
+        "V17",
+        "Curve",
+        "A pre-trained start, and scores too good for the card.",
+        "first step event, val_bpb",
+        curve,
+    ),
+    Check(
+        "V18",
+        "Start",
+        "A warm start behind an honest first loss.",
+        "the model event's initial_weights",
+        start,
+    ),
+)

@@ -1,0 +1,379 @@
+"""V04, V05, V06 and V08: the log is whole, and its time is real time."""
+
+from __future__ import annotations
+
+import statistics
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+from itertools import pairwise
+
+from kit.verify.evidence import Document, Evidence
+from kit.verify.finding import Check, Finding, fail, ok, warn
+from kit.verify.thresholds import (
+    CLOCK_SHARE,
+    CLOCK_SLACK_S,
+    GAP_MEDIANS,
+    GAP_MIN_S,
+    LOST_STEPS,
+    WALL_STEP_WARN_S,
+)
+
+
+def chain(evidence: Evidence) -> Iterator[Finding]:
+    """Each line holds the one before it; count and head are the signed ones."""
+    log = evidence.chain
+    for message, place, expected, found in evidence.log_problems[:10]:
+        yield fail(message, place, expected=expected, found=found)
+    if evidence.log_problems:
+        return
+    yield ok(f"{log.count:,} events in one chain, head {log.head[7:19]}…")
+    claimed = evidence.document["telemetry"]
+    if claimed["digest"] is None:
+        return
+    told = evidence.story.telemetry
+    telemetry = evidence.telemetry
+    for problem in telemetry.chain.problems[:3]:
+        yield fail(problem.message, f"telemetry.jsonl, line {problem.line}")
+    for name in ("head", "count"):
+        found = getattr(telemetry.chain, name)
+        if told and told.get(name) != found:
+            yield fail(
+                "the telemetry is not the one that the log names",
+                f"telemetry.jsonl, {name}",
+                expected=told.get(name),
+                found=found,
+            )
+    digest = evidence.digest("telemetry.jsonl")
+    if digest != claimed["digest"]:
+        yield fail(
+            "telemetry.jsonl is not the signed file",
+            "telemetry.digest",
+            expected=claimed["digest"],
+            found=digest,
+        )
+    if telemetry.malformed:
+        yield fail(f"{telemetry.malformed} telemetry records are malformed", "telemetry.jsonl")
+
+
+def order(evidence: Evidence) -> Iterator[Finding]:
+    """Time only moves forward; start, stages and stop stand in each other as a run does."""
+    records = evidence.story.chain.records
+    previous = -1
+    for line, event in enumerate(records, start=1):
+        if event["t_ns"] < previous:
+            yield fail(
+                "time runs backwards",
+                f"events.jsonl, line {line}",
+                expected=f"at least {previous} ns",
+                found=event["t_ns"],
+            )
+            return
+        previous = event["t_ns"]
+    problem = _grammar(records)
+    if problem:
+        yield fail(problem[1], f"events.jsonl, line {problem[0]}")
+        return
+    late = [e for e in evidence.story.chain.records if e["ev"] == "run_stop"]
+    if not late:
+        yield fail("the run has no stop", "events.jsonl")
+        return
+    yield ok(f"{len(records):,} events in order, {previous / 1e9:,.0f} s on the run's clock")
+
+
+def _grammar(records: list[Document]) -> tuple[int, str] | None:
+    """(line, problem) of the first event that cannot stand where it stands."""
+    started = stopped = False
+    finished = False  # the run was complete
+    stage: str | None = None
+    done: set[str] = set()
+    for line, event in enumerate(records, start=1):
+        ev, data = event["ev"], event["data"]
+        if ev == "header":
+            continue
+        if ev == "run_start":
+            if started:
+                return line, "the run starts a second time"
+            started = True
+        elif ev == "resume":
+            if finished:
+                return line, "a complete run goes on"
+            stage, stopped = None, False
+        elif ev == "stage_start":
+            if not started or stopped:
+                return line, "a stage begins outside the run"
+            if stage is not None:
+                return line, f"stage {data['stage']} begins inside {stage}"
+            if data["stage"] in done:
+                return line, f"stage {data['stage']} begins again after it was complete"
+            stage = data["stage"]
+        elif ev == "stage_stop":
+            if stage != data["stage"]:
+                return line, f"stage {data['stage']} stops but did not start"
+            if data["status"] == "complete":
+                done.add(data["stage"])
+            stage = None
+        elif ev == "artifacts":
+            if stage != data["stage"]:
+                return line, "outputs are counted outside their stage"
+        elif ev == "run_stop":
+            if not started or stopped or stage is not None:
+                return line, "the run stops while a stage goes on, or without having started"
+            stopped = True
+            finished = data["status"] == "complete"
+        elif event["src"] != "sup" and stage is None:
+            return line, f"the trainer reports `{ev}` outside a stage"
+        elif event["src"] == "eval" and stage != "core":
+            return line, "the evaluator reports outside CORE"
+    return None
+
+
+def clocks(evidence: Evidence) -> Iterator[Finding]:
+    """All clocks agree, no library or namespace bends them; sleep is seen and counted."""
+    environment = evidence.header["environment"]
+    if environment.get("ld_preload"):
+        yield fail(
+            "a preloaded library could change what clocks say",
+            "environment.ld_preload",
+            expected=False,
+            found=True,
+        )
+    if environment.get("time_namespace") not in (None, "none"):
+        yield fail(
+            "the run was in a time namespace with shifted clocks",
+            "environment.time_namespace",
+            expected="none",
+            found=environment["time_namespace"],
+        )
+    slept_s = 0.0
+    wall_steps = 0.0
+    worst = 0.0
+    sources = 0
+    for boot in _boots(evidence.story.chain.records):
+        for name, deviation_s, span_s, at in _deviations(boot):
+            allowed_s = CLOCK_SLACK_S + CLOCK_SHARE * span_s
+            if name == "wall":
+                wall_steps = max(wall_steps, abs(deviation_s))
+                continue
+            sources += 1
+            worst = max(worst, abs(deviation_s) - allowed_s)
+            if abs(deviation_s) > allowed_s:
+                ahead = "ahead of" if deviation_s > 0 else "behind"
+                yield fail(
+                    f"clock `{name}` is {abs(deviation_s):,.2f} s {ahead} the run's clock after "
+                    f"{span_s:,.0f} s",
+                    f"events.jsonl, seq {at}",
+                    expected=f"within {allowed_s:.2f} s",
+                    found=f"{deviation_s:+.2f} s",
+                )
+        slept_s += _slept_s(boot)
+    if slept_s:
+        yield warn(
+            f"the machine slept for {slept_s:,.0f} s; the clock went on", found=f"{slept_s:.0f} s"
+        )
+    if wall_steps > WALL_STEP_WARN_S:
+        yield warn(
+            f"the wall clock was set by {wall_steps:,.0f} s during the run (it is only a label)",
+            "wall_ms",
+        )
+    if not sources:
+        yield fail("no second clock was read", "clocks")
+    elif worst <= 0:
+        yield ok(f"every clock of every event within {CLOCK_SHARE:.1%}")
+
+
+def _boots(records: list[Document]) -> Iterator[list[Document]]:
+    """The events of each boot."""
+    current: list[Document] = []
+    for event in records:
+        if event["ev"] == "resume" and event["data"]["rebooted"]:
+            yield current
+            current = []
+        current.append(event)
+    yield current
+
+
+def _deviations(boot: list[Document]) -> Iterator[tuple[str, float, float, int]]:
+    """(clock, seconds ahead, seconds counted, seq) of the worst event for each clock.
+
+    Raw clocks stand still while the machine sleeps; they are held against each other and, with the
+    sleep that both show added, against the run's clock.
+    """
+    if len(boot) < 2:
+        return
+    first = boot[0]
+    base = {name: first["clocks"][name] for name in ("raw_ns", "syscall_ns", "uptime_ms")}
+    t0, wall0 = first["t_ns"], first["wall_ms"]
+    worst: dict[str, tuple[float, float, float, int]] = {}
+    asleep_ns = 0
+    previous_lag = 0
+    for event in boot:
+        span_ns = event["t_ns"] - t0
+        clocks = event["clocks"]
+        span_s = span_ns / 1e9
+        allowed = CLOCK_SLACK_S + CLOCK_SHARE * span_s
+        deviations = [("wall", (event["wall_ms"] - wall0) / 1e3 - span_s)]
+        raw = clocks["raw_ns"] - base["raw_ns"]
+        if clocks["uptime_ms"] is not None and base["uptime_ms"] is not None:
+            deviations.append(("uptime", (clocks["uptime_ms"] - base["uptime_ms"]) / 1e3 - span_s))
+        syscall = clocks["syscall_ns"]
+        reference = raw
+        if syscall is not None and base["syscall_ns"] is not None:
+            syscall -= base["syscall_ns"]
+            deviations.append(("raw against the system call", (raw - syscall) / 1e9))
+            reference = syscall
+        # Between two events the raw clock falls behind at once and by much: the machine slept.
+        lag = span_ns - reference
+        if lag - previous_lag > 2e9:
+            asleep_ns += lag - previous_lag
+        previous_lag = lag
+        deviations.append(("raw", (reference + asleep_ns - span_ns) / 1e9))
+        for name, deviation in deviations:
+            excess = abs(deviation) - allowed
+            if name not in worst or excess > worst[name][0]:
+                worst[name] = (excess, deviation, span_s, event["seq"])
+    for name, (_, deviation, span_s, seq) in worst.items():
+        yield name, deviation, span_s, seq
+
+
+def _slept_s(boot: list[Document]) -> float:
+    slept = 0.0
+    for before, after in pairwise(boot):
+        elapsed = after["t_ns"] - before["t_ns"]
+        raw = after["clocks"]["raw_ns"] - before["clocks"]["raw_ns"]
+        if elapsed - raw > 2e9:
+            slept += (elapsed - raw) / 1e9
+    return slept
+
+
+def gaps(evidence: Evidence) -> Iterator[Finding]:
+    """No unexplained silence, no missing step, no hidden restart."""
+    story = evidence.story
+    boot = evidence.header["boot"]
+    problems = 0
+    for event in story.resumes:
+        data = event["data"]
+        changed = data["boot"] != boot
+        if changed != data["rebooted"]:
+            problems += 1
+            yield fail(
+                "a resume says one thing about a reboot and the boot's name another",
+                f"events.jsonl, seq {event['seq']}",
+                expected=f"rebooted: {changed}",
+                found=f"rebooted: {data['rebooted']}",
+            )
+        boot = data["boot"]
+    records = story.chain.records
+    for before, event in pairwise(records):
+        if event["ev"] != "resume":
+            continue
+        elapsed_s = (event["t_ns"] - before["t_ns"]) / 1e9
+        if abs(elapsed_s - event["data"]["downtime_s"]) > CLOCK_SLACK_S + CLOCK_SHARE * elapsed_s:
+            problems += 1
+            yield fail(
+                "downtime is not the time between the events around it",
+                f"events.jsonl, seq {event['seq']}",
+                expected=round(elapsed_s, 3),
+                found=event["data"]["downtime_s"],
+            )
+    for stage, starts in story.starts.items():
+        attempts = [event["data"]["attempt"] for event in starts]
+        if attempts != list(range(len(attempts))):
+            problems += 1
+            yield fail(
+                f"attempts of stage {stage} are not counted one by one",
+                "stage_start",
+                expected=list(range(len(attempts))),
+                found=attempts,
+            )
+    for stage in ("pretrain", "sft"):
+        for finding in _step_gaps(story.reports.get(stage, []), stage):
+            problems += finding.status == "fail"
+            yield finding
+    if not problems:
+        steps = len(story.steps("pretrain"))
+        yield ok(f"{steps:,} pretraining steps without a hole, {len(story.resumes)} resumes")
+
+
+def _step_gaps(events: list[Document], stage: str) -> Iterator[Finding]:
+    """Holes in the step numbers, and silences that nothing between two steps explains."""
+    steps = [event for event in events if event["ev"] == "step"]
+    if len(steps) < 2:
+        return
+    numbers = [event["data"]["step"] for event in steps]
+    strides = [after - before for before, after in pairwise(numbers)]
+    stride = statistics.mode(strides)
+    seqs = [event["seq"] for event in steps]
+    intervals = [(after["t_ns"] - before["t_ns"]) / 1e9 for before, after in pairwise(steps)]
+    longest = max(GAP_MIN_S, GAP_MEDIANS * statistics.median(intervals))
+    # What does not explain a silence. Events that are not the stage's own (a stage that ends and
+    # begins again) show as seq numbers that the stage's events leave out.
+    quiet = [e["seq"] for e in events if e["ev"] not in ("step", "eval", "checkpoint")]
+    own = [e["seq"] for e in events]
+    holes = silences = 0
+    for index, (step, interval) in enumerate(zip(strides, intervals, strict=True)):
+        begin, end = seqs[index], seqs[index + 1]
+        between = end - begin - 1
+        restarted = between > _count_between(own, begin, end)
+        explained = between > _count_between(quiet, begin, end)
+        if step != stride and not (restarted and step <= stride):
+            if restarted and step <= LOST_STEPS * stride:
+                # Reports in the pipe die with the supervisor; the trainer's checkpoint does not.
+                yield warn(
+                    f"{stage} lost the reports of {step // stride - 1} steps in a resume",
+                    f"events.jsonl, seq {end}",
+                )
+                continue
+            holes += 1
+            if holes <= 3:
+                yield fail(
+                    f"{stage} jumps from step {numbers[index]} to {numbers[index + 1]}",
+                    f"events.jsonl, seq {end}",
+                    expected=numbers[index] + stride,
+                    found=numbers[index + 1],
+                )
+        if interval > longest and not explained:
+            silences += 1
+            if silences <= 3:
+                yield fail(
+                    f"{interval:,.0f} s of silence in {stage} that no event explains",
+                    f"events.jsonl, seq {end}",
+                    expected=f"at most {longest:,.0f} s",
+                    found=f"{interval:,.0f} s",
+                )
+
+
+def _count_between(seqs: list[int], begin: int, end: int) -> int:
+    """How many of the sorted `seqs` lie strictly between the two."""
+    return bisect_left(seqs, end) - bisect_right(seqs, begin)
+
+
+CHECKS = (
+    Check(
+        "V04",
+        "Log",
+        "Edited, dropped, reordered, spliced and added events or telemetry.",
+        "events.jsonl and telemetry.jsonl, line by line, and log.head",
+        chain,
+    ),
+    Check(
+        "V05",
+        "Order",
+        "A moved start or stop, work before the start or after the stop, a clock set back.",
+        "t_ns of every event, and which event stands inside which",
+        order,
+    ),
+    Check(
+        "V06",
+        "Clocks",
+        "Slowed clocks: libfaketime, time namespaces, a suspended machine that forgets to count.",
+        "five clocks in every event, LD_PRELOAD, /proc/self/timens_offsets",
+        clocks,
+    ),
+    Check(
+        "V08",
+        "Gaps",
+        "A paused clock, a hidden restart, steps cut out of the middle.",
+        "step numbers, time between steps, boots, attempts",
+        gaps,
+    ),
+)

@@ -1,0 +1,274 @@
+"""V11, V12 and V16: which machine it was, that it was alone, and how it was set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from kit.hardware.fingerprint import classify
+from kit.hardware.gpu_class import kind
+from kit.verify.evidence import Absent, Evidence, Irrelevant
+from kit.verify.finding import Check, Finding, fail, missing, ok, warn
+from kit.verify.numbers import differences
+from kit.verify.thresholds import (
+    BEFORE_AFTER_CPU,
+    BEFORE_AFTER_GPU,
+    IDLE_NETWORK_BYTES,
+    POWER_LIMIT_SLACK,
+    THERMAL_SHARE_WARN,
+)
+
+# What a class must be for a track; None: any one GPU or none.
+TRACK_CLASS = {"rtx4090-24h": "4090", "open": None, "smoke": None}
+
+
+def alone(evidence: Evidence) -> Iterator[Finding]:
+    """No network, one GPU, nobody else on it."""
+    document = evidence.document
+    ranked = evidence.track == "rtx4090-24h"
+    problems = 0
+    traffic = [document["environment"][name] for name in ("rx_bytes", "tx_bytes")]
+    known = [value for value in traffic if value is not None]
+    if known and max(known) > IDLE_NETWORK_BYTES:
+        problems += 1
+        say = fail if ranked else warn
+        yield say(
+            f"{max(known) / 2**20:,.0f} MiB went over the network during the run",
+            "environment",
+            expected=f"at most {IDLE_NETWORK_BYTES // 2**20} MiB",
+            found=f"rx {traffic[0]}, tx {traffic[1]}",
+        )
+    elif not known and ranked:
+        problems += 1
+        yield warn("network traffic could not be counted over a resume", "environment.rx_bytes")
+    if evidence.uses_gpu:
+        for when in ("before", "after"):
+            gpus = (document["hardware"][when] or {}).get("gpus")
+            if gpus is None:
+                if document["hardware"][when] is not None:
+                    problems += 1
+                    yield missing(f"the GPU could not be asked who else uses it ({when})")
+                continue
+            if len(gpus) != 1:
+                problems += 1
+                yield fail(
+                    "not exactly one GPU was visible",
+                    f"hardware.{when}.gpus",
+                    expected=1,
+                    found=len(gpus),
+                )
+            for gpu in gpus:
+                if gpu["foreign_processes"]:
+                    problems += 1
+                    yield fail(
+                        "other processes used the GPU",
+                        f"hardware.{when}.gpus",
+                        expected=0,
+                        found=gpu["foreign_processes"],
+                    )
+    if not problems:
+        heard = f"{max(known) / 2**20:,.1f} MiB of traffic" if known else "traffic not counted"
+        yield ok(heard + (", one GPU, no other process on it" if evidence.uses_gpu else ""))
+
+
+def machine(evidence: Evidence) -> Iterator[Finding]:
+    """The machine is one and the same, and its GPU what it says it is."""
+    document, story = evidence.document, evidence.story
+    findings: list[Finding] = []
+    for when in ("before", "after"):
+        logged = story.fingerprints.get(when)
+        for place, expected, found in differences(
+            logged, document["hardware"][when], f"hardware.{when}"
+        ):
+            findings.append(fail("differs from the log", place, expected=expected, found=found))
+    before, after = document["hardware"]["before"], document["hardware"]["after"]
+    if before is None:
+        yield from findings
+        yield missing("the machine was not measured before the run")
+        return
+    findings += _class(evidence, before, "before")
+    if after is not None:
+        findings += _class(evidence, after, "after")
+        findings += _same_machine(before, after)
+    elif evidence.complete:
+        findings.append(fail("a complete run that did not measure its machine again", "hardware"))
+    yield from findings
+    if not any(finding.status == "fail" for finding in findings):
+        name = before["class"]["name"]
+        what = before["host"]["cpu_model"] or "unnamed CPU"
+        yield ok(f"class {name}, {what}" + (", the same after the run" if after else ""))
+
+
+def _class(evidence: Evidence, found: dict[str, Any], when: str) -> Iterator[Finding]:
+    place = f"hardware.{when}.class"
+    probe = found["probes"]["gpu"]
+    measured = classify(found["gpus"], probe)
+    name = found["class"]["name"]
+    if measured["name"] != name:
+        yield fail(
+            "the class is not the one its figures give",
+            place,
+            expected=f"{measured['name']} ({'; '.join(measured['reasons'])[:200]})",
+            found=name,
+        )
+    wanted = TRACK_CLASS.get(evidence.track)
+    if wanted is not None and measured["name"] != wanted:
+        say = warn if probe is None else fail
+        yield say(
+            f"track {evidence.track} is for class {wanted}",
+            place,
+            expected=wanted,
+            found=f"{measured['name']} ({'; '.join(measured['reasons'])[:200]})",
+        )
+    known = kind(measured["name"])
+    for gpu in found["gpus"] or []:
+        if known and known.pci_ids and gpu["pci_id"] and gpu["pci_id"] not in known.pci_ids:
+            yield fail(
+                "the PCI id is that of another card",
+                f"hardware.{when}.gpus",
+                expected=" or ".join(known.pci_ids),
+                found=gpu["pci_id"],
+            )
+        if probe and probe.get("name") and gpu["name"] and probe["name"] != gpu["name"]:
+            yield fail(
+                "NVML and CUDA name different cards",
+                f"hardware.{when}.gpus",
+                expected=gpu["name"],
+                found=probe["name"],
+            )
+
+
+def _same_machine(before: dict[str, Any], after: dict[str, Any]) -> Iterator[Finding]:
+    for name in ("cpu_model", "cores_logical", "ram_bytes", "kernel", "architecture"):
+        if before["host"][name] != after["host"][name]:
+            # A reboot may bring another kernel and gives or takes a little memory.
+            if name in ("kernel", "ram_bytes") and _near(before["host"], after["host"], name):
+                continue
+            yield fail(
+                "the host is another after the run",
+                f"hardware.after.host.{name}",
+                expected=before["host"][name],
+                found=after["host"][name],
+            )
+    gpus_before, gpus_after = before["gpus"] or [], after["gpus"] or []
+    for one, other in zip(gpus_before, gpus_after, strict=False):
+        if one["uuid_hash"] != other["uuid_hash"]:
+            yield fail(
+                "the GPU is another card after the run",
+                "hardware.after.gpus",
+                expected=one["uuid_hash"],
+                found=other["uuid_hash"],
+            )
+    if len(gpus_before) != len(gpus_after):
+        yield fail(
+            "the number of GPUs changed",
+            "hardware.after.gpus",
+            expected=len(gpus_before),
+            found=len(gpus_after),
+        )
+    for part, names, allowed in (
+        ("gpu", ("bf16_tflops", "copy_gb_s", "fp32_tflops"), BEFORE_AFTER_GPU),
+        ("cpu", ("matmul_gflops", "copy_gb_s"), BEFORE_AFTER_CPU),
+    ):
+        first, second = before["probes"][part], after["probes"][part]
+        for name in names if first and second else ():
+            left, right = first.get(name), second.get(name)
+            if left and right and abs(left - right) > allowed * max(left, right):
+                say = fail if part == "gpu" else warn
+                yield say(
+                    f"`{name}` is another after the run",
+                    f"hardware.after.probes.{part}.{name}",
+                    expected=f"within {allowed:.0%} of {left}",
+                    found=right,
+                )
+
+
+def _near(before: dict[str, Any], after: dict[str, Any], name: str) -> bool:
+    if name == "kernel":
+        return True
+    left, right = before[name], after[name]
+    return bool(left and right and abs(left - right) < 0.02 * left)
+
+
+def settings(evidence: Evidence) -> Iterator[Finding]:
+    """Power limit, clock offsets and heat stay within the card's own limits."""
+    if not evidence.uses_gpu:
+        raise Irrelevant("the run used no GPU")
+    problems = 0
+    for when in ("before", "after"):
+        for gpu in (evidence.document["hardware"][when] or {}).get("gpus") or []:
+            place = f"hardware.{when}.gpus"
+            limit, default = gpu["power_limit_w"], gpu["power_default_w"]
+            if limit and default and limit > default * POWER_LIMIT_SLACK:
+                problems += 1
+                yield warn(
+                    "the power limit is raised above the card's own",
+                    place,
+                    expected=f"{default} W",
+                    found=f"{limit} W",
+                )
+            for name in ("sm_offset_mhz", "memory_offset_mhz"):
+                if gpu[name]:
+                    problems += 1
+                    yield warn(
+                        "the card is overclocked", f"{place}.{name}", expected=0, found=gpu[name]
+                    )
+            if gpu["mig"]:
+                problems += 1
+                yield fail("the card is divided (MIG)", place)
+    try:
+        summary = evidence.telemetry.summary.to_json()
+    except Absent as absent:
+        yield missing(str(absent))
+        return
+    peak, limit = summary["peaks"]["gpu_power_w"], _limit_w(evidence)
+    if peak and limit and summary["means"]["gpu_power_w"] > limit * POWER_LIMIT_SLACK:
+        problems += 1
+        yield fail(
+            "the mean power is above the card's limit",
+            "telemetry",
+            expected=f"at most {limit} W",
+            found=f"{summary['means']['gpu_power_w']} W",
+        )
+    hot = {
+        name: share
+        for name, share in summary["throttled_share"].items()
+        if name in ("software_thermal", "hardware_thermal", "hardware_slowdown", "power_brake")
+        and share > THERMAL_SHARE_WARN
+    }
+    if hot:
+        problems += 1
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in hot.items())
+        yield warn(f"the card slowed itself down: {shares} of the run", "telemetry")
+    if not problems:
+        yield ok(f"limit {limit or 'unknown'} W, no offsets, no thermal throttling to speak of")
+
+
+def _limit_w(evidence: Evidence) -> float | None:
+    gpus = (evidence.document["hardware"]["before"] or {}).get("gpus") or []
+    return gpus[0]["power_limit_w"] if gpus else None
+
+
+CHECKS = (
+    Check(
+        "V11",
+        "Alone",
+        "Weights fetched or work sent elsewhere during the run, a second GPU, a neighbour's help.",
+        "environment, hardware.*.gpus",
+        alone,
+    ),
+    Check(
+        "V12",
+        "Machine",
+        "A faked card: another GPU behind a 4090's name, another machine after the run.",
+        "hardware.before and .after, against the bands of kit/hardware/gpu_class.py",
+        machine,
+    ),
+    Check(
+        "V16",
+        "Settings",
+        "Undeclared overclocking and power limits; throttling that explains a slow run.",
+        "hardware.*.gpus, telemetry.jsonl",
+        settings,
+    ),
+)

@@ -1,0 +1,355 @@
+"""V13, V14 and V15: what was done fits the time, the clock and the energy it took."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+from kit.hardware.gpu_class import kind
+from kit.result import energy_section
+from kit.verify.evidence import Document, Evidence, Irrelevant
+from kit.verify.finding import Check, Finding, fail, missing, ok, warn
+from kit.verify.numbers import differences
+from kit.verify.thresholds import (
+    BUSY_MFU,
+    BUSY_POWER_SHARE,
+    CPU_PEAK_SLACK,
+    DISTINCT_INTERVALS,
+    EIGHT_BIT_FACTOR,
+    ENERGY_SHARE,
+    MEASURED_PEAK_SLACK,
+    MIN_STEPS_FOR_JITTER,
+    SPEC_PEAK_SLACK,
+    STEP_TIME_SHARE,
+    STEP_TIME_SLACK_S,
+    TELEMETRY_COVERAGE,
+    TELEMETRY_OFFSET_S,
+    TELEMETRY_SLACK_S,
+)
+
+# How far the trainer's own count of FLOPs may be from the plain one: gates, padding, causality.
+_FLOPS_TOLERANCE = 0.06
+
+
+def roof(evidence: Evidence) -> Iterator[Finding]:
+    """The FLOPs fit into the time at the hardware's peak."""
+    steps = evidence.story.steps("pretrain")
+    training = evidence.document["training"]
+    per_token = training["flops_per_token"]
+    if len(steps) < 2 or not per_token:
+        raise Irrelevant("the trainer reported no steps or no FLOPs")
+    config = _config(evidence)
+    if config is not None:
+        counted = flops_per_token(config)
+        if abs(per_token - counted) > _FLOPS_TOLERANCE * counted:
+            yield fail(
+                "FLOPs per token are not those of the model",
+                "training.flops_per_token",
+                expected=f"{counted:.4g}",
+                found=f"{per_token:.4g}",
+            )
+        per_token = max(per_token, counted)
+    # The first step's work lies before its event, so the time between events has one step less.
+    tokens = steps[-1]["data"]["tokens"] - steps[0]["data"]["tokens"]
+    elapsed_s = (steps[-1]["t_ns"] - steps[0]["t_ns"]) / 1e9
+    if elapsed_s <= 0:
+        yield fail("no time passed between the first step and the last", "events.jsonl")
+        return
+    rate = per_token * tokens / elapsed_s
+    peak, what = _peak_flops(evidence)
+    if peak is None:
+        yield missing(f"no peak to compare with: {what}")
+        return
+    if rate > peak:
+        yield fail(
+            "more work than the hardware can do in the time",
+            "training",
+            expected=f"at most {peak / 1e12:,.3f} TFLOP/s ({what})",
+            found=f"{rate / 1e12:,.3f} TFLOP/s",
+        )
+        return
+    yield ok(f"{rate / 1e12:,.3f} of {peak / 1e12:,.3f} TFLOP/s ({what})")
+
+
+def flops_per_token(config: dict[str, Any]) -> float:
+    """Training FLOPs of one token: 6 per matrix weight, 12 per channel and visible key."""
+    layers, width, vocabulary = config["n_layer"], config["n_embd"], config["vocab_size"]
+    kv_width = width * config["n_kv_head"] // config["n_head"]
+    length = config["seq_len"]
+    matrices = layers * (2 * width * width + 2 * width * kv_width + 8 * width * width)
+    short = config.get("short_window") or -(-length // 4 // 128) * 128
+    pattern = config.get("window_pattern") or "L"
+    windows = [
+        min(short, length) if pattern[layer % len(pattern)] == "S" else length
+        for layer in range(layers)
+    ]
+    windows[-1] = length
+    return float(6 * (matrices + width * vocabulary) + 12 * width * sum(windows))
+
+
+def _config(evidence: Evidence) -> dict[str, Any] | None:
+    models = evidence.story.of("pretrain", "model")
+    config = models[-1]["data"].get("config") if models else None
+    needed = ("n_layer", "n_embd", "n_head", "n_kv_head", "seq_len", "vocab_size")
+    if not isinstance(config, dict) or any(not isinstance(config.get(k), int) for k in needed):
+        if evidence.reference_trainer and models:
+            raise KeyError("the model event holds no configuration")
+        return None
+    if evidence.reference_trainer:
+        model = evidence.recipe.section("model")
+        for name in ("n_layer", "n_embd", "n_head", "n_kv_head", "seq_len"):
+            if config[name] != model[name]:
+                raise ValueError(f"model has {name} {config[name]}, its recipe {model[name]}")
+    return config
+
+
+def _peak_flops(evidence: Evidence) -> tuple[float | None, str]:
+    """The most FLOP/s this machine can do, and why."""
+    measured = [
+        part["probes"]
+        for part in (
+            evidence.document["hardware"]["before"],
+            evidence.document["hardware"]["after"],
+        )
+        if part is not None
+    ]
+    if evidence.uses_gpu:
+        eight_bit = EIGHT_BIT_FACTOR if _eight_bit(evidence) else 1.0
+        rates = [probe["gpu"]["bf16_tflops"] for probe in measured if probe["gpu"]]
+        rates = [rate for rate in rates if rate]
+        known = kind(evidence.document["hardware"]["before"]["class"]["name"])
+        peaks = []
+        if rates:
+            peaks.append((max(rates) * MEASURED_PEAK_SLACK, "measured matmul"))
+        if known:
+            peaks.append((known.spec_bf16_tflops * SPEC_PEAK_SLACK, f"{known.name} specification"))
+        if not peaks:
+            return None, "the GPU was not measured and its class is not known"
+        tflops, what = min(peaks)
+        return tflops * eight_bit * 1e12, what + (", 8-bit" if eight_bit > 1 else "")
+    rates = [probe["cpu"]["matmul_gflops"] for probe in measured if probe["cpu"]]
+    rates = [rate for rate in rates if rate]
+    if not rates:
+        return None, "the CPU was not measured"
+    return max(rates) * CPU_PEAK_SLACK * 1e9, f"{CPU_PEAK_SLACK:g} times the measured matmul"
+
+
+def _eight_bit(evidence: Evidence) -> bool:
+    text = str(evidence.recipe.document.get("model")) + str(evidence.recipe.document["pretrain"])
+    return any(word in text.lower() for word in ("fp8", "int8", "float8"))
+
+
+def pace(evidence: Evidence) -> Iterator[Finding]:
+    """The trainer's step times fit the supervisor's clock, and vary as real ones do."""
+    problems = judged = 0
+    for stage in ("pretrain", "sft"):
+        steps = [e for e in evidence.story.reports.get(stage, []) if e["ev"] == "step"]
+        judged += len(steps)
+        for run in _attempts(steps):
+            for finding in _pace_of(run, stage):
+                problems += 1
+                yield finding
+    if not judged:
+        raise Irrelevant("no steps were reported")
+    if not problems:
+        yield ok(f"step times of {judged:,} steps fit the clock")
+
+
+def _attempts(steps: list[Document]) -> Iterator[list[Document]]:
+    """Runs of steps that only grow: one for each start of the stage."""
+    current: list[Document] = []
+    for event in steps:
+        if current and event["data"]["step"] <= current[-1]["data"]["step"]:
+            yield current
+            current = []
+        current.append(event)
+    if current:
+        yield current
+
+
+def _pace_of(steps: list[Document], stage: str) -> Iterator[Finding]:
+    durations = [event["data"].get("dt_s") for event in steps]
+    claimed_s = math.fsum(value for value in durations[1:] if value is not None)
+    elapsed_s = (steps[-1]["t_ns"] - steps[0]["t_ns"]) / 1e9
+    allowed_s = elapsed_s * (1 + STEP_TIME_SHARE) + STEP_TIME_SLACK_S
+    if claimed_s > allowed_s:
+        yield fail(
+            f"{stage} steps claim more time than passed",
+            "dt_s",
+            expected=f"at most {allowed_s:,.2f} s",
+            found=f"{claimed_s:,.2f} s",
+        )
+    if any(value is not None and value < 0 for value in durations):
+        yield fail(f"{stage} has a step of negative duration", "dt_s")
+    if len(steps) < MIN_STEPS_FOR_JITTER:
+        return
+    # Microseconds: no scheduler hits the same one again and again.
+    intervals = [(b["t_ns"] - a["t_ns"]) // 1000 for a, b in pairwise(steps)]
+    # Bursts (a trainer that reports in batches) repeat only the shortest intervals.
+    evenly = len(set(intervals)) < DISTINCT_INTERVALS * len(intervals)
+    if evenly and sorted(intervals)[len(intervals) // 2] > 1000:
+        yield fail(
+            f"{stage} steps are spaced more evenly than a real machine's",
+            "events.jsonl",
+            expected=f"at least {DISTINCT_INTERVALS:.0%} different intervals",
+            found=f"{len(set(intervals))} different in {len(intervals)}",
+        )
+    known = [value for value in durations if value is not None and value > 0.001]
+    if len(known) >= MIN_STEPS_FOR_JITTER and len(set(known)) < 0.1 * len(known):
+        say = fail if len(set(known)) == 1 else warn
+        yield say(
+            f"{stage} step times repeat to the microsecond",
+            "dt_s",
+            expected="natural jitter",
+            found=f"{len(set(known))} different in {len(known)}",
+        )
+
+
+def energy(evidence: Evidence) -> Iterator[Finding]:
+    """Telemetry covers the run, adds up to what is stated, and fits the work."""
+    document, story = evidence.document, evidence.story
+    if document["telemetry"]["digest"] is None:
+        if evidence.complete:
+            yield fail("a complete run without telemetry", "telemetry")
+            return
+        raise Irrelevant("the run ended before telemetry began")
+    told = story.telemetry
+    telemetry = evidence.telemetry
+    if telemetry.chain.problems or (told and told.get("head") != telemetry.chain.head):
+        raise Irrelevant("the telemetry cannot be relied on (V04)")
+    findings: list[Finding] = []
+    summary = telemetry.summary.to_json()
+    for place, expected, found in differences(
+        summary, {key: told[key] for key in summary if key in told}, "telemetry.summary"
+    ):
+        findings.append(
+            fail("differs from the telemetry itself", place, expected=expected, found=found)
+        )
+    for place, expected, found in differences(
+        told or None, document["telemetry"]["summary"], "telemetry.summary"
+    ):
+        findings.append(fail("differs from the log", place, expected=expected, found=found))
+    for place, expected, found in differences(energy_section(story), document["energy"], "energy"):
+        findings.append(fail("differs from the log", place, expected=expected, found=found))
+    findings += _coverage(evidence)
+    if evidence.uses_gpu:
+        findings += _gpu_energy(evidence, summary)
+    yield from findings
+    if not any(finding.status == "fail" for finding in findings):
+        kwh = document["energy"]["kwh"]
+        yield ok(
+            f"{summary['samples']:,} samples, "
+            + (f"{kwh:.4g} kWh" if kwh is not None else "no energy to be read on this machine")
+        )
+
+
+def _coverage(evidence: Evidence) -> Iterator[Finding]:
+    story, telemetry = evidence.story, evidence.telemetry
+    if telemetry.backwards:
+        yield fail("telemetry runs backwards", "telemetry.jsonl")
+    start, stop = story.run_start, story.run_stop
+    if start is None or stop is None or not telemetry.times:
+        return
+    span_s = (stop["t_ns"] - start["t_ns"]) / 1e9
+    down_s = sum(event["data"]["downtime_s"] for event in story.resumes)
+    expected = (span_s - down_s - TELEMETRY_SLACK_S) / telemetry.summary.interval_s
+    within = [
+        at
+        for at, _ in telemetry.times
+        if start["t_ns"] / 1e6 - 1500 <= at <= stop["t_ns"] / 1e6 + 1500
+    ]
+    if len(within) < TELEMETRY_COVERAGE * expected:
+        yield fail(
+            "telemetry covers too little of the run",
+            "telemetry.jsonl",
+            expected=f"at least {TELEMETRY_COVERAGE * expected:,.0f} samples",
+            found=len(within),
+        )
+        return
+    # Wall time minus run time is one and the same for both files, until somebody sets the clock.
+    offsets = [event["wall_ms"] - event["t_ns"] / 1e6 for event in story.chain.records]
+    low, high = min(offsets), max(offsets)
+    slack = TELEMETRY_OFFSET_S * 1000
+    strays = [
+        wall - at for at, wall in telemetry.times if not low - slack <= wall - at <= high + slack
+    ]
+    if strays:
+        yield fail(
+            "telemetry was taken at another time than the run",
+            "telemetry.jsonl",
+            expected=f"wall minus run time {low:,.0f} to {high:,.0f} ms",
+            found=f"{strays[0]:,.0f} ms",
+        )
+
+
+def _gpu_energy(evidence: Evidence, summary: dict[str, Any]) -> Iterator[Finding]:
+    before = evidence.document["hardware"]["before"] or {}
+    gpus = before.get("gpus") or []
+    hashes = {gpu["uuid_hash"] for gpu in gpus}
+    if gpus and not evidence.telemetry.uuid_hashes <= hashes:
+        yield fail(
+            "telemetry is another card's",
+            "telemetry.jsonl",
+            expected=", ".join(map(str, hashes)),
+            found=", ".join(evidence.telemetry.uuid_hashes),
+        )
+    power_w = summary["means"]["gpu_power_w"]
+    if power_w is None:
+        yield missing("the GPU's power could not be read")
+        return
+    counter = summary["energy"]["gpu_joules_counter"]
+    integrated = summary["energy"]["gpu_joules_integrated"]
+    if counter and integrated and not summary["gap_s"]:
+        share = abs(counter - integrated) / max(counter, integrated)
+        if share > ENERGY_SHARE:
+            yield fail(
+                "the energy counter and the integrated power disagree",
+                "energy",
+                expected=f"within {ENERGY_SHARE:.0%}",
+                found=f"{share:.1%}: {counter:,.0f} J and {integrated:,.0f} J",
+            )
+    limit = gpus[0]["power_limit_w"] if gpus else None
+    utilisation = _mfu(evidence)
+    if limit and utilisation and utilisation > BUSY_MFU and power_w < BUSY_POWER_SHARE * limit:
+        yield fail(
+            "the card drew too little power for the work",
+            "telemetry",
+            expected=f"at least {BUSY_POWER_SHARE * limit:,.0f} W at {utilisation:.0%} of its peak",
+            found=f"{power_w:,.0f} W on average",
+        )
+
+
+def _mfu(evidence: Evidence) -> float | None:
+    """Share of the specified peak over the whole run, pauses included."""
+    training, timing = evidence.document["training"], evidence.document["timing"]
+    known = kind((evidence.document["hardware"]["before"] or {}).get("class", {}).get("name", ""))
+    if known is None or not training["flops"] or not timing["total_s"]:
+        return None
+    return float(training["flops"] / timing["total_s"] / (known.spec_bf16_tflops * 1e12))
+
+
+CHECKS = (
+    Check(
+        "V13",
+        "Roof",
+        "Impossible times: more FLOPs than the card can do, typed-in model costs, a second GPU.",
+        "training, hardware.*.probes, the model event's configuration",
+        roof,
+    ),
+    Check(
+        "V14",
+        "Pace",
+        "Synthetic logs, and trainers that lie about their step times.",
+        "dt_s and t_ns of step events",
+        pace,
+    ),
+    Check(
+        "V15",
+        "Energy",
+        "Work done elsewhere, telemetry invented or copied from another run.",
+        "telemetry.jsonl, energy, hardware",
+        energy,
+    ),
+)

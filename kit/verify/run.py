@@ -1,0 +1,147 @@
+"""Runs every check on one result and collects what they find."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from kit.errors import KitError, SchemaError
+from kit.trust.canonical import parse_strict
+from kit.verify import identity, inputs, learning, log, machine, manifest, numbers, physics, seeds
+from kit.verify.evidence import MAX_RESULT_BYTES, Absent, Evidence, Irrelevant, Options, Refused
+from kit.verify.finding import Check, Finding, Report, fail, missing, ok, skip
+
+# What a hostile log or file can make arithmetic on it raise. Each becomes a refusal.
+MALFORMED = (
+    ArithmeticError,
+    AttributeError,
+    KeyError,
+    IndexError,
+    TypeError,
+    ValueError,
+    AssertionError,
+    RecursionError,
+    OSError,
+)
+
+
+def _form(evidence: Evidence) -> Iterable[Finding]:
+    yield ok(f"strictly parsed, fits result schema {evidence.document['schema_version']}")
+
+
+FORM = Check(
+    "V01",
+    "Form",
+    "Malformed and smuggled input: duplicate keys, NaN, numbers and names that two readers would "
+    "read differently, fields nobody checks.",
+    "result.json against schema/result.schema.json",
+    _form,
+)
+
+CHECKS: tuple[Check, ...] = tuple(
+    sorted(
+        (
+            FORM,
+            *identity.CHECKS,
+            *log.CHECKS,
+            *numbers.CHECKS,
+            *inputs.CHECKS,
+            *machine.CHECKS,
+            *physics.CHECKS,
+            *learning.CHECKS,
+            *seeds.CHECKS,
+            *manifest.CHECKS,
+        ),
+        key=lambda check: check.id,
+    )
+)
+
+
+def check_by_id(name: str) -> Check | None:
+    return next((check for check in CHECKS if check.id == name.upper()), None)
+
+
+def verify_result(path: Path, options: Options | None = None) -> Report:
+    """Checks the result at `path` (result.json, or the run folder that holds it).
+
+    Returns:
+        All findings; a broken result is no exception.
+    """
+    began = time.perf_counter()
+    options = options or Options()
+    if path.is_dir():
+        path = path / "result.json"
+    report = Report(subject=path.name, strict=options.strict)
+    document = _read(path, report)
+    if document is not None:
+        report.result_id = identity.name_of(document)
+        report.facts = _facts(document)
+        evidence = Evidence(document, path.parent, options)
+        for check in CHECKS:
+            report.findings += [replace(f, check=check.id) for f in _run(check, evidence)]
+    report.elapsed_s = time.perf_counter() - began
+    return report
+
+
+def _read(path: Path, report: Report) -> dict[str, Any] | None:
+    """The document when V01 has nothing against it; V01's findings otherwise."""
+    from kit.schemas import problems
+
+    def refuse(finding: Finding) -> None:
+        report.findings.append(replace(finding, check="V01"))
+
+    try:
+        if path.is_symlink():
+            raise SchemaError("result.json is a symbolic link")
+        if path.stat().st_size > MAX_RESULT_BYTES:
+            raise SchemaError("the result is too large", limit=MAX_RESULT_BYTES)
+        document = parse_strict(path.read_bytes(), max_bytes=MAX_RESULT_BYTES, name="the result")
+    except OSError as error:
+        report.readable = False
+        refuse(fail(f"cannot be read: {error.strerror}", path.name))
+        return None
+    except SchemaError as error:
+        report.readable = False
+        refuse(fail(error.message, error.facts.get("place")))
+        return None
+    found = problems(document, "result")
+    for problem in found[:20]:
+        refuse(fail(f"{problem.found}; {problem.allowed}", problem.path))
+    if found or not isinstance(document, dict):
+        return None
+    return document
+
+
+def _run(check: Check, evidence: Evidence) -> list[Finding]:
+    try:
+        return list(check.body(evidence))
+    except Absent as absent:
+        return [missing(str(absent))]
+    except Refused as refused:
+        return [skip(str(refused))]
+    except Irrelevant as why:
+        return [skip(str(why))]
+    except KitError as error:
+        return [fail(error.message, error.facts.get("place"))]
+    except MALFORMED as error:
+        return [fail(f"the evidence is malformed: {type(error).__name__}: {str(error)[:200]}")]
+
+
+def _facts(document: dict[str, Any]) -> dict[str, Any]:
+    """The headline of a result, for the top of a report."""
+    core = document["quality"]["core"]
+    return {
+        "run": document["runs"]["id"],
+        "recipe": document["recipe"]["name"],
+        "track": document["recipe"]["track"],
+        "status": document["claims"]["status"],
+        "ranked": document["claims"]["ranked"],
+        "total_s": document["timing"]["total_s"],
+        "core": core and core["value"],
+        "core_kind": core and (core["bundle"] + (", partial" if core["partial"] else "")),
+        "val_bpb": document["quality"]["val_bpb"] and document["quality"]["val_bpb"]["last"],
+        "gpu": ((document["hardware"]["before"] or {}).get("class") or {}).get("name"),
+    }

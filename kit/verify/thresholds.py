@@ -1,0 +1,74 @@
+"""Every number a check compares with, and where it comes from.
+
+Those marked provisional stand until ten reference runs on three cards replace them.
+"""
+
+from __future__ import annotations
+
+# --- clocks (V05, V06, V08) ---------------------------------------------------------------------
+# Rule 4 of the clock rules: the clocks agree within 0.5 %.
+CLOCK_SHARE = 0.005
+# /proc/uptime counts in hundredths; a sample of five clocks takes well under a tenth of a second,
+# except on a machine that swaps.
+CLOCK_SLACK_S = 0.25
+# NTP slews at most 500 ppm; a step of the wall clock (a time zone mended after boot) is a warning.
+WALL_STEP_WARN_S = 5.0
+# A longer silence between steps wants an evaluation, a checkpoint or a resume to explain it.
+GAP_MIN_S = 60.0
+GAP_MEDIANS = 5.0
+# Step reports that may be in the pipe when a supervisor is killed.
+LOST_STEPS = 5
+
+# --- numbers (V07) ------------------------------------------------------------------------------
+# Both sides do the same arithmetic on the same bytes; this only allows for another summation order.
+RELATIVE_ROUNDING = 1e-9
+
+# --- machine (V11, V12, V16) --------------------------------------------------------------------
+# ARP, mDNS and the like on an idle host; model weights are a thousand times more.
+IDLE_NETWORK_BYTES = 50 * 2**20
+# Speed of one card repeats within 1.2 % (p90 of 201 MLPerf result sets); heat and power limit more.
+BEFORE_AFTER_GPU = 0.15
+# A laptop or a shared host is a noisier place than a training rig.
+BEFORE_AFTER_CPU = 0.80
+# NVML reports 22 to 25 GB cards to within a few hundred MiB.
+POWER_LIMIT_SLACK = 1.02
+# Hot enough to slow down for more than this share of the run: said, not refused.
+THERMAL_SHARE_WARN = 0.2
+
+# --- physics (V13, V14, V15) --------------------------------------------------------------------
+# Boost above the reference clock; the best public 4090 measures 173.3 of 165.2 TFLOP/s (n = 9).
+SPEC_PEAK_SLACK = 1.08
+# Measured matmul peak: honest training does not beat it; the probe itself varies by 2 %.
+MEASURED_PEAK_SLACK = 1.05
+# 8-bit tensor cores run at twice the 16-bit rate.
+EIGHT_BIT_FACTOR = 2.0
+# The CPU probe shares its machine with others, so it may see a fraction of what the run had.
+CPU_PEAK_SLACK = 4.0
+# Sum of the trainer's step times against the supervisor's clock.
+STEP_TIME_SHARE = 0.005
+STEP_TIME_SLACK_S = 1.0
+# Time between steps on real machines varies by 0.08 % (median, modded-nanogpt logs) or more; the
+# supervisor's stamps add microseconds. Fewer distinct intervals than this share: written, not run.
+DISTINCT_INTERVALS = 0.5
+MIN_STEPS_FOR_JITTER = 20
+# Energy counter against integrated power: within 1 % under load (zeus issue 12), 5 % is the rule.
+ENERGY_SHARE = 0.05
+# A 4090 at work draws most of its limit; below this share of it while MFU is above the other
+# figure, the work was done elsewhere. Provisional.
+BUSY_POWER_SHARE = 0.35
+BUSY_MFU = 0.20
+# One sample a second; a few are lost on a busy machine.
+TELEMETRY_COVERAGE = 0.90
+TELEMETRY_SLACK_S = 5.0
+# Telemetry and events are stamped by the same two clocks.
+TELEMETRY_OFFSET_S = 2.0
+
+# --- learning (V17) -----------------------------------------------------------------------------
+# A fresh model with a zero head predicts every token alike: its first loss is ln(vocabulary).
+FIRST_LOSS_NATS = 0.5
+# val_bpb that no 24 h run on one 4090 reaches on the reference data: research puts this year's best
+# near 0.80. Provisional; warns only.
+BEST_BPB_RTX4090 = 0.70
+
+# --- score --------------------------------------------------------------------------------------
+CORE_TASKS = 22
