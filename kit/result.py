@@ -289,22 +289,24 @@ def core_section(document: dict[str, Any] | None) -> dict[str, Any] | None:
         return None
     tasks = []
     for task in document["tasks"]:
-        accuracy = sum(task["outcomes"]) / len(task["outcomes"])
-        baseline = 0.01 * task["random_baseline"]
+        outcomes: str = task["outcomes"]  # one 0 or 1 an example
+        accuracy = outcomes.count("1") / len(outcomes)
+        baseline = 0.01 * task["baseline"]
         tasks.append(
             {
-                "task": task["task"],
-                "n": len(task["outcomes"]),
+                "task": task["label"],
+                "n": len(outcomes),
                 "accuracy": accuracy,
                 "centered": (accuracy - baseline) / (1 - baseline),
             }
         )
+    interval = document["interval"]
     return {
         "value": sum(task["centered"] for task in tasks) / len(tasks),
         "partial": document["partial"],
         "bundle": document["bundle"]["kind"],
         "bundle_digest": document["bundle"]["digest"],
-        "interval": document.get("interval"),
+        "interval": [interval["low"], interval["high"]],
         "tasks": tasks,
         "digest": document["digest"],
     }

@@ -115,3 +115,7 @@ def print_error(error: KitError) -> None:
         click.echo(f"  {name + ':':<{width + 1}} {value}", err=True)
     if error.hint:
         click.echo(f"\nhint: {error.hint}", err=True)
+
+
+if __name__ == "__main__":
+    main()

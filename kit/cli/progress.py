@@ -215,13 +215,13 @@ def print_summary(result: dict[str, Any], path: Path) -> None:
         table.add_row("speed", f"{result['training']['tokens_per_s']:,.0f} tokens/s")
     if not claims["ranked"]:
         table.add_row("not ranked", "; ".join(claims["why_not_ranked"]))
-    table.add_row("result", _shown(path))
     console.print(table)
+    console.print(f"\nresult: {_shown(path)}", highlight=False, soft_wrap=True)
     if claims["status"] == "complete":
-        console.print(f"next: n4090-kit verify {_shown(path)}", highlight=False, soft_wrap=True)
+        console.print(f"next:   n4090-kit verify {_shown(path)}", highlight=False, soft_wrap=True)
         if quality["chat"]:
             console.print(
-                f"      n4090-kit chat {_shown(path.parent)}", highlight=False, soft_wrap=True
+                f"        n4090-kit chat {_shown(path.parent)}", highlight=False, soft_wrap=True
             )
         return
     console.print(f"\n{claims['message'] or claims['reason']}", highlight=False, soft_wrap=True)

@@ -8,6 +8,7 @@ the origin of this boot.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from kit.files import write_json
 from kit.timing import ClockSample, boot_id, boottime_ns
 from kit.trust.chain import ChainWriter
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 Source = Literal["sup", "trainer", "eval"]
 LOG_KIND = "n4090-events-v1"
 # Events after which the log is forced to disk: losing one of them would lose the run's story.
@@ -43,11 +45,22 @@ class Origin:
 
 
 class EventLog:
-    """Appends events to RUN/events.jsonl; the one process that does."""
+    """Appends events to RUN/events.jsonl; the one process that does.
 
-    def __init__(self, run: Path, observe: Callable[[dict[str, Any]], None] | None = None) -> None:
+    Args:
+        observe: Called with every event as stored.
+        make_room: Called when the disk is full; returns whether it freed anything.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        observe: Callable[[dict[str, Any]], None] | None = None,
+        make_room: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._origin_path = run / "origin.json"
         self._observe = observe
+        self._make_room = make_room
         self._writer = ChainWriter(run / "events.jsonl", LOG_KIND)
         self._last_t_ns = 0
         self.origin = self._load_origin()
@@ -57,16 +70,21 @@ class EventLog:
         sample = ClockSample.now()
         # Never backwards, even if two events fall into one tick.
         t_ns = max(self._last_t_ns, self.t_ns(sample))
-        event = self._writer.append(
-            {
-                "t_ns": t_ns,
-                "wall_ms": sample.wall_ms,
-                "clocks": sample.since(self.origin.sample),
-                "src": src,
-                "ev": ev,
-                "data": data,
-            }
-        )
+        record = {
+            "t_ns": t_ns,
+            "wall_ms": sample.wall_ms,
+            "clocks": sample.since(self.origin.sample),
+            "src": src,
+            "ev": ev,
+            "data": data,
+        }
+        try:
+            event = self._writer.append(record)
+        except OSError as error:
+            # The log must be able to say that the disk is full.
+            if error.errno not in DISK_FULL or not self._make_room():
+                raise
+            event = self._writer.append(record)
         self._last_t_ns = t_ns
         if ev in _SYNCED:
             self._writer.sync()

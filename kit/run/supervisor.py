@@ -17,7 +17,6 @@ the same log where it stopped, and the time in between counts.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import platform
@@ -25,7 +24,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +45,7 @@ from kit.run.contract import (
 )
 from kit.run.environment import describe_environment
 from kit.run.inputs import describe
-from kit.run.log import LOG_KIND, EventLog, Source
+from kit.run.log import DISK_FULL, LOG_KIND, EventLog, Source
 from kit.run.plan import RunPlan, compile_caches, save_plan, stage_environment
 from kit.run.process import StageOutcome, StopFlag, run_stage
 from kit.run.telemetry import TelemetrySampler
@@ -59,7 +58,7 @@ from kit.trust.sign import sign_document
 Observe = Callable[[dict[str, Any]], None]
 _RESERVE = ".reserve"  # space that a full disk cannot take from the log and the result
 _RESERVE_BYTES = 4 * 2**20
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL_BYTES = 2**20  # a disk with less left than this is full
 
 
 @dataclass
@@ -95,7 +94,8 @@ def supervise(plan: RunPlan, signer: Signer, *, observe: Observe, stop: StopFlag
     progress = _read_progress(run) if resuming else _Progress()
     if resuming and not progress.last:
         raise PrerequisiteError(f"{run.name}: the log holds no event", hint="Start a new run.")
-    log = EventLog(run, observe)
+    reserve = run / _RESERVE
+    log = EventLog(run, observe, make_room=lambda: _release(reserve))
     telemetry = TelemetrySampler(run / "telemetry.jsonl", clock=log.now_ns)
     try:
         if progress.last is None:
@@ -112,10 +112,10 @@ def supervise(plan: RunPlan, signer: Signer, *, observe: Observe, stop: StopFlag
     finally:
         telemetry.stop()
         log.close()
+    _release(reserve)
     result = build_result(run)
     signed = sign_document(result, signer)
     write_json(run / "result.json", signed)
-    (run / _RESERVE).unlink(missing_ok=True)
     if status["status"] == "complete":
         shutil.rmtree(_cache(plan), ignore_errors=True)
     return run / "result.json"
@@ -243,14 +243,15 @@ def _run_one_stage(
             stop=stop,
             on_report=store,
         )
-    except OSError as error:
-        if error.errno not in _DISK_FULL:
-            raise
-        outcome = _disk_full(run)
     except PrerequisiteError as error:
         outcome = StageOutcome("failed", 127, "no_trainer", error.message, error.hint)
-    if outcome.reason == "disk_full":
-        (run / _RESERVE).unlink(missing_ok=True)  # the log and the result need this space now
+    if outcome.reason == "crashed" and shutil.disk_usage(run).free < _FULL_BYTES:
+        outcome = replace(
+            outcome,
+            reason="disk_full",
+            message=f"the work folder's disk is full: {outcome.message}",
+            hint="Free some space, then `n4090-kit run --resume`; the last checkpoint is kept.",
+        )
     if outcome.status == "complete":
         outcome = _store_artifacts(log, run, stage, outcome)
     log.append(
@@ -302,18 +303,6 @@ def _store_artifacts(log: EventLog, run: Path, stage: str, outcome: StageOutcome
     return outcome
 
 
-def _disk_full(run: Path) -> StageOutcome:
-    """Makes room for the end of the story."""
-    (run / _RESERVE).unlink(missing_ok=True)
-    return StageOutcome(
-        "failed",
-        -1,
-        "disk_full",
-        "the work folder's disk is full",
-        "Free some space, then `n4090-kit run --resume`; the last checkpoint is kept.",
-    )
-
-
 def _cache(plan: RunPlan) -> Path:
     """Where stages keep what they can make again, tokens above all.
 
@@ -331,12 +320,21 @@ def _reserve_space(run: Path) -> None:
             os.posix_fallocate(file.fileno(), 0, _RESERVE_BYTES)
     except OSError as error:
         path.unlink(missing_ok=True)
-        if error.errno in _DISK_FULL:
+        if error.errno in DISK_FULL:
             raise PrerequisiteError(
                 "the work folder's disk is full",
                 hint="Free some space, or name another with --work.",
             ) from error
         raise
+
+
+def _release(reserve: Path) -> bool:
+    """Gives the reserved space back; False when that has been done before."""
+    try:
+        reserve.unlink()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _measure(log: EventLog, plan: RunPlan, when: str) -> None:
