@@ -48,6 +48,56 @@ class Batch(NamedTuple):
     targets: torch.Tensor
 
 
+class ShuffledBuffer:
+    """Pieces in a random order that is new each epoch, a few of them at hand to choose from.
+
+    Args:
+        lengths: (N,) tokens of each piece.
+        size: Pieces at hand. A small corpus is not read more than one epoch ahead.
+    """
+
+    def __init__(self, lengths: np.ndarray, size: int, seed: int) -> None:
+        self._lengths = lengths
+        self._size = min(size, len(lengths))
+        self._seed = seed
+        self._order = np.empty(0, dtype=np.int64)
+        self._order_epoch = -1
+        self.load_state_dict({"epoch": 0, "position": 0, "buffer": []})
+
+    def take(self, space: int, *, or_shortest: bool) -> int | None:
+        """Takes out the longest piece of at most `space` tokens.
+
+        When there is none: the shortest piece, or None without `or_shortest`.
+        """
+        self._refill()
+        fitting = bisect_right(self._buffer, (space, len(self._lengths)))
+        if not fitting and not or_shortest:
+            return None
+        return self._buffer.pop(fitting - 1 if fitting else 0)[1]
+
+    def state_dict(self) -> dict[str, Any]:
+        pieces = [piece for _, piece in self._buffer]
+        return {"epoch": self.epoch, "position": self._position, "buffer": pieces}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.epoch: int = state["epoch"]
+        self._position: int = state["position"]
+        # (tokens, piece), ascending: the longest that fits is one bisection away.
+        self._buffer = sorted((int(self._lengths[piece]), piece) for piece in state["buffer"])
+
+    def _refill(self) -> None:
+        while len(self._buffer) < self._size:
+            if self._position == len(self._lengths):
+                self.epoch += 1
+                self._position = 0
+            if self._order_epoch != self.epoch:
+                self._order = epoch_order(len(self._lengths), self._seed, self.epoch)
+                self._order_epoch = self.epoch
+            piece = int(self._order[self._position])
+            insort(self._buffer, (int(self._lengths[piece]), piece))
+            self._position += 1
+
+
 class PackedLoader:
     """An endless stream of packed training batches.
 
@@ -79,12 +129,14 @@ class PackedLoader:
         self.seq_len = seq_len
         self.seed = seed
         self.device = torch.device(device)
-        # Document i has the pieces first[i] to first[i + 1] - 1.
-        counts = np.maximum(1, -(-(documents.lengths - 1) // seq_len))
+        # Document i has the pieces first[i] to first[i + 1] - 1, all but its last of T tokens.
+        texts = documents.lengths - 1
+        counts = np.maximum(1, -(-texts // seq_len))
         self._first = np.concatenate([[0], np.cumsum(counts)])
-        self._pieces = int(self._first[-1])
-        # A small corpus is not read many times ahead.
-        self._buffer_pieces = min(buffer_pieces, self._pieces)
+        lengths = np.full(self._first[-1], seq_len, dtype=np.int32)
+        lengths[self._first[1:] - 1] = texts - (counts - 1) * seq_len
+        self._lengths = lengths
+        self._buffer = ShuffledBuffer(lengths, buffer_pieces, seed)
         self._identity = {
             "seed": seed,
             "seq_len": seq_len,
@@ -92,11 +144,10 @@ class PackedLoader:
             "documents": len(documents),
             "digest": documents.digest,
         }
+        self._used = self._cropped = 0
         self._pool = ThreadPoolExecutor(1, "batches") if prefetch else None
         self._next: Future[tuple[np.ndarray, dict[str, Any]]] | None = None
-        self._order = np.empty(0, dtype=np.int64)
-        self._order_epoch = -1
-        self._restore(state or self._first_state())
+        self._restore(state or self._state())
 
     def next_batch(self) -> Batch:
         """The next (tokens, targets), each (B, T) int64 on `device`."""
@@ -108,7 +159,7 @@ class PackedLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """What it takes to continue after the last batch that `next_batch` returned."""
-        return {**self._delivered, "buffer": list(self._delivered["buffer"])}
+        return dict(self._delivered)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from `state`.
@@ -137,8 +188,9 @@ class PackedLoader:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _first_state(self) -> dict[str, Any]:
-        return {**self._identity, "epoch": 0, "position": 0, "buffer": [], "used": 0, "cropped": 0}
+    def _state(self) -> dict[str, Any]:
+        counts = {"used": self._used, "cropped": self._cropped}
+        return {**self._identity, **self._buffer.state_dict(), **counts}
 
     def _restore(self, state: dict[str, Any]) -> None:
         found = {name: state.get(name) for name in self._identity}
@@ -151,12 +203,8 @@ class PackedLoader:
                 "Resume with the recipe and the data the run began with, or start a new run.",
             )
         self._delivered = state
-        self._epoch: int = state["epoch"]
-        self._position: int = state["position"]
-        self._used: int = state["used"]
-        self._cropped: int = state["cropped"]
-        # (tokens, piece), ascending: the largest that fits is one bisection away.
-        self._buffer = sorted((len(self._piece(piece)), piece) for piece in state["buffer"])
+        self._buffer.load_state_dict(state)
+        self._used, self._cropped = state["used"], state["cropped"]
 
     def _piece(self, piece: int) -> np.ndarray:
         """Tokens of a piece without the BOS in front."""
@@ -169,42 +217,20 @@ class PackedLoader:
         rows = np.empty((self.batch_size, self.seq_len + 1), dtype=np.int64)
         for row in rows:
             self._fill_row(row)
-        state = {
-            **self._identity,
-            "epoch": self._epoch,
-            "position": self._position,
-            "buffer": [piece for _, piece in self._buffer],
-            "used": self._used,
-            "cropped": self._cropped,
-        }
-        return rows, state
+        return rows, self._state()
 
     def _fill_row(self, row: np.ndarray) -> None:
-        bos = self.documents[0][0]
+        row[-1] = bos = self.documents[0][0]  # what stays when only one token is left to fill
         filled = 0
-        while filled < len(row):
-            self._refill()
-            space = len(row) - filled - 1  # after the BOS
-            fitting = bisect_right(self._buffer, (space, self._pieces))
-            length, piece = self._buffer.pop(fitting - 1 if fitting else 0)
+        while (space := len(row) - filled - 1) > 0:  # behind the BOS
+            piece = self._buffer.take(space, or_shortest=True)
+            length = int(self._lengths[piece])
             taken = min(length, space)
             row[filled] = bos
             row[filled + 1 : filled + 1 + taken] = self._piece(piece)[:taken]
             filled += 1 + taken
             self._used += taken
             self._cropped += length - taken
-
-    def _refill(self) -> None:
-        while len(self._buffer) < self._buffer_pieces:
-            if self._position == self._pieces:
-                self._epoch += 1
-                self._position = 0
-            if self._order_epoch != self._epoch:
-                self._order = epoch_order(self._pieces, self.seed, self._epoch)
-                self._order_epoch = self._epoch
-            piece = int(self._order[self._position])
-            insort(self._buffer, (len(self._piece(piece)), piece))
-            self._position += 1
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
