@@ -117,12 +117,11 @@ class Evidence:
     @cached_property
     def chain(self) -> Chain:
         """events.jsonl as it lies there, intact or not."""
-        path = self.file("events.jsonl")
         try:
-            return read_chain(path, LOG_KIND, max_bytes=MAX_EVENTS_BYTES)
-        except SchemaError as error:
+            return read_chain(self.file("events.jsonl"), LOG_KIND, max_bytes=MAX_EVENTS_BYTES)
+        except (SchemaError, Refused) as error:
             chain = Chain(head="")
-            chain.problems.append(ChainProblem(0, error.message))
+            chain.problems.append(ChainProblem(0, str(error)))
             return chain
 
     @cached_property
@@ -169,7 +168,6 @@ class Evidence:
     @cached_property
     def telemetry(self) -> Telemetry:
         """telemetry.jsonl, read through once."""
-        path = self.file("telemetry.jsonl")
         summary = Summary()
         found = Telemetry(Chain(head=""), summary)
         last = -1
@@ -189,9 +187,11 @@ class Evidence:
                 found.malformed += 1
 
         try:
-            found.chain = scan_chain(path, TELEMETRY_KIND, visit, max_bytes=MAX_TELEMETRY_BYTES)
-        except SchemaError as error:
-            found.chain.problems.append(ChainProblem(0, error.message))
+            found.chain = scan_chain(
+                self.file("telemetry.jsonl"), TELEMETRY_KIND, visit, max_bytes=MAX_TELEMETRY_BYTES
+            )
+        except (SchemaError, Refused) as error:
+            found.chain.problems.append(ChainProblem(0, str(error)))
         return found
 
     # --- files --------------------------------------------------------------------------------
@@ -213,7 +213,14 @@ class Evidence:
         return path
 
     def evaluation(self, stage: str) -> Document | None:
-        """The section of an evaluation, recomputed from its file; None when there was none.
+        """The result's section of an evaluation, recomputed from its file; None without one."""
+        document = self.evaluation_file(stage)
+        if document is None:
+            return None
+        return core_section(document) if stage == "core" else chat_section(document)
+
+    def evaluation_file(self, stage: str) -> Document | None:
+        """What an evaluation wrote, with its `digest`; None when there was none.
 
         Raises:
             Absent: The file is not beside the result.
@@ -233,8 +240,7 @@ class Evidence:
         if sha256_bytes(data) != entry["sha256"]:
             raise Refused(f"{relative} is not the file that the log names (V21)")
         parsed = parse_strict(data, max_bytes=MAX_EVALUATION_BYTES, name=relative)
-        document = {**parsed, "digest": entry["sha256"]}
-        return core_section(document) if stage == "core" else chat_section(document)
+        return {**parsed, "digest": entry["sha256"]}
 
     def inside(self, relative: str) -> bool:
         """Whether no folder on the way to `relative` is a link."""

@@ -77,6 +77,19 @@ def owner(evidence: Evidence) -> Iterator[Finding]:
     document, options = evidence.document, evidence.options
     submitter = document["submitter"]
     keys = [entry["public_key"] for entry in document["signatures"]] or [submitter["public_key"]]
+    began = evidence.header["signer"]
+    for name, stated in (
+        ("public_key", submitter["public_key"]),
+        ("created", submitter["key_created_for_this_work_folder"]),
+    ):
+        if began.get(name) != stated:
+            yield fail(
+                "the run was begun with another key than the submitter's",
+                "submitter",
+                expected=began.get(name),
+                found=stated,
+            )
+            return
     if options.revoked is not None:
         revoked = revoked_keys(options.revoked)
         for key in keys:

@@ -12,9 +12,10 @@ from kit.errors import SchemaError
 from kit.recipe import parse_recipe
 from kit.result import data_section
 from kit.trust.digest import FileDigest, manifest_digest, sha256_bytes
-from kit.verify.evidence import Evidence, Refused
+from kit.verify.evidence import Absent, Evidence, Refused
 from kit.verify.finding import Check, Finding, fail, ok, warn
 from kit.verify.numbers import differences
+from kit.verify.thresholds import CORE_TASKS
 
 
 def software(evidence: Evidence) -> Iterator[Finding]:
@@ -154,13 +155,27 @@ def _bundle(evidence: Evidence) -> Iterator[Finding]:
             found=core["bundle_digest"],
         )
     try:
-        counted = evidence.evaluation("core")
-    except (Refused, OSError):
+        scored = evidence.evaluation_file("core")
+    except (Absent, Refused):
         return
-    if counted and core["bundle"] == "core" and not core["partial"]:
-        names = [task["task"] for task in counted["tasks"]]
-        if len(set(names)) != len(names):
-            yield fail("a task is counted twice", "quality.core.tasks")
+    if scored is None or core["bundle"] != "core":
+        return
+    for task in scored["tasks"]:
+        count, baseline = CORE_TASKS.get(task["label"], (0, 0.0))
+        place = f"eval/core.json: {task['label']}"[:120]
+        if task["baseline"] != baseline:
+            yield fail("not the baseline of CORE", place, expected=baseline, found=task["baseline"])
+        examples = len(task["outcomes"])
+        if examples > count or (examples < count and not core["partial"]):
+            yield fail("not the examples of CORE", place, expected=count, found=examples)
+    labels = [task["label"] for task in scored["tasks"]]
+    if len(set(labels)) != len(labels) or (not core["partial"] and set(labels) != set(CORE_TASKS)):
+        yield fail(
+            "not each task of CORE once",
+            "eval/core.json",
+            expected=f"{len(CORE_TASKS)} tasks",
+            found=f"{len(set(labels))} tasks in {len(labels)} rows",
+        )
 
 
 def _tokens(evidence: Evidence) -> Iterator[Finding]:

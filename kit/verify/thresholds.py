@@ -70,5 +70,30 @@ FIRST_LOSS_NATS = 0.5
 # near 0.80. Provisional; warns only.
 BEST_BPB_RTX4090 = 0.70
 
-# --- score --------------------------------------------------------------------------------------
-CORE_TASKS = 22
+# --- score (V10) ---------------------------------------------------------------------------------
+# Examples and random baseline (percent) of CORE's tasks: the published bundle's files and its
+# eval_meta_data.csv, version 1, which nanochat scores by.
+CORE_TASKS: dict[str, tuple[int, float]] = {
+    "hellaswag_zeroshot": (10042, 25),
+    "jeopardy": (2117, 0),
+    "bigbench_qa_wikidata": (20321, 0),
+    "arc_easy": (2376, 25),
+    "arc_challenge": (1172, 25),
+    "copa": (100, 50),
+    "commonsense_qa": (1221, 20),
+    "piqa": (1838, 50),
+    "openbook_qa": (500, 25),
+    "lambada_openai": (5153, 0),
+    "hellaswag": (10042, 25),
+    "winograd": (273, 50),
+    "winogrande": (1267, 50),
+    "bigbench_dyck_languages": (1000, 0),
+    "agi_eval_lsat_ar": (230, 20),
+    "bigbench_cs_algorithms": (1320, 0),
+    "bigbench_operators": (210, 0),
+    "bigbench_repeat_copy_logic": (32, 0),
+    "squad": (10570, 0),
+    "coqa": (7983, 0),
+    "boolq": (3270, 62),
+    "bigbench_language_identification": (10000, 9.1),
+}
