@@ -72,6 +72,12 @@ class FlopsPerToken(NamedTuple):
         return self.matmul + self.causal_attention
 
 
+def peak_flops(device_name: str) -> float | None:
+    """Dense bf16 peak in FLOP/s of a GPU by its reported name; None for one not in the table."""
+    found = [piece for piece in PEAK_BF16_FLOPS if piece in device_name]
+    return PEAK_BF16_FLOPS[max(found, key=len)] if found else None
+
+
 def count_parameters(config: ModelConfig) -> Parameters:
     """Parameters of a model, padding rows included."""
     C, V, L = config.n_embd, config.padded_vocab_size, config.n_layer
