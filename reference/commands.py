@@ -1,0 +1,108 @@
+"""Command-line commands of the trainer; `n4090-kit` finds them through n4090_kit.commands.
+
+Torch and the trainer's modules are imported when a command runs, so that `--help` stays instant.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import click
+
+
+@click.group()
+def bench() -> None:
+    """Measure how fast this machine trains."""
+
+
+@bench.command("train")
+@click.option("--recipe", "name", default="smoke", show_default=True, help="A name or a file.")
+@click.option("--steps", default=20, show_default=True, type=click.IntRange(min=1))
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+@click.option("--threads", default=0, help="CPU threads; 0 takes the recipe's or torch's own.")
+@click.option(
+    "--compile",
+    "compile_setting",
+    type=click.Choice(["auto", "on", "off"]),
+    help="Instead of the recipe's.",
+)
+@click.option("--plain/--no-plain", default=True, help="Time the plain PyTorch twin as well.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def train(
+    name: str,
+    steps: int,
+    device: str,
+    threads: int,
+    compile_setting: str | None,
+    plain: bool,
+    as_json: bool,
+) -> None:
+    """Time training steps of a recipe, beside the same model in plain PyTorch.
+
+    The tokens are made up; nothing is read and nothing is kept.
+    """
+    recipe = _resolved(name)
+    import torch
+
+    from reference.bench import bench_training
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if threads or recipe["threads"]:
+        torch.set_num_threads(threads or recipe["threads"])
+    result = bench_training(
+        recipe, steps=steps, device=device, compile_setting=compile_setting, compare=plain
+    )
+    result = {"recipe": recipe["name"], **result}
+    if as_json:
+        click.echo(json.dumps(result, indent=2))
+    else:
+        _print_table(result)
+
+
+def _resolved(name: str) -> dict[str, Any]:
+    """The recipe with every default, from the kit's own command: its schema has the defaults."""
+    command = [sys.executable, "-m", "kit.cli.main", "recipes", "show", name, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        click.echo(done.stderr, err=True, nl=False)
+        sys.exit(done.returncode)
+    recipe: dict[str, Any] = json.loads(done.stdout)["recipe"]
+    return recipe
+
+
+def _print_table(result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    def percent(value: float | None) -> str:
+        return f"- ({result['mfu_reason']})" if value is None else f"{value:.1%}"
+
+    plain = result["plain"] or {}
+    table = Table(title=f"bench train {result['recipe']}: {result['steps']} steps", box=None)
+    for heading, justify in (("", "left"), ("this trainer", "right"), ("plain PyTorch", "right")):
+        table.add_column(heading, justify=justify)
+    for label, field, form in (
+        ("tokens/s", "tokens_per_s", "{:,.0f}"),
+        ("step, median ms", "step_ms_median", "{:,.1f}"),
+        ("step, p99 ms", "step_ms_p99", "{:,.1f}"),
+        ("first step, s", "first_step_s", "{:,.2f}"),
+    ):
+        twin = form.format(plain[field]) if plain else f"- ({result['plain_reason']})"
+        table.add_row(label, form.format(result[field]), twin)
+    rows = {
+        "MFU, nanochat's count": percent(result["mfu_nanochat"]),
+        "MFU, causal attention halved": percent(result["mfu_causal"]),
+        "peak memory, MiB": f"{result['peak_memory_bytes'] / 2**20:,.0f}",
+        "outside steps, s": f"{result['outside_steps_s']:.2f}",
+        "compiling, s": f"{result['compile_s']:.1f}" if result["compiled"] else "not compiled",
+        "device": f"{result['device']}, {result['dtype']}, {result['threads']} threads",
+    }
+    for label, value in rows.items():
+        table.add_row(label, value)
+    if result["ratio_vs_plain"] is not None:
+        table.add_row("speed against plain", f"{result['ratio_vs_plain']:.2f}x", "1.00x")
+    Console().print(table)
