@@ -51,6 +51,9 @@ class Batch(NamedTuple):
 class ShuffledBuffer:
     """Pieces in a random order that is new each epoch, a few of them at hand to choose from.
 
+    Of pieces of equal length the one that has waited longest goes first, so that none is passed
+    over again and again.
+
     Args:
         lengths: (N,) tokens of each piece.
         size: Pieces at hand. A small corpus is not read more than one epoch ahead.
@@ -70,20 +73,27 @@ class ShuffledBuffer:
         When there is none: the shortest piece, or None without `or_shortest`.
         """
         self._refill()
-        fitting = bisect_right(self._buffer, (space, len(self._lengths)))
-        if not fitting and not or_shortest:
-            return None
-        return self._buffer.pop(fitting - 1 if fitting else 0)[1]
+        fitting = bisect_right(self._buffer, (space, 1))
+        if not fitting:
+            if not or_shortest:
+                return None
+            fitting = bisect_right(self._buffer, (self._buffer[0][0], 1))
+        return self._buffer.pop(fitting - 1)[2]
 
     def state_dict(self) -> dict[str, Any]:
-        pieces = [piece for _, piece in self._buffer]
+        waiting = sorted(self._buffer, key=lambda entry: -entry[1])  # in order of arrival
+        pieces = [piece for _, _, piece in waiting]
         return {"epoch": self.epoch, "position": self._position, "buffer": pieces}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.epoch: int = state["epoch"]
         self._position: int = state["position"]
-        # (tokens, piece), ascending: the longest that fits is one bisection away.
-        self._buffer = sorted((int(self._lengths[piece]), piece) for piece in state["buffer"])
+        # (tokens, -arrival, piece), ascending: the longest that fits is one bisection away, and of
+        # equals the first to arrive.
+        self._buffer: list[tuple[int, int, int]] = []
+        self._arrivals = 0
+        for piece in state["buffer"]:
+            self._add(piece)
 
     def _refill(self) -> None:
         while len(self._buffer) < self._size:
@@ -93,9 +103,12 @@ class ShuffledBuffer:
             if self._order_epoch != self.epoch:
                 self._order = epoch_order(len(self._lengths), self._seed, self.epoch)
                 self._order_epoch = self.epoch
-            piece = int(self._order[self._position])
-            insort(self._buffer, (int(self._lengths[piece]), piece))
+            self._add(int(self._order[self._position]))
             self._position += 1
+
+    def _add(self, piece: int) -> None:
+        insort(self._buffer, (int(self._lengths[piece]), -self._arrivals, piece))
+        self._arrivals += 1
 
 
 class PackedLoader:

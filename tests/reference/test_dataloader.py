@@ -93,7 +93,7 @@ def test_packing_equals_the_rule_written_down_naively(lengths: list[int]) -> Non
     corpus, capacity = Corpus(lengths), 16
     pieces = all_pieces(corpus)
     stream = (int(i) for epoch in range(10**6) for i in epoch_order(len(pieces), 1, epoch))
-    buffer: list[tuple[int, int]] = []
+    buffer: list[tuple[int, int]] = []  # (tokens, piece) in order of arrival
     packed = loader(corpus)
     for _ in range(4):
         for row in rows_of(packed.next_batch()):
@@ -107,7 +107,8 @@ def test_packing_equals_the_rule_written_down_naively(lengths: list[int]) -> Non
                     expected.append(BOS)
                     break
                 fitting = [entry for entry in buffer if entry[0] <= space]
-                chosen = max(fitting) if fitting else min(buffer)
+                tokens = max(fitting)[0] if fitting else min(buffer)[0]
+                chosen = next(entry for entry in buffer if entry[0] == tokens)
                 buffer.remove(chosen)
                 expected += pieces[chosen[1]][:space]
             assert row == expected
