@@ -144,11 +144,11 @@ def clocks(evidence: Evidence) -> Iterator[Finding]:
             expected="none",
             found=environment["time_namespace"],
         )
-    slept_s = 0.0
+    asleep_s = 0.0
     wall_steps = 0.0
     worst = 0.0
     sources = 0
-    for boot in _boots(evidence.story.chain.records):
+    for boot in boots(evidence.story.chain.records):
         for name, deviation_s, span_s, at in _deviations(boot):
             allowed_s = CLOCK_SLACK_S + CLOCK_SHARE * span_s
             if name == "wall":
@@ -165,10 +165,10 @@ def clocks(evidence: Evidence) -> Iterator[Finding]:
                     expected=f"within {allowed_s:.2f} s",
                     found=f"{deviation_s:+.2f} s",
                 )
-        slept_s += _slept_s(boot)
-    if slept_s:
+        asleep_s += slept_s(boot)
+    if asleep_s:
         yield warn(
-            f"the machine slept for {slept_s:,.0f} s; the clock went on", found=f"{slept_s:.0f} s"
+            f"the machine slept for {asleep_s:,.0f} s; the clock went on", found=f"{asleep_s:.0f} s"
         )
     if wall_steps > WALL_STEP_WARN_S:
         yield warn(
@@ -181,7 +181,7 @@ def clocks(evidence: Evidence) -> Iterator[Finding]:
         yield ok(f"every clock of every event within {CLOCK_SHARE:.1%}")
 
 
-def _boots(records: list[Document]) -> Iterator[list[Document]]:
+def boots(records: list[Document]) -> Iterator[list[Document]]:
     """The events of each boot."""
     current: list[Document] = []
     for event in records:
@@ -235,7 +235,8 @@ def _deviations(boot: list[Document]) -> Iterator[tuple[str, float, float, int]]
         yield name, deviation, span_s, seq
 
 
-def _slept_s(boot: list[Document]) -> float:
+def slept_s(boot: list[Document]) -> float:
+    """Seconds that the run's clock counted and the raw clock did not."""
     slept = 0.0
     for before, after in pairwise(boot):
         elapsed = after["t_ns"] - before["t_ns"]

@@ -11,6 +11,7 @@ from kit.hardware.gpu_class import kind
 from kit.result import energy_section
 from kit.verify.evidence import Document, Evidence, Irrelevant
 from kit.verify.finding import Check, Finding, fail, missing, ok, warn
+from kit.verify.log import boots, slept_s
 from kit.verify.numbers import differences
 from kit.verify.thresholds import (
     BUSY_MFU,
@@ -254,6 +255,7 @@ def _coverage(evidence: Evidence) -> Iterator[Finding]:
         return
     span_s = (stop["t_ns"] - start["t_ns"]) / 1e9
     down_s = sum(event["data"]["downtime_s"] for event in story.resumes)
+    down_s += sum(slept_s(boot) for boot in boots(story.chain.records))
     expected = (span_s - down_s - TELEMETRY_SLACK_S) / telemetry.summary.interval_s
     within = [
         at
