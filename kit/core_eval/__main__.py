@@ -19,7 +19,7 @@ from typing import Any, TextIO
 
 from kit.errors import KitError
 from kit.files import write_bytes
-from kit.run.contract import CONTRACT, EVENTS_FD_VARIABLE, STOPPED_EXIT
+from kit.run.contract import CONTRACT, EVENTS_FD_VARIABLE, STOPPED_EXIT, remaining_s
 
 JOURNAL = "core.journal.jsonl"
 _GRACE_S = 3.0  # a batch that takes longer is given up after a stop signal; the journal is whole
@@ -84,6 +84,7 @@ def run_stage(request: dict[str, Any], events: Events, stop: threading.Event) ->
     if request.get("contract") != CONTRACT:
         raise KitError(f"the request has contract {request.get('contract')!r}, not {CONTRACT}")
     recipe, paths = request["recipe"], request["paths"]
+    deadline = request["clock"]["deadline_ns"]
     if paths.get("core") is None:
         raise KitError(
             "the request names no CORE bundle", hint="Give its folder with --core, or `prepare` it."
@@ -125,11 +126,19 @@ def run_stage(request: dict[str, Any], events: Events, stop: threading.Event) ->
                 "progress", done=done, total=total, unit="tasks"
             ),
             note=lambda text: events.emit("note", text=text),
-            should_stop=stop.is_set,
+            should_stop=lambda: stop.is_set() or remaining_s(deadline) < 0.0,
         )
         try:
             document = evaluate_core(model, bundle, settings, watch)
         except Stopped:
+            if not stop.is_set():
+                events.emit(
+                    "error",
+                    kind="deadline",
+                    message="the run's time was over before CORE was evaluated",
+                    hint="Leave the core stage more of the budget.",
+                )
+                return 1
             return STOPPED_EXIT
     data = (json.dumps(document, ensure_ascii=False) + "\n").encode()
     write_bytes(out / "core.json", data)

@@ -1,0 +1,175 @@
+"""Bits per byte: how many bits a model needs for a byte of text, whatever its tokenizer.
+
+The one definition: each text is tokenized on its own and cut into windows of at most `seq_len`
+tokens; BOS goes in front of each window; every token of the text is predicted once. The nats add
+up, and are divided by ln 2 times the UTF-8 bytes of the texts. So no token and no byte is left out,
+and two tokenizers divide by the same number.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kit.core_eval.model import EvalModel, max_seq_len, model_device
+from kit.core_eval.score import Paths
+from kit.errors import PrerequisiteError, SchemaError
+
+_TEXTS_AT_ONCE = 64
+_HEAD_ELEMENTS = 2**25
+
+
+@dataclass(frozen=True)
+class BitsPerByte:
+    """The figure and what it was made of."""
+
+    nats: float
+    bytes: int
+    tokens: int
+    texts: int
+
+    @property
+    def bpb(self) -> float:
+        return self.nats / (math.log(2) * self.bytes)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"bpb": self.bpb, **vars(self), "nats_per_token": self.nats / self.tokens}
+
+
+def evaluate_bpb(
+    model: EvalModel,
+    texts: Iterable[str],
+    *,
+    seq_len: int = 1024,
+    batch_tokens: int = 2048,
+    paths: Paths | None = None,
+) -> BitsPerByte:
+    """Bits per byte of `texts` under `model`.
+
+    Args:
+        seq_len: Tokens in a window, BOS apart; no more than the model's own limit.
+
+    Raises:
+        SchemaError: The texts hold no bytes.
+    """
+    from kit.core_eval.probes import check_fast_path
+
+    if paths is None:
+        paths, _ = check_fast_path(model)
+    limit = max_seq_len(model)
+    if limit is not None:
+        seq_len = min(seq_len, limit - 1)
+    nats, size, count, documents = 0.0, 0, 0, 0
+    for group in _chunks(texts, _TEXTS_AT_ONCE):
+        tokens = model.encode(group)
+        windows = [
+            ids[begin : begin + seq_len] for ids in tokens for begin in range(0, len(ids), seq_len)
+        ]
+        windows.sort(key=len, reverse=True)
+        while windows:
+            rows = max(1, batch_tokens // (len(windows[0]) + 1))
+            nats += _nats(model, windows[:rows], paths)
+            windows = windows[rows:]
+        count += sum(map(len, tokens))
+        size += sum(len(text.encode()) for text in group)
+        documents += len(group)
+    if not count or not size:
+        raise SchemaError("there is no text to measure bits per byte on")
+    return BitsPerByte(nats, size, count, documents)
+
+
+def read_texts(paths: Sequence[Path], *, column: str = "text") -> Iterator[str]:
+    """The texts of .parquet (a column), .jsonl (a field) and .txt (one text a file) files.
+
+    A folder stands for its validation shard: the files named validation*, else the last by name.
+    """
+    for path in paths:
+        if path.is_dir():
+            shards = sorted(path.glob("*.parquet"))
+            chosen = [p for p in shards if p.name.startswith("validation")] or shards[-1:]
+            if not chosen:
+                raise PrerequisiteError(f"{path} holds no parquet file")
+            yield from read_texts(chosen, column=column)
+        elif not path.is_file():
+            raise PrerequisiteError(f"there is no file {path}")
+        elif path.suffix == ".parquet":
+            yield from _parquet(path, column)
+        elif path.suffix == ".jsonl":
+            yield from _jsonl(path, column)
+        else:
+            yield path.read_text("utf-8")
+
+
+def _parquet(path: Path, column: str) -> Iterator[str]:
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise PrerequisiteError(
+            "parquet files need the package pyarrow",
+            hint='Install the extra: pip install "n4090-kit[train]".',
+        ) from error
+    import pyarrow
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            if column not in file.schema_arrow.names:
+                names = ", ".join(file.schema_arrow.names)
+                raise SchemaError(f"{path.name} has no column {column!r}; it has {names}")
+            for batch in file.iter_batches(columns=[column], batch_size=256):
+                yield from (text for text in batch.column(0).to_pylist() if text)
+    except pyarrow.ArrowInvalid as error:
+        raise SchemaError(f"{path.name} is no parquet file: {error}") from error
+
+
+def _jsonl(path: Path, field: str) -> Iterator[str]:
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                text = json.loads(line)[field]
+                if not isinstance(text, str):
+                    raise TypeError(f"{field!r} is no text")
+            except (ValueError, KeyError, TypeError) as error:
+                raise SchemaError(f"{path.name}, line {number}: no {field!r} ({error})") from error
+            yield text
+
+
+def _nats(model: Any, windows: Sequence[Sequence[int]], paths: Paths) -> float:
+    """Summed cross-entropy of all tokens of the windows, each after BOS."""
+    import torch
+
+    device = model_device(model)
+    width = max(map(len, windows))
+    tokens = torch.full((len(windows), width + 1), model.bos_id)
+    real = torch.zeros(len(windows), width, dtype=torch.bool)
+    for row, window in enumerate(windows):
+        tokens[row, 1 : len(window) + 1] = torch.tensor(window)
+        real[row, : len(window)] = True
+    tokens, real = tokens.to(device), real.to(device)
+    total = 0.0
+    with torch.inference_mode():
+        inputs = tokens[:, :-1]
+        states = (model.hidden(inputs) if paths.hidden else model.logits(inputs))[real]
+        targets = tokens[:, 1:][real]
+        step = max(1, _HEAD_ELEMENTS // model.vocab_size)
+        for begin in range(0, len(states), step):
+            chunk = states[begin : begin + step]
+            logits = (model.head(chunk) if paths.hidden else chunk).float()
+            target = targets[begin : begin + step]
+            losses = torch.nn.functional.cross_entropy(logits, target, reduction="none")
+            total += losses.double().sum().item()
+    return total
+
+
+def _chunks(texts: Iterable[str], size: int) -> Iterator[list[str]]:
+    group: list[str] = []
+    for text in texts:
+        group.append(text)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
