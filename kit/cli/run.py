@@ -61,6 +61,7 @@ def run(
     The clock starts when the first stage does and never pauses. Ctrl-C stops cleanly, with a signed
     partial result; `--resume` goes on from there.
     """
+    from kit.cli.prepare import fetch_for_run
     from kit.cli.progress import make_display
     from kit.recipe import load_recipe
     from kit.run.plan import load_plan, plan_run
@@ -79,7 +80,10 @@ def run(
         recipe = load_recipe(recipe_name)
         check(recipe, work, device=device or recipe.document["device"])
         given = {"data": data, "sft": sft, "chat_eval": chat_eval, "core": core}
-        plan = plan_run(recipe, work, given, device=device, seed=seed, probe=not no_probe)
+        fetch = fetch_for_run(quiet=quiet or as_json)
+        plan = plan_run(
+            recipe, work, given, device=device, seed=seed, probe=not no_probe, fetch=fetch
+        )
     signer = load_or_create_signer(plan.work / "keys", key)
     stop = StopFlag()
     display: Display = make_display(plan.recipe, quiet=quiet or as_json)

@@ -7,6 +7,7 @@ without being named.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any
 
 from kit.errors import PrerequisiteError
 from kit.recipe import Recipe
+from kit.run import dataset_lock
+from kit.trust.canonical import canonical_bytes
 from kit.trust.digest import DigestCache, FileDigest, manifest_digest, sha256_file
 
 # Input -> (option, the files that belong to it, stages that read it)
@@ -44,7 +47,11 @@ def prepared_folder(work: Path, recipe: Recipe) -> Path:
     data = recipe.section("data")
     if data["kind"] == "stories":
         return work / "data" / f"stories-{data['stories_seed']}-{data['stories']}"
-    return work / "data" / str(data["repo"]).replace("/", "--")
+    # Recipes that read different things do not share a folder: a run reads all that is in it.
+    asked = {key: data[key] for key in ("repo", "revision", "shards", "sft", "chat_eval")}
+    digest = hashlib.sha256(canonical_bytes(asked)).hexdigest()
+    name = str(data["repo"]).replace("/", "--")
+    return work / "data" / f"{name}-{data['shards']}-{digest[:8]}"
 
 
 def locate(recipe: Recipe, work: Path, given: Mapping[str, Path | None]) -> Inputs:
@@ -53,10 +60,36 @@ def locate(recipe: Recipe, work: Path, given: Mapping[str, Path | None]) -> Inpu
     Raises:
         PrerequisiteError: Some are missing; all of them are named, with the way to get each.
     """
+    found = _search(recipe, work, given)
+    missing = []
+    for name in missing_inputs(recipe, work, given):
+        option, patterns, _ = _KINDS[name]
+        looked = given.get(name)
+        where = f" in {looked}" if looked else ""
+        missing.append(f"{name}: no {patterns[0]}{where} ({option} DIR)")
+    if missing:
+        raise PrerequisiteError(
+            f"recipe `{recipe.name}` lacks inputs:\n" + "\n".join(f"  {line}" for line in missing),
+            hint=f"Name the folders, or run `n4090-kit prepare --recipe {recipe.name}` "
+            "on a machine with network.",
+        )
+    return Inputs(**found)
+
+
+def missing_inputs(recipe: Recipe, work: Path, given: Mapping[str, Path | None]) -> list[str]:
+    """Names of the inputs that the recipe's stages read and that are nowhere."""
+    found = _search(recipe, work, given)
+    return [
+        name
+        for name, (_, _, readers) in _KINDS.items()
+        if found[name] is None and set(readers) & set(recipe.stages)
+    ]
+
+
+def _search(recipe: Recipe, work: Path, given: Mapping[str, Path | None]) -> dict[str, Path | None]:
     prepared = prepared_folder(work, recipe)
     found: dict[str, Path | None] = {}
-    missing = []
-    for name, (option, patterns, readers) in _KINDS.items():
+    for name, (_, patterns, readers) in _KINDS.items():
         if not set(readers) & set(recipe.stages):
             found[name] = None
             continue
@@ -67,22 +100,13 @@ def locate(recipe: Recipe, work: Path, given: Mapping[str, Path | None]) -> Inpu
                 assert data is not None
                 candidates = [data / name, data.parent / name]
             subfolder = "pretrain" if name == "data" else name
-            candidates.append(prepared / subfolder)
+            if recipe.section("data")["kind"] != "hub" or dataset_lock.usable(prepared, subfolder):
+                candidates.append(prepared / subfolder)
             if name == "core" and recipe.section("data")["kind"] != "stories":
                 candidates.append(work / "core")
         folder = next((path for path in candidates if path and _has_files(path, patterns)), None)
-        if folder is None:
-            looked = given.get(name)
-            where = f" in {looked}" if looked else ""
-            missing.append(f"{name}: no {patterns[0]}{where} ({option} DIR)")
         found[name] = folder.resolve() if folder else None
-    if missing:
-        raise PrerequisiteError(
-            f"recipe `{recipe.name}` lacks inputs:\n" + "\n".join(f"  {line}" for line in missing),
-            hint=f"Name the folders, or run `n4090-kit prepare --recipe {recipe.name}` "
-            "on a machine with network.",
-        )
-    return Inputs(**found)
+    return found
 
 
 def _has_files(folder: Path, patterns: tuple[str, ...]) -> bool:

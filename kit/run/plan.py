@@ -19,7 +19,8 @@ from kit.errors import PrerequisiteError
 from kit.files import write_bytes, write_json
 from kit.recipe import Recipe, parse_recipe
 from kit.run.contract import Redactor, build_request, trainer_command
-from kit.run.inputs import Inputs, locate, prepared_folder
+from kit.run.inputs import Inputs, prepared_folder
+from kit.run.prepare import Fetch, inputs_for_run
 from kit.run.process import StopFlag, run_stage
 from kit.timing import boottime_ns
 
@@ -50,8 +51,12 @@ def plan_run(
     device: str | None = None,
     seed: int | None = None,
     probe: bool = True,
+    fetch: Fetch | None = None,
 ) -> RunPlan:
     """Decides what a new run will do; prepares made data. Nothing is on the clock yet.
+
+    Args:
+        fetch: Brings inputs that are missing; None: they are an error.
 
     Raises:
         PrerequisiteError: Something the run needs is missing.
@@ -70,7 +75,7 @@ def plan_run(
         recipe=recipe,
         work=work,
         run=work / "runs" / f"{recipe.name}-{started}-{secrets.token_hex(2)}",
-        inputs=locate(recipe, work, given),
+        inputs=inputs_for_run(recipe, work, given, fetch),
         seed=value,
         seed_source=source,
         device=device or recipe.document["device"],

@@ -1,0 +1,657 @@
+"""Fetches what a recipe reads, off the clock: shards, conversations, questions, CORE bundle.
+
+    WORK/data/hub/datasets--OWNER--NAME/snapshots/COMMIT/…  as downloaded, shared by recipes
+    WORK/data/<what the recipe asks for>/                   `prepared_folder`: what a run reads
+        dataset.lock.json  pretrain/*.parquet  sft/*.jsonl  chat_eval/*.jsonl
+    WORK/core/                                              the CORE bundle
+
+Shards are hard links into the download pool, so a second recipe on the same corpus costs neither
+disk nor network. A part (pretrain, sft, chat_eval) counts only when the lock says it is complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import fnmatch
+import functools
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+
+import kit
+from kit.errors import KitError, PrerequisiteError, SchemaError
+from kit.files import sync_folder
+from kit.recipe import Recipe
+from kit.run import core_files
+from kit.run.conversion import (
+    QUESTION_SETS,
+    Converted,
+    parquet_shape,
+    write_conversations,
+    write_questions,
+)
+from kit.run.dataset_lock import (
+    NAME,
+    PARTS,
+    Lock,
+    LockedFile,
+    LockedPart,
+    LockedRepository,
+    LockedSource,
+    check_part,
+    read_lock,
+    write_lock,
+)
+from kit.run.inputs import Inputs, locate, missing_inputs, prepared_folder
+from kit.run.sources import Folder, Hub, Obtained, RemoteFile, Snapshot, Source
+from kit.run.transfer import Interrupted, Line, Progress, Retry, Transfer, disk_error
+from kit.trust.digest import DigestCache, sha256_file
+
+CONNECTIONS = 8
+# Conversations as JSON lines against the same in compressed parquet: an estimate, on the high side.
+_JSON_PER_PARQUET = 4
+_SPARE_BYTES = 256 * 2**20
+_STAGES = {"pretrain": ("tokenizer", "pretrain"), "sft": ("sft",), "chat_eval": ("chat_eval",)}
+Fetch = Callable[[Recipe, Path, Sequence[str]], None]
+
+
+class Watcher(Progress, Protocol):
+    """Who is told what `prepare` does."""
+
+    def begin(self, total_bytes: int, what: str) -> None: ...
+    def end(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Need:
+    """What it takes, said before anything is fetched."""
+
+    source: str
+    files: int
+    total_bytes: int
+    here_bytes: int  # of them, from an earlier attempt
+    disk_bytes: int
+    free_bytes: int
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a caller or a test may choose.
+
+    Attributes:
+        mirror: A folder, or the base address of a server that speaks like the Hub.
+        agree: Asked before the first byte; False ends it.
+        parts: What to bring: pretrain, sft, chat_eval, core.
+    """
+
+    mirror: str | Path | None = None
+    shards: int | None = None
+    parts: Sequence[str] = (*PARTS, "core")
+    agree: Callable[[Need], bool] = lambda need: True
+    free_bytes: Callable[[Path], int] = lambda folder: shutil.disk_usage(folder).free
+    retry: Retry = field(default_factory=Retry)
+    core_url: str = core_files.ARCHIVE_URL
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One call of `prepare`: what for, where, how."""
+
+    recipe: Recipe
+    work: Path
+    watcher: Watcher
+    settings: Settings
+
+    @property
+    def folder(self) -> Path:
+        return prepared_folder(self.work, self.recipe)
+
+    @property
+    def data(self) -> dict[str, Any]:
+        return self.recipe.section("data")
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """A file of the prepared folder, and the repository files it is made of."""
+
+    path: str
+    snapshot: Snapshot
+    files: tuple[RemoteFile, ...]
+    make: Callable[[Sequence[Path], Path], Converted] | None = None  # None: the file as it is
+    kept: LockedFile | None = None  # it is there, and right by the lock
+
+
+def parts_of(recipe: Recipe) -> list[str]:
+    """What `prepare` can bring for this recipe: read by its stages, named by its data section."""
+    data = recipe.section("data")
+    parts = []
+    if data["kind"] == "hub":
+        named = {"pretrain": data["repo"], "sft": data["sft"], "chat_eval": data["chat_eval"]}
+        parts = [part for part in PARTS if named[part] and set(_STAGES[part]) & set(recipe.stages)]
+    if data["kind"] != "stories" and "core" in recipe.stages:
+        parts.append("core")
+    return parts
+
+
+def prepare(recipe: Recipe, work: Path, watcher: Watcher, settings: Settings) -> bool:
+    """Brings what is missing and checks what is there.
+
+    Returns:
+        Whether anything was fetched or made; False: all of it was there and right.
+
+    Raises:
+        KitError: A file differs from the lock or from what its source announced.
+        PrerequisiteError: Something cannot be had, or the disk is too small.
+    """
+    job = _Job(recipe, work, watcher, settings)
+    parts = [part for part in parts_of(recipe) if part in settings.parts]
+    with _alone(work):
+        # 1. What is there, by the lock.
+        lock = read_lock(job.folder)
+        watcher.begin(_locked_bytes(lock, parts), "checking what is there")
+        missing = [part for part in parts if part != "core" and not _is_whole(job, lock, part)]
+        without_core = "core" in parts and bool(core_files.missing_core_files(work / "core"))
+        watcher.end()
+        if not missing and not without_core:
+            return False
+        with _transfer(watcher, settings) as transfer:
+            # 2. What the source has, at the commits the lock names.
+            source = _source(work, transfer, settings)
+            wanted = {part: _want(job, part, source, lock) for part in missing}
+            # 3. Room for it, and leave to begin.
+            need = _need(job, source, wanted, without_core)
+            agreed = settings.agree(need)
+            if need.disk_bytes > need.free_bytes:
+                raise PrerequisiteError(
+                    f"the disk of {work} is too small: {_gib(need.disk_bytes)} needed, "
+                    f"{_gib(need.free_bytes)} free",
+                    hint="Free some space, name another folder with --work DIR, or take fewer "
+                    "shards with --shards N.",
+                )
+            if not agreed:
+                raise PrerequisiteError("nothing was fetched", hint="`--yes` does not ask.")
+            # 4. Part by part; one is complete in the lock when its files are in place.
+            for part, files in wanted.items():
+                lock[part] = _pinned(job, part, files, lock.get(part))
+                write_lock(job.folder, lock)
+                lock[part] = _bring(job, part, files, lock[part], source, transfer)
+                write_lock(job.folder, lock)
+            if without_core:
+                watcher.begin(0, "core")  # the size of the archive is not announced
+                scratch = work / "cache" / "downloads"
+                core_files.fetch_core(
+                    work / "core", scratch, settings.mirror, transfer, url=settings.core_url
+                )
+                watcher.end()
+    return True
+
+
+def check(
+    recipe: Recipe, work: Path, parts: Sequence[str], *, cache: DigestCache | None = None
+) -> Lock:
+    """Compares what is prepared with its lock, and the CORE bundle with the kit's digests. Offline.
+
+    Raises:
+        KitError: A file differs.
+        PrerequisiteError: Something is missing.
+    """
+    folder = prepared_folder(work, recipe)
+    lock = read_lock(folder)
+    missing = []
+    for part in parts:
+        if part == "core":
+            missing += [
+                f"core/{name}" for name in core_files.missing_core_files(work / "core", cache=cache)
+            ]
+        elif part not in lock or not lock[part].complete:
+            missing.append(f"{part}/ (not prepared)")
+        else:
+            missing += check_part(folder, part, lock[part], cache=cache)
+    if missing:
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise PrerequisiteError(
+            f"not everything recipe `{recipe.name}` reads is in {folder}: "
+            + ", ".join(missing[:5])
+            + more,
+            hint=f"`n4090-kit prepare --recipe {recipe.name}` fetches it.",
+        )
+    return lock
+
+
+def inputs_for_run(
+    recipe: Recipe, work: Path, given: Mapping[str, Path | None], fetch: Fetch | None
+) -> Inputs:
+    """The run's inputs; what is missing is fetched, what was prepared is compared with its lock.
+
+    Raises:
+        KitError: A prepared file has changed.
+        PrerequisiteError: Some are missing and cannot be had.
+    """
+    names = {"data": "pretrain"}
+    missing = [names.get(name, name) for name in missing_inputs(recipe, work, given)]
+    within_reach = parts_of(recipe)
+    if missing and fetch is not None and set(missing) <= set(within_reach):
+        fetch(recipe, work, missing)
+    inputs = locate(recipe, work, given)
+    folder = prepared_folder(work, recipe).resolve()
+    prepared = [part for part in PARTS if folder / part in inputs.as_dict().values()]
+    if recipe.section("data")["kind"] == "hub" and prepared:
+        cache = DigestCache(work / "cache" / "digests.json")
+        check(recipe, work, prepared, cache=cache)
+        cache.save()
+    return inputs
+
+
+# ---- what is wanted
+
+
+def _asked(job: _Job, part: str) -> dict[str, Any]:
+    data = job.data
+    if part == "pretrain":
+        shards = job.settings.shards or data["shards"]
+        return {"sources": [f"{data['repo']}@{data['revision']}"], "shards": shards}
+    return {"sources": list(data[part]), "shards": None}
+
+
+def _is_whole(job: _Job, lock: Lock, part: str) -> bool:
+    if part not in lock:
+        return False
+    missing = check_part(job.folder, part, lock[part], progress=job.watcher.advance)
+    asked, there = _asked(job, part), lock[part].asked
+    # Shards that an earlier call asked for stay.
+    enough = (there["shards"] or 0) >= (asked["shards"] or 0)
+    return lock[part].complete and not missing and enough and there["sources"] == asked["sources"]
+
+
+def _want(job: _Job, part: str, source: Source, lock: Lock) -> list[_Wanted]:
+    """The part's files, as its source lists them at the locked commit."""
+    snapshots: dict[str, Snapshot] = {}
+    locked = lock.get(part)
+
+    def snapshot(repository: str, revision: str = "main") -> Snapshot:
+        if repository not in snapshots:
+            commit = locked.commit_of(repository) if locked else None
+            found = replace(source.snapshot(repository, commit or revision), revision=revision)
+            snapshots[repository] = _unchanged(found, locked) if locked else found
+        return snapshots[repository]
+
+    if part == "pretrain":
+        shards = _asked(job, part)["shards"]
+        if locked:
+            shards = max(shards, locked.asked["shards"] or 0)
+        wanted = _shards(snapshot(job.data["repo"], job.data["revision"]), shards)
+    elif part == "sft":
+        wanted = _conversations(job.data["sft"], snapshot)
+    else:
+        wanted = _questions(job.data["chat_eval"], snapshot)
+    known = {file.path: file for file in locked.files if file.sha256} if locked else {}
+    return [
+        replace(item, kept=known[item.path])
+        if item.path in known and (job.folder / item.path).is_file()
+        else item
+        for item in wanted
+    ]
+
+
+def _unchanged(snapshot: Snapshot, locked: LockedPart) -> Snapshot:
+    """`snapshot` with the digests of the lock, unless the source states others."""
+    files = []
+    for file in snapshot.files:
+        known = locked.source(snapshot.repository, file.path)
+        if known is not None:
+            differs = file.sha256 is not None and known.sha256 not in (None, file.sha256)
+            if differs or file.bytes != known.bytes:
+                raise KitError(
+                    f"{file.path} of {snapshot.repository} has changed at its source since it was "
+                    f"locked (commit {snapshot.commit})",
+                    hint=f"Another source may have the old one (--mirror). To take the new one, "
+                    f"remove {NAME} and run `n4090-kit prepare` again.",
+                    expected=f"{known.sha256 or 'digest unknown'}, {known.bytes} bytes",
+                    found=f"{file.sha256 or 'digest unknown'}, {file.bytes} bytes",
+                )
+            file = replace(file, sha256=file.sha256 or known.sha256)
+        files.append(file)
+    return replace(snapshot, files=tuple(files))
+
+
+def _shards(snapshot: Snapshot, count: int) -> list[_Wanted]:
+    """The first `count` parquet files by name for training, and the last one for validation."""
+    every = sorted((f for f in snapshot.files if f.path.endswith(".parquet")), key=lambda f: f.path)
+    if len(every) < count + 1:
+        raise PrerequisiteError(
+            f"dataset {snapshot.repository} has {len(every)} parquet files, but {count} for "
+            "training and one for validation are asked for",
+            hint="Lower data.shards in the recipe, or take fewer with --shards N.",
+        )
+    chosen = [*every[:count], every[-1]]
+    names = [PurePosixPath(file.path).name for file in chosen]
+    # Trainers take files named validation*, or else the last one by name, for validation. Where the
+    # repository's own names would have them take another one, they are numbered.
+    if (
+        len(set(names)) < len(names)
+        or sorted(names)[-1] != names[-1]
+        or any(name.startswith("validation") for name in names[:-1])
+    ):
+        names = [f"{index:06d}-{name}" for index, name in enumerate(names)]
+    return [
+        _Wanted(f"pretrain/{name}", snapshot, (file,))
+        for name, file in zip(names, chosen, strict=True)
+    ]
+
+
+def _conversations(entries: Sequence[str], snapshot: Callable[[str], Snapshot]) -> list[_Wanted]:
+    """One file of conversations for each REPO:PATTERN, named after the repository."""
+    wanted: dict[str, _Wanted] = {}
+    for entry in entries:
+        repository, _, pattern = entry.partition(":")
+        held = snapshot(repository)
+        stem = PurePosixPath(repository).name
+        path, number = f"sft/{stem}.jsonl", 1
+        while path in wanted:
+            number += 1
+            path = f"sft/{stem}-{number}.jsonl"
+        wanted[path] = _Wanted(path, held, _matching(held, pattern), write_conversations)
+    return list(wanted.values())
+
+
+def _questions(names: Sequence[str], snapshot: Callable[[str], Snapshot]) -> list[_Wanted]:
+    wanted = []
+    for name in names:
+        questions = QUESTION_SETS[name]
+        held = snapshot(questions.repository)
+        files = _matching(held, questions.pattern)
+        make = functools.partial(write_questions, name)
+        wanted.append(_Wanted(f"chat_eval/{name}_test.jsonl", held, files, make))
+    return wanted
+
+
+def _matching(snapshot: Snapshot, pattern: str) -> tuple[RemoteFile, ...]:
+    files = sorted(
+        (file for file in snapshot.files if fnmatch.fnmatchcase(file.path, pattern)),
+        key=lambda file: file.path,
+    )
+    if not files:
+        near = [file.path for file in snapshot.files if file.path.endswith(".parquet")][:5]
+        raise PrerequisiteError(
+            f"dataset {snapshot.repository} has no file {pattern}",
+            hint=f"It has {', '.join(near) or 'no parquet file'}.",
+        )
+    return tuple(files)
+
+
+def _need(
+    job: _Job, source: Source, wanted: Mapping[str, list[_Wanted]], without_core: bool
+) -> Need:
+    total = here = disk = count = 0
+    for files in wanted.values():
+        for file, snapshot, made in _fetched(files):
+            have = source.have_bytes(snapshot, file)
+            total += file.bytes
+            here += have
+            count += 1
+            if made:
+                disk += file.bytes * _JSON_PER_PARQUET
+            if not (made and source.copies):
+                disk += file.bytes - have
+    if without_core:
+        disk += 2 * core_files.bundle_bytes()
+        total += core_files.bundle_bytes()
+        count += 1
+    folder = job.work
+    while not folder.exists():
+        folder = folder.parent
+    free = job.settings.free_bytes(folder)
+    return Need(source.name, count, total, here, disk + _SPARE_BYTES, free)
+
+
+def _fetched(files: Sequence[_Wanted]) -> Iterator[tuple[RemoteFile, Snapshot, bool]]:
+    """Each repository file to fetch, once, and whether something is made of it."""
+    seen = set()
+    for item in files:
+        for file in item.files if item.kept is None else ():
+            key = (item.snapshot.repository, file.path)
+            if key not in seen:
+                seen.add(key)
+                yield file, item.snapshot, item.make is not None
+
+
+# ---- bringing it
+
+
+def _pinned(job: _Job, part: str, files: list[_Wanted], before: LockedPart | None) -> LockedPart:
+    """The part before it is fetched: commits and digests as far as they are known."""
+    snapshots = {item.snapshot.repository: item.snapshot for item in files}
+    known = {file.path: file for file in before.files} if before else {}
+    asked = _asked(job, part)
+    if before and asked["shards"]:
+        asked["shards"] = max(asked["shards"], before.asked["shards"] or 0)
+    entries = []
+    for item in files:
+        sources = tuple(
+            LockedSource(item.snapshot.repository, file.path, file.bytes, file.sha256)
+            for file in item.files
+        )
+        old = known.get(item.path)
+        if old is None or [s.path for s in old.sources] != [s.path for s in sources]:
+            old = LockedFile(item.path, None, None, None, sources)
+        entries.append(old)
+    return LockedPart(
+        complete=False,
+        asked=asked,
+        repositories=tuple(
+            LockedRepository(
+                snapshot.repository,
+                snapshot.revision,
+                snapshot.commit,
+                snapshot.commit_reason,
+                snapshot.licence,
+                snapshot.licence_reason,
+            )
+            for snapshot in snapshots.values()
+        ),
+        files=tuple(entries),
+    )
+
+
+def _bring(
+    job: _Job,
+    part: str,
+    files: list[_Wanted],
+    pinned: LockedPart,
+    source: Source,
+    transfer: Transfer,
+) -> LockedPart:
+    """Fetches the part's files and puts them in place; the part as it is then, complete."""
+    todo = [(file, snapshot) for file, snapshot, _ in _fetched(files)]
+    job.watcher.begin(sum(file.bytes for file, _ in todo), part)
+    obtained = _obtain_all(todo, source, transfer)
+    job.watcher.end()
+    done = []
+    for item, entry in zip(files, pinned.files, strict=True):
+        if item.kept is not None:
+            done.append(item.kept)
+            continue
+        sources = [obtained[(item.snapshot.repository, file.path)] for file in item.files]
+        finished = _finish(job, item, sources, copy=source.copies)
+        if entry.sha256 not in (None, finished.sha256):
+            (job.folder / item.path).unlink()
+            raise KitError(
+                f"{item.path} comes out differently than the lock names",
+                hint=f"To lock what there is now, remove {job.folder / NAME} and run the command "
+                "again.",
+                expected=entry.sha256,
+                found=finished.sha256,
+            )
+        done.append(finished)
+    return replace(pinned, complete=True, files=tuple(done))
+
+
+def _finish(job: _Job, item: _Wanted, sources: Sequence[Obtained], *, copy: bool) -> LockedFile:
+    """One file of the prepared folder, from what was fetched for it."""
+    target = job.folder / item.path
+    notes: dict[str, int] = {}
+    try:
+        if item.make is None:
+            rows = _check_shard(sources[0].path, job.data["text_column"])
+            _place(sources[0], target, copy=copy)
+            digest = sources[0].digest
+        else:
+            job.watcher.note(f"writing {item.path}")
+            rows, notes = item.make([source.path for source in sources], target)
+            digest = sha256_file(target)
+    except OSError as error:
+        raise disk_error(target, error) from error
+    return LockedFile(
+        path=item.path,
+        bytes=target.stat().st_size,
+        sha256=digest,
+        rows=rows,
+        sources=tuple(
+            LockedSource(item.snapshot.repository, file.path, file.bytes, source.digest)
+            for file, source in zip(item.files, sources, strict=True)
+        ),
+        notes=notes,
+    )
+
+
+def _obtain_all(
+    todo: Sequence[tuple[RemoteFile, Snapshot]], source: Source, transfer: Transfer
+) -> dict[tuple[str, str], Obtained]:
+    """Every file, several at a time. The first failure stops the rest; what they have is kept."""
+
+    def obtain(file: RemoteFile, snapshot: Snapshot) -> Obtained:
+        if transfer.line.stop.is_set():
+            raise Interrupted
+        return source.obtain(snapshot, file)
+
+    with ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="fetch") as threads:
+        futures = {
+            (snapshot.repository, file.path): threads.submit(obtain, file, snapshot)
+            for file, snapshot in todo
+        }
+        try:
+            wait(futures.values(), return_when=FIRST_EXCEPTION)
+        finally:
+            if not all(future.done() for future in futures.values()):
+                transfer.line.stop.set()
+            threads.shutdown(wait=True, cancel_futures=True)
+    errors = [future.exception() for future in futures.values() if not future.cancelled()]
+    for error in errors:
+        if error is not None and not isinstance(error, Interrupted):
+            raise error
+    return {key: future.result() for key, future in futures.items()}
+
+
+def _check_shard(path: Path, column: str) -> int:
+    shape = parquet_shape(path)
+    if column not in shape.columns:
+        raise SchemaError(
+            f"{path.name} has no column {column!r}; it has {', '.join(shape.columns)}",
+            hint="Set data.text_column in the recipe to the column that holds the text.",
+        )
+    if not shape.rows:
+        raise SchemaError(f"{path.name} holds no documents", hint="Name another data.revision.")
+    return shape.rows
+
+
+def _place(obtained: Obtained, target: Path, *, copy: bool) -> None:
+    """The file under its final name: a hard link to the pool, or a copy."""
+    if target.is_file() and sha256_file(target) == obtained.digest:
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    if not copy:
+        try:
+            temporary.hardlink_to(obtained.path)
+        except OSError as error:  # a disk without hard links
+            if error.errno not in (errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP):
+                raise
+            copy = True
+    if copy:
+        shutil.copyfile(obtained.path, temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        if (found := sha256_file(temporary)) != obtained.digest:
+            temporary.unlink()
+            raise KitError(
+                f"{obtained.path} changed while it was copied",
+                hint="Run the command again.",
+                expected=obtained.digest,
+                found=found,
+            )
+    temporary.replace(target)
+    sync_folder(target.parent)
+
+
+# ---- surroundings
+
+
+@contextlib.contextmanager
+def _alone(work: Path) -> Iterator[None]:
+    """Keeps a second `prepare` out of the same work folder."""
+    try:
+        (work / "data").mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(
+            work / "data" / ".prepare.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644
+        )
+    except OSError as error:
+        raise disk_error(work / "data", error) from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise PrerequisiteError(
+                f"another `n4090-kit prepare` is at work in {work}",
+                hint="Wait for it, or name another folder with --work DIR.",
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _transfer(watcher: Watcher, settings: Settings) -> Iterator[Transfer]:
+    """A client for the whole time; it is closed at the end."""
+    try:
+        from huggingface_hub import close_session, get_session
+    except ImportError as error:
+        raise PrerequisiteError(
+            f"package {error.name} is not installed", hint="Install n4090-kit[train]."
+        ) from error
+    agent = {"User-Agent": f"n4090-kit/{kit.__version__}"}
+    try:
+        yield Transfer(get_session(), agent, watcher, Line(), settings.retry)
+    finally:
+        close_session()
+
+
+def _source(work: Path, transfer: Transfer, settings: Settings) -> Source:
+    if isinstance(settings.mirror, Path):
+        if not settings.mirror.is_dir():
+            raise PrerequisiteError(
+                f"{settings.mirror} is no folder",
+                hint="--mirror takes a folder or an http address.",
+            )
+        return Folder(settings.mirror, transfer)
+    return Hub(
+        work / "data" / "hub",
+        transfer,
+        endpoint=settings.mirror,
+        anonymous=settings.mirror is not None,
+    )
+
+
+def _locked_bytes(lock: Lock, parts: Sequence[str]) -> int:
+    return sum(file.bytes or 0 for part in parts if part in lock for file in lock[part].files)
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB"
