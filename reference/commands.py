@@ -8,9 +8,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from reference.chat import Session
 
 
 @click.group()
@@ -106,3 +110,89 @@ def _print_table(result: dict[str, Any]) -> None:
     if result["ratio_vs_plain"] is not None:
         table.add_row("speed against plain", f"{result['ratio_vs_plain']:.2f}x", "1.00x")
     Console().print(table)
+
+
+@click.command()
+@click.argument("model", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--prompt", metavar="TEXT", help="Answer this one message and leave.")
+@click.option(
+    "--temperature",
+    default=0.6,
+    show_default=True,
+    type=click.FloatRange(min=0),
+    help="0 always takes the likeliest token.",
+)
+@click.option(
+    "--top-k",
+    default=50,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Draw among the k likeliest tokens; 0: among all.",
+)
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0, max=2**31 - 1))
+@click.option("--max-new-tokens", default=256, show_default=True, type=click.IntRange(min=1))
+@click.option("--system", default="none", show_default=True, help="What the model is told first.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+def chat(
+    model: Path,
+    prompt: str | None,
+    temperature: float,
+    top_k: int,
+    seed: int,
+    max_new_tokens: int,
+    system: str,
+    device: str,
+) -> None:
+    """Talk to the chat model of RUN, a run folder or a checkpoint folder.
+
+    Ctrl-C stops an answer, Ctrl-D leaves.
+    """
+    from reference.errors import TrainerError
+
+    try:
+        import torch
+
+        from reference.chat import Session
+        from reference.engine import Sampling
+
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        session = Session.open(
+            model,
+            Sampling(max_new_tokens, temperature, top_k, seed),
+            device=device,
+            system=None if system == "none" else system,
+        )
+    except TrainerError as error:
+        click.echo(f"error: {error.message}\n\nhint: {error.hint}", err=True)
+        sys.exit(2)
+    if prompt is not None:
+        if not prompt.strip():
+            raise click.BadParameter("there is nothing to answer", param_hint="--prompt")
+        _say(session, prompt)
+        return
+    click.echo("Ctrl-C stops an answer, Ctrl-D leaves.", err=True)
+    while True:
+        try:
+            text = click.prompt("you", prompt_suffix="> ", default="", show_default=False, err=True)
+        except click.Abort:  # Ctrl-D, or Ctrl-C at an empty line
+            click.echo(err=True)
+            return
+        if text.strip():
+            _say(session, text)
+
+
+def _say(session: Session, text: str) -> None:
+    """Writes the answer as it comes; Ctrl-C ends it."""
+    pieces = session.ask(text)
+    try:
+        for piece in pieces:
+            click.echo(piece, nl=False)
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        pieces.close()
+        click.echo(" [stopped]", nl=False, err=True)
+    else:
+        if not session.ended:
+            click.echo(" [length limit]", nl=False, err=True)
+    click.echo()
