@@ -7,6 +7,8 @@ Killed and started again it goes on after the last scored batch. Exit 0 whole, 3
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -29,7 +31,6 @@ def main(arguments: list[str] | None = None) -> int:
     """Does the stage of the request file; returns the exit code."""
     [path] = sys.argv[1:] if arguments is None else arguments
     fd = os.environ.get(EVENTS_FD_VARIABLE)
-    events = Events(None if fd is None else os.fdopen(int(fd), "w", buffering=1))
     stop = threading.Event()
 
     def on_signal(*_: object) -> None:
@@ -39,8 +40,15 @@ def main(arguments: list[str] | None = None) -> int:
         timer.start()
 
     signal.signal(signal.SIGTERM, on_signal)
+    pipe = contextlib.nullcontext() if fd is None else os.fdopen(int(fd), "w", buffering=1)
+    with pipe as stream:
+        return _report_errors(Path(path), Events(stream), stop)
+
+
+def _report_errors(path: Path, events: Events, stop: threading.Event) -> int:
+    """The stage, with what goes wrong as its last event."""
     try:
-        return run_stage(json.loads(Path(path).read_text("utf-8")), events, stop)
+        return run_stage(json.loads(path.read_text("utf-8")), events, stop)
     except KitError as error:
         facts = "".join(f"; {name}: {value}" for name, value in error.facts.items())
         kind = "out_of_memory" if "cause" in error.facts else "bad_input"
@@ -49,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         hint = "Set core.batch_tokens in the recipe to a smaller number."
         events.emit("error", kind="out_of_memory", message=str(error) or "no memory", hint=hint)
     except OSError as error:
-        kind = "disk_full" if error.errno == 28 else "bad_input"
+        kind = "disk_full" if error.errno == errno.ENOSPC else "bad_input"
         events.emit("error", kind=kind, message=str(error), hint="Check the disk and the paths.")
     except Exception as error:
         message = f"{type(error).__name__}: {error}"
