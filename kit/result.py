@@ -264,7 +264,7 @@ def training_section(story: Story) -> dict[str, Any]:
 def quality_section(story: Story, run: Path) -> dict[str, Any]:
     """Scores, recomputed from per-example outcomes in files that the log's digests bind."""
     bpb = [e["data"] for e in story.of("pretrain", "eval") if e["data"]["name"] == "val_bpb"]
-    sft = [e["data"] for e in story.of("sft", "eval") if e["data"]["name"] == "val_loss"]
+    sft = [e["data"] for e in story.of("sft", "eval") if e["data"]["name"] == "sft_val_loss"]
     return {
         "val_bpb": {"first": bpb[0]["value"], "last": bpb[-1]["value"]} if bpb else None,
         "sft_loss": {"first": sft[0]["value"], "last": sft[-1]["value"]} if sft else None,
@@ -313,18 +313,20 @@ def core_section(document: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def chat_section(document: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The chat score from eval/chat.json: mean centred accuracy, and how often a turn was ended."""
+    """The chat score from eval/chat.json: mean centred accuracy, and how often turns were ended.
+
+    A task holds `outcomes` (one 0 or 1 a question), `ended` (the same, empty where nothing is
+    generated) and `baseline`, a guess's share of right answers; null for tasks without right ones.
+    """
     if document is None:
         return None
     tasks = []
-    for task in document["tasks"]:
-        outcomes = task["outcomes"]
-        accuracy = sum(outcomes) / len(outcomes) if outcomes else None
-        baseline = 0.01 * task["random_baseline"]
-        ended = task["ended"]
+    for name, task in document["tasks"].items():
+        outcomes, ended, baseline = task["outcomes"], task["ended"], task["baseline"]
+        accuracy = sum(outcomes) / len(outcomes) if outcomes and baseline is not None else None
         tasks.append(
             {
-                "task": task["task"],
+                "task": name,
                 "n": len(outcomes),
                 "accuracy": accuracy,
                 "centered": None if accuracy is None else (accuracy - baseline) / (1 - baseline),
@@ -332,7 +334,7 @@ def chat_section(document: dict[str, Any] | None) -> dict[str, Any] | None:
             }
         )
     scored = [task["centered"] for task in tasks if task["centered"] is not None]
-    ended_all = [flag for task in document["tasks"] for flag in task["ended"]]
+    ended_all = [flag for task in document["tasks"].values() for flag in task["ended"]]
     return {
         "value": sum(scored) / len(scored) if scored else None,
         "ended_rate": sum(ended_all) / len(ended_all) if ended_all else None,

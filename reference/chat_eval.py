@@ -78,6 +78,7 @@ class TaskResult:
             1 when all is right.
         ended_rate: None where nothing is generated.
         outcomes: 1 for right (free-form: for ended) in the order of the questions asked.
+        ended: 1 where the answer ended its turn; empty where nothing is generated.
     """
 
     kind: Kind
@@ -87,6 +88,7 @@ class TaskResult:
     centered: float | None
     ended_rate: float | None
     outcomes: list[int]
+    ended: list[int]
 
 
 def run(request: Request, events: Events) -> None:
@@ -110,7 +112,7 @@ def run(request: Request, events: Events) -> None:
         )
         results[task.name] = result
         done += result.n
-        summary = {k: v for k, v in asdict(result).items() if k != "outcomes"}
+        summary = {k: v for k, v in asdict(result).items() if k not in ("outcomes", "ended")}
         value = result.accuracy if result.accuracy is not None else result.ended_rate
         events.emit("eval", name="chat_task", task=task.name, value=value, **summary)
         events.emit("progress", done=done, total=total, unit="questions")
@@ -386,6 +388,7 @@ def evaluate_task(
         centered=(accuracy - baseline) / (1 - baseline) if scored else None,
         ended_rate=statistics.fmean(ended) if generated else None,
         outcomes=outcomes,
+        ended=ended if generated else [],
     )
 
 

@@ -346,6 +346,7 @@ class GPT(nn.Module):
 
     # Rotary tables
 
+    @torch.inference_mode(False)  # a table born in an evaluation must also serve training
     def _grow_rope(self, length: int) -> None:
         """Makes the tables cover `length` positions and fit the model's device and dtype."""
         cos = self.rope_cos

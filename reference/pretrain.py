@@ -72,7 +72,7 @@ def run(request: Request, events: Events) -> None:
     batch_size, T = section["device_batch_size"], config.seq_len
     micro_batches = section["total_batch_size"] // (batch_size * T)
     loader = PackedLoader(train, batch_size, T, request.seed, device=device, state=loader_state)
-    maybe_compile(model, section["compile"], device)
+    maybe_compile(model, section["compile"], device, tokens=horizon.tokens)
     token_bytes = torch.from_numpy(tokenizer.token_bytes()).to(device)
 
     def evaluate(step: int) -> None:

@@ -24,7 +24,11 @@ def imports(path: Path, *, top_level: bool = False) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            yield node.module or ""
+            package = node.module or ""
+            folder = ROOT / package.replace(".", "/")
+            for alias in node.names:
+                is_module = (folder / f"{alias.name}.py").is_file()
+                yield f"{package}.{alias.name}" if is_module else package
 
 
 def _run_on_import(node: ast.AST) -> Iterator[ast.AST]:

@@ -63,8 +63,8 @@ def main(request_path):
                     table, (turn["content"] for line in source.open() for turn in json.loads(line))
                 )
         else:
-            tasks = [{"task": "none", "outcomes": [0, 1], "ended": [1, 1], "random_baseline": 50}]
-            (out / "chat.json").write_text(json.dumps({"tasks": tasks}))
+            task = {"outcomes": [0, 1], "ended": [1, 1], "baseline": 0.5}
+            (out / "chat.json").write_text(json.dumps({"tasks": {"none": task}}))
         if request["stage"] in ("pretrain", "sft"):
             save_file({"counts": table}, out / "model.safetensors")
             (out / "config.json").write_text('{"loader": "bigram_trainer.py:load"}')
