@@ -199,6 +199,7 @@ class World:
     Attributes:
         animals, towns: All facts, by subject.
         held_out: Questions that only the examinations ask.
+        askable: The facts that texts and conversations may ask about.
         noun_pairs, moods: Combinations of `agreement` and `pronouns` that only they use.
     """
 
@@ -214,13 +215,14 @@ class World:
                 for value in facts[0][number].attribute.values:
                     having = [f[number].question for f in facts if f[number].value == value]
                     self.held_out |= set(rng.sample(having, int(HELD_OUT_SHARE * len(having))))
+        self.askable = self.facts([*self.animals, *self.towns], held_out=False)
         pairs = [pair for pair in product(NOUNS, NOUNS) if pair[0] != pair[1]]
         self.noun_pairs = set(rng.sample(pairs, int(HELD_OUT_SHARE * len(pairs))))
         moods = list(product(WOMEN + MEN, MOODS, REASONS))
         self.moods = set(rng.sample(moods, int(HELD_OUT_SHARE * len(moods))))
 
-    def asked(self, facts: Sequence[Sequence[Fact]], *, held_out: bool) -> list[Fact]:
-        """The facts that texts may ask about, or those that only examinations do."""
+    def facts(self, facts: Sequence[Sequence[Fact]], *, held_out: bool) -> list[Fact]:
+        """Those of `facts` that texts may ask about, or those that only examinations do."""
         return [
             fact
             for of_subject in facts
@@ -260,9 +262,7 @@ def article(world: World, rng: random.Random) -> str:
 
 def quiz(world: World, rng: random.Random) -> str:
     """Questions and answers about facts, in the form of a few-shot prompt."""
-    facts = rng.sample(
-        world.asked([*world.animals, *world.towns], held_out=False), rng.randint(4, 8)
-    )
+    facts = rng.sample(world.askable, rng.randint(4, 8))
     return "\n\n".join(f"Question: {fact.question}\nAnswer: {fact.value}" for fact in facts)
 
 
@@ -379,8 +379,8 @@ def core_tasks(world: World, seed: int) -> list[dict[str, Any]]:
     schema = {"type": "schema", "shots": 0, "delimiter": " ", "baseline": 50}
     free = {"type": "language_modeling"}
     facts = {
-        "animal_facts": world.asked(world.animals, held_out=True),
-        "town_facts": world.asked(world.towns, held_out=True),
+        "animal_facts": world.facts(world.animals, held_out=True),
+        "town_facts": world.facts(world.towns, held_out=True),
     }
     rngs = {
         label: random.Random(f"core {seed} {label}")
@@ -491,9 +491,7 @@ def conversation(world: World, seed: int, index: int) -> list[dict[str, str]]:
     if rng.random() < 0.1:
         turns.append((rng.choice(("Hello!", "Hi!", "Good day!")), GREETING))
     if rng.random() < 0.6:
-        facts = rng.sample(
-            world.asked([*world.animals, *world.towns], held_out=False), rng.randint(1, 3)
-        )
+        facts = rng.sample(world.askable, rng.randint(1, 3))
         turns += [(fact.question, fact.answer) for fact in facts]
     else:
         found = clues(rng)
@@ -513,7 +511,7 @@ GREETING = "Hello! Ask me about animals and towns."
 
 def chat_questions(world: World, seed: int) -> dict[str, list[dict[str, Any]]]:
     """Questions to the chat model by task; `baseline`: the chance of a guess of the right kind."""
-    facts = world.asked([*world.animals, *world.towns], held_out=True)
+    facts = world.facts([*world.animals, *world.towns], held_out=True)
     rng = random.Random(f"chat {seed}")
     stories = []
     for _ in range(QUESTIONS_PER_TASK):
