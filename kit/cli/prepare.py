@@ -65,9 +65,12 @@ def prepare(
     kind = recipe.section("data")["kind"]
     parts = preparing.parts_of(recipe)
     if kind == "stories":
+        folder = prepared_folder(work, recipe)
         if not only_check:
             make_stories(recipe, work, len(os.sched_getaffinity(0)))
-        click.echo(f"made by the trainer: {prepared_folder(work, recipe)}")
+        elif not (folder / "pretrain").is_dir():
+            raise PrerequisiteError(f"{folder} is not made yet", hint="Run it without --check.")
+        click.echo(f"made by the trainer: {folder}")
         return
     if only_check:
         lock = preparing.check(recipe, work, parts)

@@ -61,6 +61,9 @@ class LockedPart:
     repositories: tuple[LockedRepository, ...]
     files: tuple[LockedFile, ...]
 
+    def paths(self) -> set[str]:
+        return {file.path for file in self.files}
+
     def commit_of(self, repository: str) -> str | None:
         return next((r.commit for r in self.repositories if r.repository == repository), None)
 
@@ -130,7 +133,7 @@ def check_part(
     Raises:
         KitError: A file differs from the lock, or one lies there that the lock does not know.
     """
-    known = {file.path for file in part.files}
+    known = part.paths()
     for path in sorted((folder / name).glob("*")):
         if path.suffix in _SUFFIXES and f"{name}/{path.name}" not in known:
             raise KitError(

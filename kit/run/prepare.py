@@ -14,14 +14,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import fnmatch
-import functools
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Protocol
 
 import kit
@@ -29,13 +27,7 @@ from kit.errors import KitError, PrerequisiteError, SchemaError
 from kit.files import sync_folder
 from kit.recipe import Recipe
 from kit.run import core_files
-from kit.run.conversion import (
-    QUESTION_SETS,
-    Converted,
-    parquet_shape,
-    write_conversations,
-    write_questions,
-)
+from kit.run.conversion import parquet_shape
 from kit.run.dataset_lock import (
     NAME,
     PARTS,
@@ -51,6 +43,14 @@ from kit.run.dataset_lock import (
 from kit.run.inputs import Inputs, locate, missing_inputs, prepared_folder
 from kit.run.sources import Folder, Hub, Obtained, RemoteFile, Snapshot, Source
 from kit.run.transfer import Interrupted, Line, Progress, Retry, Transfer, disk_error
+from kit.run.wanted import (
+    Wanted,
+    conversation_files,
+    question_files,
+    shard_files,
+    to_fetch,
+    unchanged,
+)
 from kit.trust.digest import DigestCache, sha256_file
 
 CONNECTIONS = 8
@@ -117,17 +117,6 @@ class _Job:
         return self.recipe.section("data")
 
 
-@dataclass(frozen=True)
-class _Wanted:
-    """A file of the prepared folder, and the repository files it is made of."""
-
-    path: str
-    snapshot: Snapshot
-    files: tuple[RemoteFile, ...]
-    make: Callable[[Sequence[Path], Path], Converted] | None = None  # None: the file as it is
-    kept: LockedFile | None = None  # it is there, and right by the lock
-
-
 def parts_of(recipe: Recipe) -> list[str]:
     """What `prepare` can bring for this recipe: read by its stages, named by its data section."""
     data = recipe.section("data")
@@ -179,7 +168,11 @@ def prepare(recipe: Recipe, work: Path, watcher: Watcher, settings: Settings) ->
                 raise PrerequisiteError("nothing was fetched", hint="`--yes` does not ask.")
             # 4. Part by part; one is complete in the lock when its files are in place.
             for part, files in wanted.items():
-                lock[part] = _pinned(job, part, files, lock.get(part))
+                before = lock.get(part)
+                lock[part] = _pinned(job, part, files, before)
+                # With other shards beside them, files can get other names.
+                for path in before.paths() - lock[part].paths() if before else ():
+                    (job.folder / path).unlink(missing_ok=True)
                 write_lock(job.folder, lock)
                 lock[part] = _bring(job, part, files, lock[part], source, transfer)
                 write_lock(job.folder, lock)
@@ -270,7 +263,7 @@ def _is_whole(job: _Job, lock: Lock, part: str) -> bool:
     return lock[part].complete and not missing and enough and there["sources"] == asked["sources"]
 
 
-def _want(job: _Job, part: str, source: Source, lock: Lock) -> list[_Wanted]:
+def _want(job: _Job, part: str, source: Source, lock: Lock) -> list[Wanted]:
     """The part's files, as its source lists them at the locked commit."""
     snapshots: dict[str, Snapshot] = {}
     locked = lock.get(part)
@@ -279,119 +272,36 @@ def _want(job: _Job, part: str, source: Source, lock: Lock) -> list[_Wanted]:
         if repository not in snapshots:
             commit = locked.commit_of(repository) if locked else None
             found = replace(source.snapshot(repository, commit or revision), revision=revision)
-            snapshots[repository] = _unchanged(found, locked) if locked else found
+            snapshots[repository] = unchanged(found, locked) if locked else found
         return snapshots[repository]
 
     if part == "pretrain":
         shards = _asked(job, part)["shards"]
         if locked:
             shards = max(shards, locked.asked["shards"] or 0)
-        wanted = _shards(snapshot(job.data["repo"], job.data["revision"]), shards)
+        wanted = shard_files(snapshot(job.data["repo"], job.data["revision"]), shards)
     elif part == "sft":
-        wanted = _conversations(job.data["sft"], snapshot)
+        wanted = conversation_files(job.data["sft"], snapshot)
     else:
-        wanted = _questions(job.data["chat_eval"], snapshot)
-    known = {file.path: file for file in locked.files if file.sha256} if locked else {}
+        wanted = question_files(job.data["chat_eval"], snapshot)
+    known = {_origin(file): file for file in locked.files if file.sha256} if locked else {}
+    there = [known.get((item.path, item.origin)) for item in wanted]
     return [
-        replace(item, kept=known[item.path])
-        if item.path in known and (job.folder / item.path).is_file()
-        else item
-        for item in wanted
+        replace(item, kept=file) if file and (job.folder / item.path).is_file() else item
+        for item, file in zip(wanted, there, strict=True)
     ]
 
 
-def _unchanged(snapshot: Snapshot, locked: LockedPart) -> Snapshot:
-    """`snapshot` with the digests of the lock, unless the source states others."""
-    files = []
-    for file in snapshot.files:
-        known = locked.source(snapshot.repository, file.path)
-        if known is not None:
-            differs = file.sha256 is not None and known.sha256 not in (None, file.sha256)
-            if differs or file.bytes != known.bytes:
-                raise KitError(
-                    f"{file.path} of {snapshot.repository} has changed at its source since it was "
-                    f"locked (commit {snapshot.commit})",
-                    hint=f"Another source may have the old one (--mirror). To take the new one, "
-                    f"remove {NAME} and run `n4090-kit prepare` again.",
-                    expected=f"{known.sha256 or 'digest unknown'}, {known.bytes} bytes",
-                    found=f"{file.sha256 or 'digest unknown'}, {file.bytes} bytes",
-                )
-            file = replace(file, sha256=file.sha256 or known.sha256)
-        files.append(file)
-    return replace(snapshot, files=tuple(files))
-
-
-def _shards(snapshot: Snapshot, count: int) -> list[_Wanted]:
-    """The first `count` parquet files by name for training, and the last one for validation."""
-    every = sorted((f for f in snapshot.files if f.path.endswith(".parquet")), key=lambda f: f.path)
-    if len(every) < count + 1:
-        raise PrerequisiteError(
-            f"dataset {snapshot.repository} has {len(every)} parquet files, but {count} for "
-            "training and one for validation are asked for",
-            hint="Lower data.shards in the recipe, or take fewer with --shards N.",
-        )
-    chosen = [*every[:count], every[-1]]
-    names = [PurePosixPath(file.path).name for file in chosen]
-    # Trainers take files named validation*, or else the last one by name, for validation. Where the
-    # repository's own names would have them take another one, they are numbered.
-    if (
-        len(set(names)) < len(names)
-        or sorted(names)[-1] != names[-1]
-        or any(name.startswith("validation") for name in names[:-1])
-    ):
-        names = [f"{index:06d}-{name}" for index, name in enumerate(names)]
-    return [
-        _Wanted(f"pretrain/{name}", snapshot, (file,))
-        for name, file in zip(names, chosen, strict=True)
-    ]
-
-
-def _conversations(entries: Sequence[str], snapshot: Callable[[str], Snapshot]) -> list[_Wanted]:
-    """One file of conversations for each REPO:PATTERN, named after the repository."""
-    wanted: dict[str, _Wanted] = {}
-    for entry in entries:
-        repository, _, pattern = entry.partition(":")
-        held = snapshot(repository)
-        stem = PurePosixPath(repository).name
-        path, number = f"sft/{stem}.jsonl", 1
-        while path in wanted:
-            number += 1
-            path = f"sft/{stem}-{number}.jsonl"
-        wanted[path] = _Wanted(path, held, _matching(held, pattern), write_conversations)
-    return list(wanted.values())
-
-
-def _questions(names: Sequence[str], snapshot: Callable[[str], Snapshot]) -> list[_Wanted]:
-    wanted = []
-    for name in names:
-        questions = QUESTION_SETS[name]
-        held = snapshot(questions.repository)
-        files = _matching(held, questions.pattern)
-        make = functools.partial(write_questions, name)
-        wanted.append(_Wanted(f"chat_eval/{name}_test.jsonl", held, files, make))
-    return wanted
-
-
-def _matching(snapshot: Snapshot, pattern: str) -> tuple[RemoteFile, ...]:
-    files = sorted(
-        (file for file in snapshot.files if fnmatch.fnmatchcase(file.path, pattern)),
-        key=lambda file: file.path,
-    )
-    if not files:
-        near = [file.path for file in snapshot.files if file.path.endswith(".parquet")][:5]
-        raise PrerequisiteError(
-            f"dataset {snapshot.repository} has no file {pattern}",
-            hint=f"It has {', '.join(near) or 'no parquet file'}.",
-        )
-    return tuple(files)
+def _origin(file: LockedFile) -> tuple[str, tuple[tuple[str, str], ...]]:
+    return file.path, tuple((source.repository, source.path) for source in file.sources)
 
 
 def _need(
-    job: _Job, source: Source, wanted: Mapping[str, list[_Wanted]], without_core: bool
+    job: _Job, source: Source, wanted: Mapping[str, list[Wanted]], without_core: bool
 ) -> Need:
     total = here = disk = count = 0
     for files in wanted.values():
-        for file, snapshot, made in _fetched(files):
+        for file, snapshot, made in to_fetch(files):
             have = source.have_bytes(snapshot, file)
             total += file.bytes
             here += have
@@ -411,24 +321,13 @@ def _need(
     return Need(source.name, count, total, here, disk + _SPARE_BYTES, free)
 
 
-def _fetched(files: Sequence[_Wanted]) -> Iterator[tuple[RemoteFile, Snapshot, bool]]:
-    """Each repository file to fetch, once, and whether something is made of it."""
-    seen = set()
-    for item in files:
-        for file in item.files if item.kept is None else ():
-            key = (item.snapshot.repository, file.path)
-            if key not in seen:
-                seen.add(key)
-                yield file, item.snapshot, item.make is not None
-
-
 # ---- bringing it
 
 
-def _pinned(job: _Job, part: str, files: list[_Wanted], before: LockedPart | None) -> LockedPart:
+def _pinned(job: _Job, part: str, files: list[Wanted], before: LockedPart | None) -> LockedPart:
     """The part before it is fetched: commits and digests as far as they are known."""
     snapshots = {item.snapshot.repository: item.snapshot for item in files}
-    known = {file.path: file for file in before.files} if before else {}
+    known = {_origin(file): file for file in before.files} if before else {}
     asked = _asked(job, part)
     if before and asked["shards"]:
         asked["shards"] = max(asked["shards"], before.asked["shards"] or 0)
@@ -438,10 +337,8 @@ def _pinned(job: _Job, part: str, files: list[_Wanted], before: LockedPart | Non
             LockedSource(item.snapshot.repository, file.path, file.bytes, file.sha256)
             for file in item.files
         )
-        old = known.get(item.path)
-        if old is None or [s.path for s in old.sources] != [s.path for s in sources]:
-            old = LockedFile(item.path, None, None, None, sources)
-        entries.append(old)
+        new = LockedFile(item.path, None, None, None, sources)
+        entries.append(known.get((item.path, item.origin), new))
     return LockedPart(
         complete=False,
         asked=asked,
@@ -463,13 +360,13 @@ def _pinned(job: _Job, part: str, files: list[_Wanted], before: LockedPart | Non
 def _bring(
     job: _Job,
     part: str,
-    files: list[_Wanted],
+    files: list[Wanted],
     pinned: LockedPart,
     source: Source,
     transfer: Transfer,
 ) -> LockedPart:
     """Fetches the part's files and puts them in place; the part as it is then, complete."""
-    todo = [(file, snapshot) for file, snapshot, _ in _fetched(files)]
+    todo = [(file, snapshot) for file, snapshot, _ in to_fetch(files)]
     job.watcher.begin(sum(file.bytes for file, _ in todo), part)
     obtained = _obtain_all(todo, source, transfer)
     job.watcher.end()
@@ -493,7 +390,7 @@ def _bring(
     return replace(pinned, complete=True, files=tuple(done))
 
 
-def _finish(job: _Job, item: _Wanted, sources: Sequence[Obtained], *, copy: bool) -> LockedFile:
+def _finish(job: _Job, item: Wanted, sources: Sequence[Obtained], *, copy: bool) -> LockedFile:
     """One file of the prepared folder, from what was fetched for it."""
     target = job.folder / item.path
     notes: dict[str, int] = {}

@@ -7,15 +7,19 @@ but of plain files: recipes share what is in it, and another machine can use it 
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from kit.errors import KitError, PrerequisiteError, SchemaError
-from kit.run.transfer import Expected, Transfer, download, explain, patiently, refused, unreachable
+from kit.run.transfer import Expected, Transfer, download, patiently, refused
 from kit.trust.digest import sha256_file
+
+if TYPE_CHECKING:
+    import httpx2
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TIMEOUT_S = 30.0
@@ -94,9 +98,7 @@ class Hub:
         self._transfer = replace(transfer, headers=headers)
 
     def snapshot(self, repository: str, revision: str) -> Snapshot:
-        import httpx2
         from huggingface_hub import HfApi, errors
-        from huggingface_hub.hf_api import RepoFile
 
         api = HfApi(endpoint=self.endpoint, token=self._token, library_name="n4090-kit")
         try:
@@ -108,15 +110,7 @@ class Hub:
             commit = info.sha or ""
             if not _COMMIT.fullmatch(commit):
                 raise SchemaError(f"{self.endpoint} names no commit for {repository} at {revision}")
-            entries = patiently(
-                lambda: list(
-                    api.list_repo_tree(
-                        repository, repo_type="dataset", revision=commit, recursive=True
-                    )
-                ),
-                self.endpoint,
-                self._transfer,
-            )
+            files = tuple(self._listing(repository, commit))
         except errors.GatedRepoError as error:
             raise PrerequisiteError(
                 f"dataset {repository} asks for an agreement before it can be read",
@@ -141,10 +135,13 @@ class Hub:
             ) from error
         except errors.HfHubHTTPError as error:
             raise refused(error.response) from error
-        except (
-            httpx2.TransportError
-        ) as error:  # huggingface_hub's own retries of a page have run out
-            raise unreachable(self.endpoint, explain(error)) from error
+        except errors.HFValidationError as error:
+            raise SchemaError(f"{repository!r} is no name of a repository: {error}") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise SchemaError(
+                f"{self.endpoint} does not answer like the Hub: {error!r}",
+                hint="Check the address given with --mirror or HF_ENDPOINT.",
+            ) from error
         licence = _licence(info.card_data)
         return Snapshot(
             repository=repository,
@@ -153,17 +150,33 @@ class Hub:
             commit_reason=None,
             licence=licence,
             licence_reason=None if licence else "the dataset card states none",
-            files=tuple(
-                RemoteFile(
-                    path=entry.path,
-                    bytes=entry.size,
-                    sha256=f"sha256:{entry.lfs.sha256}" if entry.lfs else None,
-                    blob_id=None if entry.lfs else entry.blob_id,
-                )
-                for entry in entries
-                if isinstance(entry, RepoFile) and _inside(entry.path)
-            ),
+            files=files,
         )
+
+    def _listing(self, repository: str, commit: str) -> Iterator[RemoteFile]:
+        """Every file of a commit. (HfApi.list_repo_tree waits without end for a silent server.)"""
+        from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]
+
+        transfer = self._transfer
+
+        def ask(url: str) -> httpx2.Response:
+            response = transfer.client.get(url, headers=transfer.headers, timeout=_TIMEOUT_S)
+            hf_raise_for_status(response)
+            return response
+
+        url = f"{self.endpoint}/api/datasets/{repository}/tree/{commit}?recursive=true"
+        while url:
+            page = patiently(functools.partial(ask, url), self.endpoint, transfer)
+            for entry in page.json():
+                if entry["type"] == "file" and _inside(entry["path"]):
+                    lfs = entry.get("lfs")
+                    yield RemoteFile(
+                        path=entry["path"],
+                        bytes=entry["size"],
+                        sha256=f"sha256:{lfs['oid']}" if lfs else None,
+                        blob_id=None if lfs else entry["oid"],
+                    )
+            url = page.links.get("next", {}).get("url", "")
 
     def have_bytes(self, snapshot: Snapshot, file: RemoteFile) -> int:
         path = self._path(snapshot, file)

@@ -350,6 +350,16 @@ def test_shards_can_be_fewer_now_and_more_later(place: Place) -> None:
         place.prepare(shards=9)
 
 
+def test_files_that_are_numbered_get_new_numbers_with_more_of_them(place: Place) -> None:
+    names = ["a/0.parquet", "b/0.parquet", "b/1.parquet", "validation/0.parquet"]
+    place.hub.commit(CORPUS, {name: shard(index) for index, name in enumerate(names)})
+    place.prepare()
+    assert place.shards() == [f"00000{i}-0.parquet" for i in range(3)]
+    place.prepare(shards=3)
+    assert place.shards() == [f"00000{i}-{'0010'[i]}.parquet" for i in range(4)]
+    assert place.prepare() is False
+
+
 @pytest.mark.parametrize(
     "names",
     [
@@ -388,8 +398,6 @@ def test_a_server_without_ranges_is_read_from_the_start(place: Place) -> None:
 def test_a_busy_server_is_waited_for(place: Place, name: str, status: int) -> None:
     name = name.replace("COMMIT", place.hub.head[CORPUS])
     headers = {"Retry-After": "1"} if name == "shard_00000.parquet" else {}
-    if name == place.hub.head[CORPUS]:  # huggingface_hub itself waits here, a second longer
-        headers = {"Retry-After": "0"}
     place.hub.faults[name] = [Answer(status=status, headers=headers)]
     begun = time.monotonic()
     place.prepare()
@@ -557,6 +565,12 @@ def test_an_unknown_repository_or_revision_is_named(place: Place) -> None:
     place.recipe = recipe_of(text, place.root)
     with pytest.raises(PrerequisiteError, match="has no revision 0000"):
         place.prepare()
+
+
+def test_a_server_that_is_no_hub_is_named(place: Place) -> None:
+    place.hub.plain[f"/no/api/datasets/{CORPUS}/revision/main"] = b"<html>Welcome</html>"
+    with pytest.raises(SchemaError, match="does not answer like the Hub"):
+        place.prepare(mirror=f"{place.hub.url}/no")
 
 
 def test_a_pattern_without_files_is_named(place: Place) -> None:

@@ -1,0 +1,126 @@
+"""Which files a prepared folder is to hold, and which repository files they are made of."""
+
+from __future__ import annotations
+
+import fnmatch
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+from kit.errors import KitError, PrerequisiteError
+from kit.run.conversion import QUESTION_SETS, Converted, write_conversations, write_questions
+from kit.run.dataset_lock import NAME, LockedFile, LockedPart
+from kit.run.sources import RemoteFile, Snapshot
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A file of the prepared folder, and the repository files it is made of."""
+
+    path: str
+    snapshot: Snapshot
+    files: tuple[RemoteFile, ...]
+    make: Callable[[Sequence[Path], Path], Converted] | None = None  # None: the file as it is
+    kept: LockedFile | None = None  # it is there, and right by the lock
+
+    @property
+    def origin(self) -> tuple[tuple[str, str], ...]:
+        return tuple((self.snapshot.repository, file.path) for file in self.files)
+
+
+def unchanged(snapshot: Snapshot, locked: LockedPart) -> Snapshot:
+    """`snapshot` with the digests of the lock, unless the source states others."""
+    files = []
+    for file in snapshot.files:
+        known = locked.source(snapshot.repository, file.path)
+        if known is not None:
+            differs = file.sha256 is not None and known.sha256 not in (None, file.sha256)
+            if differs or file.bytes != known.bytes:
+                raise KitError(
+                    f"{file.path} of {snapshot.repository} has changed at its source since it was "
+                    f"locked (commit {snapshot.commit})",
+                    hint=f"Another source may have the old one (--mirror). To take the new one, "
+                    f"remove {NAME} and run `n4090-kit prepare` again.",
+                    expected=f"{known.sha256 or 'digest unknown'}, {known.bytes} bytes",
+                    found=f"{file.sha256 or 'digest unknown'}, {file.bytes} bytes",
+                )
+            file = replace(file, sha256=file.sha256 or known.sha256)
+        files.append(file)
+    return replace(snapshot, files=tuple(files))
+
+
+def shard_files(snapshot: Snapshot, count: int) -> list[Wanted]:
+    """The first `count` parquet files by name for training, and the last one for validation."""
+    every = sorted((f for f in snapshot.files if f.path.endswith(".parquet")), key=lambda f: f.path)
+    if len(every) < count + 1:
+        raise PrerequisiteError(
+            f"dataset {snapshot.repository} has {len(every)} parquet files, but {count} for "
+            "training and one for validation are asked for",
+            hint="Lower data.shards in the recipe, or take fewer with --shards N.",
+        )
+    chosen = [*every[:count], every[-1]]
+    names = [PurePosixPath(file.path).name for file in chosen]
+    # Trainers take files named validation*, or else the last one by name, for validation. Where the
+    # repository's own names would have them take another one, they are numbered.
+    if (
+        len(set(names)) < len(names)
+        or sorted(names)[-1] != names[-1]
+        or any(name.startswith("validation") for name in names[:-1])
+    ):
+        names = [f"{index:06d}-{name}" for index, name in enumerate(names)]
+    return [
+        Wanted(f"pretrain/{name}", snapshot, (file,))
+        for name, file in zip(names, chosen, strict=True)
+    ]
+
+
+def conversation_files(entries: Sequence[str], snapshot: Callable[[str], Snapshot]) -> list[Wanted]:
+    """One file of conversations for each REPO:PATTERN, named after the repository."""
+    wanted: dict[str, Wanted] = {}
+    for entry in entries:
+        repository, _, pattern = entry.partition(":")
+        held = snapshot(repository)
+        stem = PurePosixPath(repository).name
+        path, number = f"sft/{stem}.jsonl", 1
+        while path in wanted:
+            number += 1
+            path = f"sft/{stem}-{number}.jsonl"
+        wanted[path] = Wanted(path, held, _matching(held, pattern), write_conversations)
+    return list(wanted.values())
+
+
+def question_files(names: Sequence[str], snapshot: Callable[[str], Snapshot]) -> list[Wanted]:
+    wanted = []
+    for name in names:
+        questions = QUESTION_SETS[name]
+        held = snapshot(questions.repository)
+        files = _matching(held, questions.pattern)
+        make = functools.partial(write_questions, name)
+        wanted.append(Wanted(f"chat_eval/{name}_test.jsonl", held, files, make))
+    return wanted
+
+
+def _matching(snapshot: Snapshot, pattern: str) -> tuple[RemoteFile, ...]:
+    files = sorted(
+        (file for file in snapshot.files if fnmatch.fnmatchcase(file.path, pattern)),
+        key=lambda file: file.path,
+    )
+    if not files:
+        near = [file.path for file in snapshot.files if file.path.endswith(".parquet")][:5]
+        raise PrerequisiteError(
+            f"dataset {snapshot.repository} has no file {pattern}",
+            hint=f"It has {', '.join(near) or 'no parquet file'}.",
+        )
+    return tuple(files)
+
+
+def to_fetch(files: Sequence[Wanted]) -> Iterator[tuple[RemoteFile, Snapshot, bool]]:
+    """Each repository file to fetch, once, and whether something is made of it."""
+    seen = set()
+    for item in files:
+        for file in item.files if item.kept is None else ():
+            key = (item.snapshot.repository, file.path)
+            if key not in seen:
+                seen.add(key)
+                yield file, item.snapshot, item.make is not None
