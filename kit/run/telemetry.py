@@ -26,6 +26,18 @@ TELEMETRY_KIND = "n4090-telemetry-v1"
 _GAP_INTERVALS = 5.0  # a longer pause between samples is a gap, not an interval
 _RAPL = Path("/sys/class/powercap")
 
+_PEAKS = (
+    "gpu_power_w",
+    "gpu_temp_c",
+    "gpu_used_bytes",
+    "gpu_sm_mhz",
+    "gpu_mem_mhz",
+    "cpu_util",
+    "ram_used_bytes",
+)
+_MEANS = ("gpu_power_w", "gpu_temp_c", "gpu_sm_mhz", "gpu_mem_mhz", "gpu_util", "cpu_util")
+_FIGURES = tuple(dict.fromkeys(_PEAKS + _MEANS))
+
 Record = dict[str, Any]
 
 
@@ -48,22 +60,10 @@ class Summary:
     has_power: bool = False
     has_counter: bool = False
     has_rapl: bool = False
-    peaks: dict[str, float] = field(default_factory=dict)
-    sums: dict[str, tuple[float, int]] = field(default_factory=dict)
+    totals: dict[str, list[float]] = field(default_factory=dict)  # peak, sum, count
     throttled: dict[str, int] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
     _previous: Record | None = None
-
-    _PEAKS = (
-        "gpu_power_w",
-        "gpu_temp_c",
-        "gpu_used_bytes",
-        "gpu_sm_mhz",
-        "gpu_mem_mhz",
-        "cpu_util",
-        "ram_used_bytes",
-    )
-    _MEANS = ("gpu_power_w", "gpu_temp_c", "gpu_sm_mhz", "gpu_mem_mhz", "gpu_util", "cpu_util")
 
     def add(self, record: Record) -> None:
         if record.get("ev") == "start":
@@ -78,15 +78,17 @@ class Summary:
         self.samples += 1
         self.first_ms = at_ms if self.first_ms is None else self.first_ms
         self.last_ms = at_ms
-        for key in self._PEAKS:
-            value = record.get(key)
-            if value is not None and value > self.peaks.get(key, float("-inf")):
-                self.peaks[key] = value
-        for key in self._MEANS:
+        for key in _FIGURES:
             value = record.get(key)
             if value is not None:
-                total, count = self.sums.get(key, (0.0, 0))
-                self.sums[key] = (total + value, count + 1)
+                total = self.totals.get(key)
+                if total is None:
+                    self.totals[key] = [value, value, 1]
+                    continue
+                if value > total[0]:
+                    total[0] = value
+                total[1] += value
+                total[2] += 1
         reasons = record.get("gpu_throttle")
         if reasons:
             for bit, name in THROTTLE_BITS.items():
@@ -101,10 +103,12 @@ class Summary:
     def _integrate(self, previous: Record, record: Record) -> None:
         elapsed_s = (record["t_ms"] - previous["t_ms"]) / 1000
         # Counters go on over a gap; only a smaller value (driver loaded anew) starts over.
-        for key, attribute in (("gpu_energy_j", "counter_j"), ("rapl_j", "rapl_j")):
-            before, after = previous.get(key), record.get(key)
-            if before is not None and after is not None and after >= before:
-                setattr(self, attribute, getattr(self, attribute) + after - before)
+        before, after = previous.get("gpu_energy_j"), record.get("gpu_energy_j")
+        if before is not None and after is not None and after >= before:
+            self.counter_j += after - before
+        before, after = previous.get("rapl_j"), record.get("rapl_j")
+        if before is not None and after is not None and after >= before:
+            self.rapl_j += after - before
         if elapsed_s > _GAP_INTERVALS * self.interval_s:
             self.gap_s += elapsed_s
             return
@@ -121,10 +125,10 @@ class Summary:
             "starts": self.starts,
             "span_s": round(span_s, 3),
             "gap_s": round(self.gap_s, 3),
-            "peaks": {key: self.peaks.get(key) for key in self._PEAKS},
+            "peaks": {key: self.totals[key][0] if key in self.totals else None for key in _PEAKS},
             "means": {
-                key: round(self.sums[key][0] / self.sums[key][1], 3) if key in self.sums else None
-                for key in self._MEANS
+                key: round(total[1] / total[2], 3) if (total := self.totals.get(key)) else None
+                for key in _MEANS
             },
             "throttled_share": {
                 name: round(count / self.samples, 4)

@@ -17,6 +17,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -32,12 +33,6 @@ MAX_LINE_BYTES = 2**20
 MAX_CHAIN_BYTES = 512 * 2**20
 
 
-def _plain_int(digits: str) -> int:
-    if len(digits) > 15:
-        raise ValueError
-    return int(digits)
-
-
 def _plain_float(text: str) -> float:
     value = float(text)
     if value - value != 0:
@@ -50,9 +45,10 @@ def _no_constant(name: str) -> float:
 
 
 # Raises for every number that only the slow reader can judge.
-_DECODER: Any = json.JSONDecoder(
-    parse_int=_plain_int, parse_float=_plain_float, parse_constant=_no_constant
-)
+_DECODER: Any = json.JSONDecoder(parse_float=_plain_float, parse_constant=_no_constant)
+_DIGITS = bytes.maketrans(b"123456789", b"0" * 9)
+_LONG = b"0" * 16
+_LONG_INTEGER = re.compile(rb"[:\[,]-?\d{16}")
 _scan: Callable[[str, int], tuple[Any, int]] = _DECODER.scan_once
 
 Visit = Callable[[dict[str, Any]], None]
@@ -141,7 +137,12 @@ def _parse_line(content: bytes) -> Any:
             value, end = _scan(text, 0)
         except (ValueError, StopIteration, RecursionError):
             return parse_strict(content, name="line")
-        if end == len(text) and _keys(value) == content.count(b'":'):
+        if (
+            end == len(text)
+            and _keys(value) == content.count(b'":')
+            # Sixteen digits in a row may be an integer past 2**53.
+            and (_LONG not in content.translate(_DIGITS) or not _LONG_INTEGER.search(content))
+        ):
             return value
     return parse_strict(content, name="line")
 

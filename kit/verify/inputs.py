@@ -120,6 +120,7 @@ def data(evidence: Evidence) -> Iterator[Finding]:
             )
     findings += _validation(story.inputs.get("data"))
     findings += _bundle(evidence)
+    findings += _chat(evidence)
     findings += _tokens(evidence)
     before = sum(finding.status == "fail" for finding in findings)
     yield from findings
@@ -176,6 +177,22 @@ def _bundle(evidence: Evidence) -> Iterator[Finding]:
             expected=f"{len(CORE_TASKS)} tasks",
             found=f"{len(set(labels))} tasks in {len(labels)} rows",
         )
+
+
+def _chat(evidence: Evidence) -> Iterator[Finding]:
+    """Answers are right or wrong, and a guess is right with a probability."""
+    try:
+        scored = evidence.evaluation_file("chat_eval")
+    except (Absent, Refused):
+        return
+    for name, task in scored["tasks"].items() if scored else []:
+        place = f"eval/chat.json: {name}"[:120]
+        odd = [value for value in [*task["outcomes"], *task["ended"]] if value not in (0, 1)]
+        if odd:
+            yield fail("an answer neither right nor wrong", place, expected="0 or 1", found=odd[0])
+        baseline = task["baseline"]
+        if baseline is not None and not 0 <= baseline < 1:
+            yield fail("no share of right guesses", place, expected="0 to 1", found=baseline)
 
 
 def _tokens(evidence: Evidence) -> Iterator[Finding]:

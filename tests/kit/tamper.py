@@ -399,6 +399,7 @@ class Plan:
     fail_at: int | None = None
     sleep_at: int | None = None
     stop_at: int | None = None
+    batch: int = 524288
 
 
 class Synthesis:
@@ -415,7 +416,8 @@ class Synthesis:
         self.next_sample_s = 0.0
         self.sampling = False
         self.busy = False
-        self.recipe = parse_recipe(RECIPE, folder=Path(), label="recipe")
+        self.text = RECIPE.replace("524288", str(plan.batch))
+        self.recipe = parse_recipe(self.text, folder=Path(), label="recipe")
 
     def say(self, src: str, ev: str, **data: Any) -> Event:
         event = {**self.clock.stamp(), "src": src, "ev": ev, "data": data}
@@ -493,7 +495,7 @@ class Synthesis:
                 break
         self.say("sup", "run_stop", **status)
         self.close()
-        return Draft(self.events, self.telemetry, RECIPE, self.files)
+        return Draft(self.events, self.telemetry, self.text, self.files)
 
     def open(self) -> None:
         recipe = self.recipe
@@ -598,20 +600,19 @@ class Synthesis:
         elif stage == "sft":
             for step in range(22):
                 self.wait(max(0.1, self.rng.gauss(self.plan.step_s, 0.01)))
-                self.step(step, 1.6 - 0.01 * step + self.rng.gauss(0, 0.01), 524288)
+                self.step(step, 1.6 - 0.01 * step + self.rng.gauss(0, 0.01), self.plan.batch)
             self.say("trainer", "eval", name="val_loss", step=22, value=1.31)
             self.outputs(stage, "checkpoints/sft", self.model(2))
         else:
             self.wait(12)
-            tasks = [
-                {
-                    "task": name,
+            tasks = {
+                name: {
                     "outcomes": [int(self.rng.random() < 0.35) for _ in range(200)],
                     "ended": [int(self.rng.random() < 0.97) for _ in range(200)],
-                    "random_baseline": 25,
+                    "baseline": 0.25,
                 }
                 for name in ("arc_easy", "mmlu")
-            ]
+            }
             content = json.dumps({"tasks": tasks}).encode()
             self.outputs(stage, "eval", {"chat.json": content}, names=["chat.json"])
         self.busy = False
@@ -668,7 +669,9 @@ class Synthesis:
             self.busy = True
             self.wait(max(0.1, rng.gauss(plan.step_s, 0.012)))
             share = step / plan.steps
-            self.step(step, math.log(49152) * (1 - 0.72 * share**0.15) + rng.gauss(0, 0.02), 524288)
+            self.step(
+                step, math.log(49152) * (1 - 0.72 * share**0.15) + rng.gauss(0, 0.02), plan.batch
+            )
             step += 1
             if plan.fail_at == step:
                 self.say(

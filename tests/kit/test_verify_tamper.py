@@ -798,6 +798,19 @@ core_mutation(
     lambda document: document["bundle"].update(digest="sha256:" + "1" * 64),
 )
 
+
+def chat_mutation(name: str, **fields: Any) -> None:
+    @mutation(name, "V10", kind="draft")
+    def apply(draft: Draft) -> None:
+        document = json.loads(draft.files["eval/chat.json"])
+        document["tasks"]["mmlu"].update(fields)
+        draft.files["eval/chat.json"] = json.dumps(document).encode()
+
+
+chat_mutation("chat answers worth more than one", outcomes=[0] * 190 + [2] * 10)
+chat_mutation("chat answers better than wrong", outcomes=[0.9] * 200)
+chat_mutation("a guess that is never right", baseline=-1.0)
+
 # --- V11, V12: machine -------------------------------------------------------------------------
 
 
