@@ -31,11 +31,14 @@ WARMUP_STEPS = 2  # untimed: allocations, autotuning, and where asked for compil
 
 
 class Timing(NamedTuple):
-    """One trainer's timed steps."""
+    """One trainer's steps; the first `WARMUP_STEPS` of them are not timed."""
 
-    first_step_s: float
-    step_s: list[float]
+    all_s: list[float]
     losses: list[float]
+
+    @property
+    def step_s(self) -> list[float]:
+        return self.all_s[WARMUP_STEPS:]
 
     def summary(self, tokens_per_step: int) -> dict[str, Any]:
         median = statistics.median(self.step_s)
@@ -43,7 +46,7 @@ class Timing(NamedTuple):
             "tokens_per_s": tokens_per_step / median,
             "step_ms_median": 1e3 * median,
             "step_ms_p99": 1e3 * nearest_rank(self.step_s, 0.99),
-            "first_step_s": self.first_step_s,
+            "first_step_s": self.all_s[0],
         }
 
 
@@ -97,7 +100,7 @@ def bench_training(
     elapsed_s = time.perf_counter() - began
 
     mine, plain = timings["ours"], timings.get("plain")
-    inside_s = sum(t.first_step_s + sum(t.step_s) for t in timings.values())
+    inside_s = sum(sum(t.all_s) for t in timings.values())
     result = mine.summary(tokens_per_step)
     peak, peak_reason = None, "a GPU figure"
     if torch.device(device).type == "cuda":
@@ -121,9 +124,7 @@ def bench_training(
         "peak_memory_bytes": peak_memory_bytes(torch.device(device)),
         "outside_steps_s": elapsed_s - inside_s,
         "compiled": compiled,
-        "compile_s": max(0.0, mine.first_step_s - result["step_ms_median"] / 1e3)
-        if compiled
-        else 0.0,
+        "compile_s": max(0.0, mine.all_s[0] - result["step_ms_median"] / 1e3) if compiled else 0.0,
         "loss_first": mine.losses[0],
         "plain": plain.summary(tokens_per_step) if plain else None,
         "plain_reason": plain_reason,
@@ -175,11 +176,8 @@ def _time_in_turn(
     steps: int,
     device: str,
 ) -> tuple[dict[str, Timing], str | None]:
-    """Each trainer's timings; the reason where the twin did not fit the GPU's memory.
-
-    The untimed steps after the first are no one's: they count as outside.
-    """
-    timings = {name: Timing(0.0, [], []) for name in trainers}
+    """Each trainer's timings; the reason where the twin did not fit the GPU's memory."""
+    timings = {name: Timing([], []) for name in trainers}
     reason = None if "plain" in trainers else "not asked for"
     for step in range(WARMUP_STEPS + steps):
         batches = draw()
@@ -196,12 +194,8 @@ def _time_in_turn(
                 reason = "the plain twin does not fit the GPU's memory"
                 continue
             _synchronize(device)
-            elapsed_s = (time.perf_counter_ns() - began) / 1e9
+            timings[name].all_s.append((time.perf_counter_ns() - began) / 1e9)
             timings[name].losses.append(loss)
-            if step == 0:
-                timings[name] = timings[name]._replace(first_step_s=elapsed_s)
-            elif step >= WARMUP_STEPS:
-                timings[name].step_s.append(elapsed_s)
     return timings, reason
 
 

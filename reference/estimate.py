@@ -8,25 +8,26 @@ figures, the second is what the hardware has to do.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 from reference.config import SMEAR_GATE_CHANNELS, VALUE_GATE_CHANNELS, ModelConfig
 
-# Dense bf16 peak with fp32 accumulation, FLOP/s, from the vendor's data sheets, by a piece of the
-# device's name; longer pieces are tried first.
+# Dense bf16 peak with fp32 accumulation, FLOP/s, by the device's reported name; the vendor's data
+# sheets. A "*" stands for any form factor of the same peak.
 PEAK_BF16_FLOPS = {
-    "RTX 4070": 58.3e12,
-    "RTX 4080": 97.5e12,
-    "RTX 4090": 165.2e12,
-    "RTX 5090": 209.5e12,
-    "RTX 3090": 71e12,
-    "A100": 312e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "L4": 121e12,
-    "L40S": 362e12,
-    "B200": 2250e12,
+    "NVIDIA GeForce RTX 3090": 71e12,
+    "NVIDIA GeForce RTX 4070": 58.3e12,
+    "NVIDIA GeForce RTX 4080": 97.5e12,
+    "NVIDIA GeForce RTX 4090": 165.2e12,
+    "NVIDIA GeForce RTX 5090": 209.5e12,
+    "NVIDIA A100*": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200*": 989e12,
+    "NVIDIA L4": 121e12,
+    "NVIDIA L40S": 362e12,
 }
+RTX_4090_FLOPS = PEAK_BF16_FLOPS["NVIDIA GeForce RTX 4090"]
 VRAM_BYTES = 24 * 2**30
 ASSUMED_MFU = 0.75  # bf16, nanochat's count
 ASSUMPTIONS = (
@@ -74,8 +75,10 @@ class FlopsPerToken(NamedTuple):
 
 def peak_flops(device_name: str) -> float | None:
     """Dense bf16 peak in FLOP/s of a GPU by its reported name; None for one not in the table."""
-    found = [piece for piece in PEAK_BF16_FLOPS if piece in device_name]
-    return PEAK_BF16_FLOPS[max(found, key=len)] if found else None
+    for pattern, flops in PEAK_BF16_FLOPS.items():
+        if fnmatchcase(device_name, pattern):
+            return flops
+    return None
 
 
 def count_parameters(config: ModelConfig) -> Parameters:
@@ -148,7 +151,7 @@ def estimate(recipe: Mapping[str, Any]) -> dict[str, Any]:
     config = ModelConfig.from_recipe(recipe["model"], recipe["tokenizer"]["vocab_size"])
     pretrain = recipe["pretrain"]
     parameters, flops = count_parameters(config), count_flops(config)
-    tokens_per_s = ASSUMED_MFU * PEAK_BF16_FLOPS["RTX 4090"] / flops.nanochat
+    tokens_per_s = ASSUMED_MFU * RTX_4090_FLOPS / flops.nanochat
     if pretrain.get("num_steps"):
         tokens = pretrain["num_steps"] * pretrain["total_batch_size"]
     else:

@@ -1,0 +1,129 @@
+"""The benchmark measures what it says, on the same work for both trainers."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+import reference.bench
+import reference.commands
+from reference.bench import bench_training, nearest_rank
+from reference.model import GPT, ModelConfig
+from reference.train_step import has_cpp_compiler, maybe_compile
+
+RECIPE = {
+    "name": "tiny",
+    "threads": 0,
+    "model": {"n_layer": 2, "n_embd": 32, "n_head": 2, "n_kv_head": 2, "seq_len": 32},
+    "tokenizer": {"vocab_size": 64},
+    "pretrain": {
+        "num_steps": 100,
+        "device_batch_size": 2,
+        "total_batch_size": 128,
+        "matrix_lr": 0.02,
+        "embedding_lr": 0.3,
+        "unembedding_lr": 0.008,
+        "value_embedding_lr": 0.15,
+        "resid_lr": 0.005,
+        "x0_lr": 0.5,
+        "gate_lr": 0.2,
+        "weight_decay": 0.28,
+        "compile": "auto",
+    },
+}
+
+
+def test_both_trainers_start_from_the_same_loss_and_are_timed_step_by_step():
+    result = bench_training(RECIPE, steps=4)
+    assert result["loss_first"] == pytest.approx(result["plain_loss_first"], rel=1e-5)
+    assert (result["tokens_per_step"], result["micro_batches"]) == (128, 2)
+    assert result["tokens_per_s"] == pytest.approx(128 / result["step_ms_median"] * 1e3)
+    ratio = result["plain"]["step_ms_median"] / result["step_ms_median"]
+    assert result["ratio_vs_plain"] == pytest.approx(ratio)
+    assert result["mfu_nanochat"] is None and result["mfu_reason"] == "a GPU figure"
+    assert 0 <= result["outside_steps_s"] < 1
+    assert result["peak_memory_bytes"] > 1 << 20
+    assert not result["compiled"] and result["compile_s"] == 0.0
+    json.dumps(result)
+
+
+def test_time_lost_between_steps_and_slow_steps_show(monkeypatch):
+    draw = reference.bench._drawer
+
+    def slow_drawer(*args):
+        inner = draw(*args)
+
+        def slow():
+            time.sleep(0.05)
+            return inner()
+
+        return slow
+
+    real_step = reference.bench.train_step
+
+    def slow_step(*args):
+        time.sleep(0.03)
+        return real_step(*args)
+
+    monkeypatch.setattr(reference.bench, "_drawer", slow_drawer)
+    monkeypatch.setattr(reference.bench, "train_step", slow_step)
+    result = bench_training(RECIPE, steps=3, compare=False)
+    assert result["outside_steps_s"] > 5 * 0.05
+    assert result["step_ms_median"] > 30
+    assert result["ratio_vs_plain"] is None and result["plain_reason"] == "not asked for"
+
+
+def test_p99_is_the_nearest_rank():
+    assert nearest_rank([float(i) for i in range(1, 201)], 0.99) == 198.0
+    assert nearest_rank([3.0, 1.0], 0.99) == 3.0
+    assert nearest_rank([7.0], 0.99) == 7.0
+
+
+def test_the_command_prints_a_table_and_json(monkeypatch):
+    monkeypatch.setattr(reference.commands, "_resolved", lambda name: RECIPE)
+    args = ["train", "--recipe", "tiny", "--steps", "2", "--device", "cpu"]
+    done = CliRunner().invoke(reference.commands.bench, [*args, "--json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.output)["recipe"] == "tiny"
+    table = CliRunner().invoke(reference.commands.bench, args)
+    assert "speed against plain" in table.output
+    assert "MFU, nanochat's count" in table.output
+
+
+def test_help_imports_no_torch():
+    code = (
+        "import sys; from click.testing import CliRunner; import reference.commands as c;"
+        "assert CliRunner().invoke(c.bench, ['train', '--help']).exit_code == 0;"
+        "sys.exit('torch' in sys.modules)"
+    )
+    import subprocess
+
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_auto_compiles_on_a_cpu_only_long_runs_with_a_compiler(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: compiled.append(self))
+    model = GPT(ModelConfig.from_recipe(RECIPE["model"], 64))
+    monkeypatch.setattr("reference.train_step.has_cpp_compiler", lambda: True)
+    assert not maybe_compile(model, "auto", "cpu", tokens=1e6)
+    assert maybe_compile(model, "auto", "cpu", tokens=1e12)
+    assert len(compiled) == 2
+    monkeypatch.setattr("reference.train_step.has_cpp_compiler", lambda: False)
+    assert not maybe_compile(model, "auto", "cpu", tokens=1e12)
+    assert not maybe_compile(model, "off", "cuda")
+    assert maybe_compile(model, "auto", "cuda")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_cpp_compiler(), reason="no C++ compiler")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_compiled_blocks_compute_the_same():
+    result = bench_training(RECIPE, steps=1, compile_setting="on")
+    assert result["compiled"] and result["compile_s"] > 0
+    assert result["loss_first"] == pytest.approx(result["plain_loss_first"], rel=1e-5)
