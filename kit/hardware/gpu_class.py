@@ -232,6 +232,8 @@ def gpu_class(measured: Mapping[str, Any]) -> GpuClass:
     if fits:
         names = ", ".join(fit[1].name for fit in fits)
         return GpuClass("other", [f"could be {names}, but no ratio was measured to tell"])
+    if not misfits:
+        return GpuClass("other", ["nothing was measured"])
     nearest = min(misfits, key=lambda name: len(misfits[name]))
     return GpuClass("other", [f"not {nearest}: {reason}" for reason in misfits[nearest]])
 
