@@ -71,16 +71,23 @@ def encode_task(
             except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
                 path.unlink(missing_ok=True)  # a torn file of an earlier crash is made anew
     items = load_items(bundle, task, max_per_task=max_per_task)
-    wanted = range(len(items)) if indices is None else indices
-    encoded: list[EncodedItem] = []
-    for begin in range(0, len(wanted), _ITEMS_AT_ONCE):
-        encoded += _encode_items(model, task, items, wanted[begin : begin + _ITEMS_AT_ONCE])
+    encoded = encode_items(model, task, items, range(len(items)) if indices is None else indices)
     if path is not None:
         _save(path, encoded)
     return encoded
 
 
-def _encode_items(
+def encode_items(
+    model: EvalModel, task: Task, items: Sequence[Item], indices: Sequence[int]
+) -> list[EncodedItem]:
+    """The items at `indices`, their examples drawn from all of `items`."""
+    encoded: list[EncodedItem] = []
+    for begin in range(0, len(indices), _ITEMS_AT_ONCE):
+        encoded += _encode_some(model, task, items, indices[begin : begin + _ITEMS_AT_ONCE])
+    return encoded
+
+
+def _encode_some(
     model: EvalModel, task: Task, items: Sequence[Item], indices: Sequence[int]
 ) -> list[EncodedItem]:
     prompts = [render_prompts(task, items, index) for index in indices]
