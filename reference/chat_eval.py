@@ -149,16 +149,13 @@ def check_time(request: Request) -> None:
 
 
 def summarize(results: Mapping[str, TaskResult]) -> dict[str, Any]:
-    """Plain means over the tasks that have the figure; None where none has."""
-
-    def mean(values: Iterator[float | None]) -> float | None:
-        known = [value for value in values if value is not None]
-        return statistics.fmean(known) if known else None
-
+    """Means over the tasks that are scored, and the share of all answers that ended."""
+    scored = [result for result in results.values() if result.centered is not None]
+    ended = [flag for result in results.values() for flag in result.ended]
     return {
-        "centered": mean(result.centered for result in results.values()),
-        "accuracy": mean(result.accuracy for result in results.values()),
-        "ended_rate": mean(result.ended_rate for result in results.values()),
+        "centered": statistics.fmean(r.centered for r in scored) if scored else None,
+        "accuracy": statistics.fmean(r.accuracy for r in scored) if scored else None,
+        "ended_rate": statistics.fmean(ended) if ended else None,
         "questions": sum(result.n for result in results.values()),
     }
 

@@ -265,7 +265,7 @@ def test_batches_hold_every_prompt_once_within_the_budget() -> None:
     assert batches[0][0] == 4
 
 
-def test_summary_is_the_plain_mean_over_tasks_that_have_the_figure(tokenizer: Tokenizer) -> None:
+def test_summary_averages_scored_tasks_and_all_ends(tokenizer: Tokenizer) -> None:
     model = parrot(tokenizer, {"a?": "yes", "b?": "no"})
     exact = ask(model, tokenizer, "exact", [Question("a?", "yes", 0.5)])[0]
     wrong = ask(model, tokenizer, "exact", [Question("b?", "yes", 0.5)])[0]
@@ -336,6 +336,9 @@ def test_stage_writes_outcomes_and_reports_the_files_digest(
     assert set(document["tasks"]) == {"arc", "dolly", "facts", "gsm8k_test", "orders", "spelling"}
     for result in document["tasks"].values():
         assert len(result["outcomes"]) == result["n"] and set(result["outcomes"]) <= {0, 1}
+        generated = result["kind"] != "choice"
+        assert len(result["ended"]) == (result["n"] if generated else 0)
+        assert (result["baseline"] is None) == (result["kind"] == "free")
     evals = [data for ev, data in events.seen if ev == "eval"]
     assert [e["task"] for e in evals[:-1]] == sorted(document["tasks"])
     assert evals[-1]["name"] == "chat"

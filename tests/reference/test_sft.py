@@ -79,7 +79,11 @@ def request(
     document = {
         "contract": 1, "stage": "sft", "run_id": "r", "seed": 7, "attempt": attempt,
         "device": "cpu", "threads": 1,
-        "recipe": {"model": {"dtype": "auto"}, "pretrain": {**PRETRAIN, "scale_lr": False}, "sft": {**SFT, **section}},
+        "recipe": {
+            "model": {"dtype": "auto"},
+            "pretrain": {**PRETRAIN, "scale_lr": False},
+            "sft": {**SFT, **section},
+        },
         "paths": {
             "out": str(out), "sft": str(world / "sft"), "base": str(world / "base"),
             "tokenizer": str(world / "tokenizer"),
@@ -257,7 +261,7 @@ def test_too_long_conversations_are_cut_or_left_out_and_counted(tmp_path: Path) 
     rows = [
         [{"role": "user", "content": "q"}, {"role": "assistant", "content": "x" * 50}],
         [{"role": "user", "content": "q" * 50}, {"role": "assistant", "content": "x"}],
-        TALKS[1][:1] + [{"role": "assistant", "content": "fits"}],
+        [TALKS[1][0], {"role": "assistant", "content": "fits"}],
     ]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = sft.load_conversations([tmp_path / "a.jsonl"], tokenizer, 31, threads=2)
