@@ -16,9 +16,9 @@ import click
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
+    from kit.prepare.dataset_lock import Lock
+    from kit.prepare.fetch import Fetch, Need
     from kit.recipe import Recipe
-    from kit.run.dataset_lock import Lock
-    from kit.run.prepare import Fetch, Need
 
 DIRECTORY = click.Path(file_okay=False, path_type=Path)
 PLAIN_EVERY_S = 10.0
@@ -55,8 +55,8 @@ def prepare(
     everything with dataset.lock.json and fetches nothing.
     """
     from kit.errors import PrerequisiteError
+    from kit.prepare import fetch as preparing
     from kit.recipe import load_recipe
-    from kit.run import prepare as preparing
     from kit.run.inputs import prepared_folder
     from kit.run.plan import make_stories
 
@@ -99,7 +99,7 @@ def fetch_for_run(*, quiet: bool) -> Fetch:
     """What `run` calls when inputs are missing; it does not ask."""
 
     def fetch(recipe: Recipe, work: Path, parts: Sequence[str]) -> None:
-        from kit.run import prepare as preparing
+        from kit.prepare import fetch as preparing
 
         def tell(need: Need) -> bool:
             if not quiet:

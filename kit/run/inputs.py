@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from kit.errors import PrerequisiteError
+from kit.prepare import dataset_lock
 from kit.recipe import Recipe
-from kit.run import dataset_lock
 from kit.trust.canonical import canonical_bytes
 from kit.trust.digest import DigestCache, FileDigest, manifest_digest, sha256_file
 

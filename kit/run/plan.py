@@ -17,10 +17,10 @@ from pathlib import Path
 
 from kit.errors import PrerequisiteError
 from kit.files import write_bytes, write_json
+from kit.prepare.fetch import Fetch, inputs_for_run
 from kit.recipe import Recipe, parse_recipe
 from kit.run.contract import Redactor, build_request, trainer_command
 from kit.run.inputs import Inputs, prepared_folder
-from kit.run.prepare import Fetch, inputs_for_run
 from kit.run.process import StopFlag, run_stage
 from kit.timing import boottime_ns
 

@@ -29,11 +29,11 @@ from kit.cli.prepare import fetch_for_run, say_need
 from kit.cli.prepare import prepare as command
 from kit.core_eval.bundle import open_bundle
 from kit.errors import KitError, PrerequisiteError, SchemaError
+from kit.prepare import core_files
+from kit.prepare.fetch import Need, Settings, check, inputs_for_run, prepare
+from kit.prepare.transfer import Retry, retry_after_s
 from kit.recipe import Recipe, parse_recipe
-from kit.run import core_files
 from kit.run.inputs import locate, prepared_folder
-from kit.run.prepare import Need, Settings, check, inputs_for_run, prepare
-from kit.run.transfer import Retry, retry_after_s
 from kit.schemas import problems
 
 SHARED = Path(os.environ.get("N4090_SHARED", Path(__file__).parents[3] / "shared"))

@@ -16,7 +16,7 @@ from typing import IO
 from kit.core_eval.bundle import TASKS_FILE, core_facts
 from kit.errors import KitError, PrerequisiteError
 from kit.files import write_bytes
-from kit.run.transfer import Expected, Transfer, disk_error, download
+from kit.prepare.transfer import Expected, Transfer, disk_error, download
 from kit.trust.digest import DigestCache, sha256_file
 
 ARCHIVE_URL = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"

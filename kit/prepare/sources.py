@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from kit.errors import KitError, PrerequisiteError, SchemaError
-from kit.run.transfer import Expected, Transfer, download, patiently, refused
+from kit.prepare.transfer import Expected, Transfer, download, patiently, refused
 from kit.trust.digest import sha256_file
 
 if TYPE_CHECKING:

@@ -25,10 +25,9 @@ from typing import Any, Protocol
 import kit
 from kit.errors import KitError, PrerequisiteError, SchemaError
 from kit.files import sync_folder
-from kit.recipe import Recipe
-from kit.run import core_files
-from kit.run.conversion import parquet_shape
-from kit.run.dataset_lock import (
+from kit.prepare import core_files
+from kit.prepare.conversion import parquet_shape
+from kit.prepare.dataset_lock import (
     NAME,
     PARTS,
     Lock,
@@ -40,10 +39,9 @@ from kit.run.dataset_lock import (
     read_lock,
     write_lock,
 )
-from kit.run.inputs import Inputs, locate, missing_inputs, prepared_folder
-from kit.run.sources import Folder, Hub, Obtained, RemoteFile, Snapshot, Source
-from kit.run.transfer import Interrupted, Line, Progress, Retry, Transfer, disk_error
-from kit.run.wanted import (
+from kit.prepare.sources import Folder, Hub, Obtained, RemoteFile, Snapshot, Source
+from kit.prepare.transfer import Interrupted, Line, Progress, Retry, Transfer, disk_error
+from kit.prepare.wanted import (
     Wanted,
     conversation_files,
     question_files,
@@ -51,6 +49,8 @@ from kit.run.wanted import (
     to_fetch,
     unchanged,
 )
+from kit.recipe import Recipe
+from kit.run.inputs import Inputs, locate, missing_inputs, prepared_folder
 from kit.trust.digest import DigestCache, sha256_file
 
 CONNECTIONS = 8

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from kit.errors import KitError, PrerequisiteError
-from kit.run.conversion import QUESTION_SETS, Converted, write_conversations, write_questions
-from kit.run.dataset_lock import NAME, LockedFile, LockedPart
-from kit.run.sources import RemoteFile, Snapshot
+from kit.prepare.conversion import QUESTION_SETS, Converted, write_conversations, write_questions
+from kit.prepare.dataset_lock import NAME, LockedFile, LockedPart
+from kit.prepare.sources import RemoteFile, Snapshot
 
 
 @dataclass(frozen=True)
