@@ -29,6 +29,7 @@ MALFORMED = (
 
 
 def _form(evidence: Evidence) -> Iterable[Finding]:
+    """The result is strict JSON of the schema, and nothing else."""
     yield ok(f"strictly parsed, fits result schema {evidence.document['schema_version']}")
 
 

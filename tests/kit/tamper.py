@@ -10,7 +10,10 @@ import copy
 import hashlib
 import json
 import random
+import shutil
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +34,7 @@ from kit.trust.sign import signed_bytes
 from kit.verify.thresholds import CORE_TASKS
 
 Event = dict[str, Any]
+ASSETS = Path(__file__).parents[1] / "assets"
 KEY = Ed25519PrivateKey.from_private_bytes(hashlib.sha256(b"honest").digest())
 OTHER_KEY = Ed25519PrivateKey.from_private_bytes(hashlib.sha256(b"forger").digest())
 CORE_DIGEST = json.loads((Path(__file__).parents[2] / "kit/core_eval/bundle.json").read_text())[
@@ -213,6 +217,52 @@ def load_draft(folder: Path, key: Any) -> Draft:
         files,
         key,
     )
+
+
+CPU_RECIPE = """
+schema_version = 1
+name = "bigram"
+track = "smoke"
+budget_s = 120
+stages = ["tokenizer", "pretrain", "sft", "chat_eval"]
+
+[trainer]
+command = ["python", "{recipe_dir}/bigram_trainer.py"]
+loader = "bigram_trainer.py:load"
+"""
+
+
+def supervised_run(root: Path, prefix: tuple[str, ...] = ()) -> Path:
+    """A real run through the supervisor with the forty-line trainer; returns its folder.
+
+    Args:
+        prefix: Words before the command, as `faketime` or `unshare` want it.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    for name in ("data", "sft", "chat_eval"):
+        (root / name).mkdir()
+    for i in range(3):
+        texts = [f"story {i} {j}: the cat sat on mat {j}" for j in range(40)]
+        parquet.write_table(pyarrow.table({"text": texts}), root / f"data/shard_{i}.parquet")
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+    (root / "sft/a.jsonl").write_text(json.dumps(turns) + "\n")
+    (root / "chat_eval/a.jsonl").write_text("{}\n")
+    (root / "bigram.toml").write_text(CPU_RECIPE)
+    shutil.copy(ASSETS / "bigram_trainer.py", root)
+    command = [
+        *prefix,
+        sys.executable,
+        "-c",
+        "from kit.cli.main import main; main()",
+        *("run", "--quiet", "--device", "cpu", "-r", str(root / "bigram.toml")),
+        *("--work", str(root / "work"), "--data", str(root / "data")),
+        *("--sft", str(root / "sft"), "--chat-eval", str(root / "chat_eval")),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return next((root / "work/runs").iterdir())
 
 
 # --- a 4090, from the public figures -----------------------------------------------------------

@@ -10,8 +10,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,8 +28,6 @@ from kit.run.telemetry import TELEMETRY_KIND
 from kit.trust import sshsig
 from kit.trust.sign import signed_bytes
 from kit.verify import CHECKS, Options, Report, verify_result
-
-ASSETS = Path(__file__).parents[1] / "assets"
 
 
 @dataclass(frozen=True)
@@ -58,50 +54,14 @@ def mutation(
     return keep
 
 
-CPU_RECIPE = """
-schema_version = 1
-name = "bigram"
-track = "smoke"
-budget_s = 120
-stages = ["tokenizer", "pretrain", "sft", "chat_eval"]
-
-[trainer]
-command = ["python", "{recipe_dir}/bigram_trainer.py"]
-loader = "bigram_trainer.py:load"
-"""
-
 # --- honest runs -------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
 def cpu_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real run through the supervisor, with the forty-line trainer."""
-    pyarrow = pytest.importorskip("pyarrow")
-    from pyarrow import parquet
-
-    root = tmp_path_factory.mktemp("cpu")
-    for name in ("data", "sft", "chat_eval"):
-        (root / name).mkdir()
-    for i in range(3):
-        texts = [f"story {i} {j}: the cat sat on mat {j}" for j in range(40)]
-        parquet.write_table(pyarrow.table({"text": texts}), root / f"data/shard_{i}.parquet")
-    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
-    (root / "sft/a.jsonl").write_text(json.dumps(turns) + "\n")
-    (root / "chat_eval/a.jsonl").write_text("{}\n")
-    recipe = root / "bigram.toml"
-    recipe.write_text(CPU_RECIPE)
-    shutil.copy(ASSETS / "bigram_trainer.py", root)
-    command = [
-        sys.executable,
-        "-c",
-        "from kit.cli.main import main; main()",
-        *("run", "--quiet", "--device", "cpu", "-r", str(recipe), "--work", str(root / "work")),
-        *("--data", str(root / "data"), "--sft", str(root / "sft")),
-        *("--chat-eval", str(root / "chat_eval")),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return next((root / "work/runs").iterdir())
+    pytest.importorskip("pyarrow")
+    return tamper.supervised_run(tmp_path_factory.mktemp("cpu"))
 
 
 @pytest.fixture(scope="session")

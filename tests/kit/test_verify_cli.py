@@ -1,0 +1,180 @@
+"""`verify`, `explain`, `canon`, `keys` as people and scripts call them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tamper
+from click.testing import CliRunner, Result
+
+from kit.cli.main import cli
+from kit.schemas import problems
+from kit.trust import sshsig
+from kit.verify import CHECKS, verify_result
+from kit.verify.html import page
+
+
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("honest") / "run"
+    tamper.gpu_run().write(folder)
+    return folder
+
+
+def call(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+def change(folder: Path, copy: Path, edit: Any) -> Path:
+    shutil.copytree(folder, copy)
+    result = json.loads((copy / "result.json").read_text())
+    edit(result)
+    (copy / "result.json").write_text(json.dumps(result))
+    return copy
+
+
+def test_exit_0_when_nothing_contradicts(honest: Path) -> None:
+    for target in (honest, honest / "result.json"):
+        done = call("verify", target)
+        assert done.exit_code == 0, done.output
+        assert "CONSISTENT" in done.output and "VERIFIED" not in done.output.upper()
+
+
+def test_exit_1_when_refused_and_the_check_is_named(honest: Path, tmp_path: Path) -> None:
+    bad = change(honest, tmp_path / "bad", lambda result: result["timing"].update(total_s=1.0))
+    done = call("verify", bad)
+    assert done.exit_code == 1
+    assert "V02" in done.output and "REFUSED" in done.output
+    assert "timing.total_s" in done.output
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{", b"\xff\xfe"])
+def test_exit_2_when_unreadable(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "result.json"
+    if content is not None:
+        path.write_bytes(content)
+    assert call("verify", path).exit_code == 2
+    assert call("verify").exit_code == 2
+    assert call("verify", path, "--no-such-option").exit_code == 2
+
+
+@pytest.mark.parametrize("gone", ["events.jsonl", "telemetry.jsonl", "eval", "checkpoints"])
+def test_exit_3_when_evidence_is_missing(honest: Path, tmp_path: Path, gone: str) -> None:
+    shutil.copytree(honest, tmp_path / "run")
+    path = tmp_path / "run" / gone
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    report = verify_result(tmp_path / "run")
+    assert (report.verdict, report.exit_code) == ("inconclusive", 3), report.refused_by
+    assert "missing" in call("verify", tmp_path / "run").output
+
+
+def test_strict_refuses_warnings(tmp_path: Path) -> None:
+    folder = tmp_path / "hot"
+    tamper.HONEST["4090, hot and throttled"]().write(folder)
+    assert call("verify", folder).exit_code == 0
+    assert call("verify", folder, "--strict").exit_code == 1
+
+
+def test_json_reports_fit_their_schema(honest: Path, tmp_path: Path) -> None:
+    bad = change(honest, tmp_path / "bad", lambda result: result["timing"].update(total_s=1.0))
+    (tmp_path / "result.json").write_text("{")
+    for target in (honest, bad, tmp_path):
+        done = call("verify", target, "--json")
+        report = json.loads(done.stdout)
+        assert problems(report, "verify-report") == []
+        assert report["exit_code"] == done.exit_code
+
+
+def test_explain_says_what_each_check_stops() -> None:
+    for check in CHECKS:
+        done = call("explain", check.id)
+        assert done.exit_code == 0 and check.title in done.output
+        assert call("verify", "--explain", check.id.lower()).output == done.output
+        assert check.protects and check.looks_at and check.body.__doc__
+    assert all(check.id in call("explain").output for check in CHECKS)
+    assert call("explain", "V99").exit_code == 2
+
+
+def test_canon_prints_what_ssh_keygen_verifies(honest: Path, tmp_path: Path) -> None:
+    if shutil.which("ssh-keygen") is None:
+        pytest.skip("ssh-keygen is not installed")
+    result = json.loads((honest / "result.json").read_text())
+    entry = result["signatures"][0]
+    (tmp_path / "allowed").write_text(f"alice {entry['public_key']}\n")
+    (tmp_path / "sig").write_text(entry["signature"])
+    canon = subprocess.run(
+        [sys.executable, "-c", "from kit.cli.main import main; main()", "canon", str(honest)],
+        capture_output=True,
+        check=True,
+    )
+    command = ["ssh-keygen", "-Y", "verify", "-f", tmp_path / "allowed", "-I", "alice"]
+    command += ["-n", sshsig.RESULT_NAMESPACE, "-s", tmp_path / "sig"]
+    done = subprocess.run(command, input=canon.stdout, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_allowed_signers_name_the_signer(honest: Path, tmp_path: Path) -> None:
+    key = sshsig.public_key(tamper.KEY).line
+    (tmp_path / "allowed").write_text(f'# us\nalice namespaces="result@n4090-kit" {key}\n')
+    done = call("verify", honest, "--allowed-signers", tmp_path / "allowed")
+    assert done.exit_code == 0 and "signed by alice" in done.output
+
+
+def test_the_page_is_self_contained_and_escapes(honest: Path, tmp_path: Path) -> None:
+    bad = change(
+        honest,
+        tmp_path / "bad",
+        lambda result: result["runs"].update(id="<script>alert(1)</script>"),
+    )
+    text = page(verify_result(bad))
+    assert "<script" not in text and "&lt;script&gt;" in text
+    assert "http://" not in text and "https://" not in text and "src=" not in text
+    done = call("verify", honest, "--html", tmp_path / "report.html")
+    assert done.exit_code == 0 and (tmp_path / "report.html").read_text().count("<tr>") > 20
+
+
+def test_verify_imports_no_torch_and_only_base_dependencies(honest: Path) -> None:
+    heavy = (
+        "torch",
+        "psutil",
+        "numpy",
+        "docker",
+        "huggingface_hub",
+        "pyarrow",
+        "pynvml",
+        "requests",
+    )
+    code = f"""
+import sys
+from pathlib import Path
+from kit.verify import verify_result
+report = verify_result(Path({str(honest)!r}))
+print(report.verdict, sorted(set(sys.modules) & set({heavy!r})))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "consistent []"
+
+
+def test_keys_are_made_shown_and_revoked(honest: Path, tmp_path: Path) -> None:
+    made = call("keys", "make", "--work", tmp_path)
+    assert made.exit_code == 0, made.output
+    shown = call("keys", "show", "--work", tmp_path, "--json")
+    facts = json.loads(shown.stdout)
+    assert facts["public_key"] in made.output and not facts["revoked"]
+    assert call("keys", "make", "--work", tmp_path).exit_code != 0
+    assert call("keys", "revoke", "--work", tmp_path, "--yes").exit_code == 0
+    assert "REVOKED" in call("keys", "show", "--work", tmp_path).output
+
+
+def test_a_revoked_key_refuses_its_results(honest: Path, tmp_path: Path) -> None:
+    from kit.trust.keys import revoke
+
+    path = revoke(tmp_path, sshsig.public_key(tamper.KEY).line, "stolen")
+    done = call("verify", honest, "--revoked", path)
+    assert done.exit_code == 1 and "V03" in done.output
