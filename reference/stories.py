@@ -313,13 +313,18 @@ def reading(world: World, rng: random.Random) -> str:
 
 
 def scene(world: World, rng: random.Random) -> str:
-    """What two people see and do: pronouns and agreement."""
+    """How people feel and what they see: pronouns and agreement."""
     sentences = []
-    for name in rng.sample(WOMEN + MEN, 2):
-        sentences += [f"One day {name} walks to the {rng.choice(ROOMS)}.", view(world, rng)]
-        for _ in range(2):
-            sentences += [some_mood(world, rng, name), view(world, rng)]
+    for name in rng.sample(WOMEN + MEN, 3):
+        sentences += [belongings(name, rng), view(world, rng)]
+        sentences += [some_mood(world, rng, name), some_mood(world, rng, name)]
     return " ".join(sentences)
+
+
+def belongings(name: str, rng: random.Random) -> str:
+    """One more sentence in which only the name decides a pronoun."""
+    verb = rng.choice(("looks for", "plays with", "sits by", "thinks of"))
+    return f"{name} {verb} {'her' if name in WOMEN else 'his'} {rng.choice(OBJECTS)}."
 
 
 def some_mood(world: World, rng: random.Random, name: str) -> str:
