@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from reference.attention import cached_attention, causal_attention
 from reference.config import SMEAR_GATE_CHANNELS, VALUE_GATE_CHANNELS, ModelConfig
+from reference.fused import norm, norm_and_rotate, relu_squared
 from reference.loss import Reduction, softcapped_cross_entropy, softcapped_logits
 
 __all__ = ["GPT", "KVCache", "ModelConfig", "resolve_dtype"]
@@ -38,17 +39,6 @@ def resolve_dtype(dtype: str | torch.dtype, device: str | torch.device) -> torch
     if dtype == "auto":
         return torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
     return {"bfloat16": torch.bfloat16, "float32": torch.float32}[dtype]
-
-
-def norm(x: Tensor) -> Tensor:
-    """RMS norm over the last dimension, without a scale."""
-    return F.rms_norm(x, (x.size(-1),))
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions: turns (x[d], x[d + D/2]) by the position's angle; x (B, T, heads, D)."""
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos + second * sin, second * cos - first * sin], dim=-1)
 
 
 class Linear(nn.Linear):
@@ -86,8 +76,7 @@ class Attention(nn.Module):
         if value is not None:
             gate = 3.0 * torch.sigmoid(self.value_gate(x[..., :VALUE_GATE_CHANNELS]))  # (B, T, G)
             v = v + gate.unsqueeze(-1) * value.view(B, T, -1, D)
-        # A rotation keeps lengths, so norm and rotation commute; the scale is in the tables.
-        q, k = rotate(norm(q), *rope), rotate(norm(k), *rope)
+        q, k = norm_and_rotate(q, *rope), norm_and_rotate(k, *rope)  # the tables hold the scale
         if cache is None:
             y = causal_attention(q, k, v, self.window)
         else:
@@ -102,7 +91,7 @@ class MLP(nn.Module):
         self.c_proj = Linear(4 * config.n_embd, config.n_embd)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.c_proj(F.relu(self.c_fc(x)).square())
+        return self.c_proj(relu_squared(self.c_fc(x)))
 
 
 class Block(nn.Module):

@@ -80,7 +80,7 @@ def test_logits_loss_and_gradients_equal_those_of_the_plain_twin(name):
     expected.backward()
     for parameter_name, p in model.named_parameters():
         twin = weights[parameter_name].grad
-        scale = twin.abs().max().clamp_min(1e-6)
+        scale = twin.abs().max().clamp_min(1e-4)
         difference = (p.grad.double() / scale - twin / scale).abs().max()
         assert difference < 1e-3, (parameter_name, difference)
         assert twin.abs().max() > 0 or name != "everything", parameter_name
