@@ -50,6 +50,11 @@ class Signer:
     _private: sshsig.PrivateKey | None = None
 
     @property
+    def private_key(self) -> sshsig.PrivateKey | None:
+        """The key itself, when it is in this process."""
+        return self._private
+
+    @property
     def fingerprint(self) -> str:
         return sshsig.PublicKey.parse(self.public_key).fingerprint
 
@@ -84,7 +89,7 @@ def load_or_create_signer(keys_dir: Path, key: Path | None = None) -> Signer:
     if not made.exists():
         created = make_key(made)
     signer = load_signer(made)
-    return Signer(signer.public_key, created, "made", made, signer._private)
+    return Signer(signer.public_key, created, "made", made, signer.private_key)
 
 
 def make_key(path: Path, comment: str = "n4090-kit") -> bool:

@@ -64,7 +64,9 @@ def test_exit_2_when_unreadable(tmp_path: Path, content: bytes | None) -> None:
     assert call("verify", path, "--no-such-option").exit_code == 2
 
 
-@pytest.mark.parametrize("gone", ["events.jsonl", "telemetry.jsonl", "eval", "checkpoints"])
+@pytest.mark.parametrize(
+    "gone", ["events.jsonl", "telemetry.jsonl", "eval", "checkpoints/sft/config.json"]
+)
 def test_exit_3_when_evidence_is_missing(honest: Path, tmp_path: Path, gone: str) -> None:
     shutil.copytree(honest, tmp_path / "run")
     path = tmp_path / "run" / gone
@@ -72,6 +74,17 @@ def test_exit_3_when_evidence_is_missing(honest: Path, tmp_path: Path, gone: str
     report = verify_result(tmp_path / "run")
     assert (report.verdict, report.exit_code) == ("inconclusive", 3), report.refused_by
     assert "missing" in call("verify", tmp_path / "run").output
+
+
+def test_a_submission_without_its_weights_is_checked_as_far_as_text_goes(
+    honest: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(
+        honest, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints", "tokenizer")
+    )
+    report = verify_result(tmp_path / "run")
+    assert report.exit_code == 0 and report.status("V21") == "skip"
+    assert "not beside the result" in report.of("V21")[0].message
 
 
 def test_strict_refuses_warnings(tmp_path: Path) -> None:
