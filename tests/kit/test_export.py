@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import json
 import subprocess
 import sys
@@ -44,7 +45,7 @@ def test_dsse_is_accepted_by_securesystemslib(run: Path, tmp_path: Path) -> None
         load_pem_public_key(public_pem(signer).encode()), signer.fingerprint
     )
     # securesystemslib finds signatures by its own key ids.
-    Envelope.from_dict(document).verify([public], 1)
+    Envelope.from_dict(copy.deepcopy(document)).verify([public], 1)
     payload = parse_strict(base64.b64decode(document["payload"]))
     assert payload["predicate"] == result
     assert len(payload["subject"]) == 7
