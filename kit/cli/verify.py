@@ -95,8 +95,14 @@ def verify(
 
 @click.command()
 @click.argument("check", required=False)
-def explain(check: str | None) -> None:
+@click.option("--markdown", is_flag=True, help="The list of all as a Markdown table.")
+def explain(check: str | None, markdown: bool) -> None:
     """Say what a check protects against; without an ID, list all."""
+    if markdown:
+        from kit.verify import checks_table
+
+        click.echo(checks_table())
+        return
     show_check(check)
 
 

@@ -2,6 +2,15 @@
 
 from kit.verify.evidence import Options
 from kit.verify.finding import Check, Finding, Report
-from kit.verify.run import CHECKS, check_by_id, verify_result
+from kit.verify.run import CHECKS, check_by_id, checks_table, verify_result
 
-__all__ = ["CHECKS", "Check", "Finding", "Options", "Report", "check_by_id", "verify_result"]
+__all__ = [
+    "CHECKS",
+    "Check",
+    "Finding",
+    "Options",
+    "Report",
+    "check_by_id",
+    "checks_table",
+    "verify_result",
+]

@@ -65,6 +65,12 @@ def check_by_id(name: str) -> Check | None:
     return next((check for check in CHECKS if check.id == name.upper()), None)
 
 
+def checks_table() -> str:
+    """All checks as a Markdown table; documents that show it are tested against this."""
+    rows = [f"| {c.id} | {c.title} | {c.looks_at} | {c.protects} |" for c in CHECKS]
+    return "\n".join(["| id | check | looks at | stops |", "|---|---|---|---|", *rows])
+
+
 def verify_result(path: Path, options: Options | None = None) -> Report:
     """Checks the result at `path` (result.json, or the run folder that holds it).
 
