@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from kit.core_eval.model import EvalModel, max_seq_len, model_device
-from kit.core_eval.score import Paths
+from kit.core_eval.score import Paths, head_rows
 from kit.errors import PrerequisiteError, SchemaError
 
 _TEXTS_AT_ONCE = 64
-_HEAD_ELEMENTS = 2**25
 
 
 @dataclass(frozen=True)
@@ -154,7 +153,7 @@ def _nats(model: Any, windows: Sequence[Sequence[int]], paths: Paths) -> float:
         inputs = tokens[:, :-1]
         states = (model.hidden(inputs) if paths.hidden else model.logits(inputs))[real]
         targets = tokens[:, 1:][real]
-        step = max(1, _HEAD_ELEMENTS // model.vocab_size)
+        step = head_rows(model, device.split(":")[0])
         for begin in range(0, len(states), step):
             chunk = states[begin : begin + step]
             logits = (model.head(chunk) if paths.hidden else chunk).float()

@@ -237,7 +237,7 @@ def auto_batch_tokens(model: EvalModel, paths: Paths) -> int:
         return _auto_batch_tokens_cuda(model, device)
     # On a CPU small batches stay in its caches; only the full logits of a plain model are large.
     token_bytes = 2**18 + (0 if paths.hidden else 8 * model.vocab_size)
-    return int(min(2048, max(256, _free_memory_bytes() // 4 // token_bytes)))
+    return int(min(1024, max(256, _free_memory_bytes() // 4 // token_bytes)))
 
 
 def _auto_batch_tokens_cuda(model: EvalModel, device: Any) -> int:

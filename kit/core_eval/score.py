@@ -38,7 +38,8 @@ MIN_SAVED_TOKENS = 64
 # Children hold a copy of their row's cache but are short themselves: rows times whole length may be
 # this many times the budget.
 CHILD_BUDGET = 4
-_HEAD_ELEMENTS = 2**25  # logits alive at once
+# Logits alive at once: on a CPU few enough to stay in its caches, on a GPU enough to fill it.
+_HEAD_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
 
 
 class Slot(NamedTuple):
@@ -436,7 +437,7 @@ def _forward(
         states = torch.cat(parts)
     picks, targets = to(batch.picks), to(batch.targets)
     values = []
-    step = max(1, _HEAD_ELEMENTS // model.vocab_size)
+    step = head_rows(model, device.type)
     for begin in range(0, len(states), step):
         chunk = states[begin : begin + step]
         logits = (model.head(chunk) if paths.hidden else chunk).float()  # (n, V)
@@ -447,6 +448,11 @@ def _forward(
         else:
             values.append(-torch.log_softmax(logits, dim=-1)[at, target])
     return torch.cat(values)
+
+
+def head_rows(model: EvalModel, device: str) -> int:
+    """How many states meet the head at once."""
+    return max(1, _HEAD_ELEMENTS.get(device, _HEAD_ELEMENTS["cpu"]) // model.vocab_size)
 
 
 def _slot_scores(kind: TaskKind, batch: _Prepared, values: Tensor) -> list[SlotScore]:
