@@ -45,6 +45,12 @@ _VERDICT = {
 @click.option("--group", type=FILE, multiple=True, help="Other results of the same group.")
 @click.option("--re-evaluate", is_flag=True, help="Score the checkpoint again (needs torch).")
 @click.option("--core", type=FILE, help="CORE bundle for --re-evaluate.")
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda", "auto"]),
+    default="auto",
+    help="For --re-evaluate.",
+)
 @click.option("--explain", metavar="ID", help="Say what a check protects against, and stop.")
 def verify(
     result: Path | None,
@@ -58,6 +64,7 @@ def verify(
     group: tuple[Path, ...],
     re_evaluate: bool,
     core: Path | None,
+    device: str,
     explain: str | None,
 ) -> None:
     """Check a result: signature, log, clocks, scores, machine, files.
@@ -78,6 +85,7 @@ def verify(
         revoked=revoked,
         re_evaluate=re_evaluate,
         core=core,
+        device=device,
         group=group,
     )
     report = verify_result(result, options)

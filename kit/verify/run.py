@@ -10,7 +10,18 @@ from typing import Any
 
 from kit.errors import KitError, SchemaError
 from kit.trust.canonical import parse_strict
-from kit.verify import identity, inputs, learning, log, machine, manifest, numbers, physics, seeds
+from kit.verify import (
+    evaluate,
+    identity,
+    inputs,
+    learning,
+    log,
+    machine,
+    manifest,
+    numbers,
+    physics,
+    seeds,
+)
 from kit.verify.evidence import MAX_RESULT_BYTES, Absent, Evidence, Irrelevant, Options, Refused
 from kit.verify.finding import Check, Finding, Report, fail, missing, ok, skip
 
@@ -55,6 +66,7 @@ CHECKS: tuple[Check, ...] = tuple(
             *learning.CHECKS,
             *seeds.CHECKS,
             *manifest.CHECKS,
+            *evaluate.CHECKS,
         ),
         key=lambda check: check.id,
     )

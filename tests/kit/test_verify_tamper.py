@@ -1208,7 +1208,9 @@ def test_a_tampered_run_is_refused_by_its_own_check(
 
 def test_the_suite_has_a_mutation_for_every_check_that_refuses() -> None:
     refused = {check for case in MUTATIONS for check in case.expected}
-    never = {"V18"}  # waits for trainers that report their initial weights
+    # V18 waits for trainers that report their initial weights; V22 and V23 need a real model:
+    # tests/integration has them.
+    never = {"V18", "V22", "V23"}
     assert refused == {check.id for check in CHECKS} - never
     assert len(MUTATIONS) >= 80
     assert len({case.name for case in MUTATIONS}) == len(MUTATIONS)

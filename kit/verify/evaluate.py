@@ -1,0 +1,134 @@
+"""V22 and V23, with `--re-evaluate`: the checkpoint scored again, and probed.
+
+The only checks that need torch, and minutes. The model is loaded by an installed loader from
+safetensors; a recipe that brings loader code of its own is not run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kit.verify.evidence import Absent, Evidence, Irrelevant, Refused
+from kit.verify.finding import Check, Finding, fail, missing, ok
+from kit.verify.thresholds import RE_EVALUATION_AGREEMENT, RE_EVALUATION_CORE
+
+if TYPE_CHECKING:
+    from kit.core_eval.model import EvalModel
+
+
+def score(evidence: Evidence) -> Iterator[Finding]:
+    """The checkpoint gives the same answers again, example by example."""
+    stated = evidence.evaluation_file("core") if evidence.options.re_evaluate else None
+    if not evidence.options.re_evaluate:
+        raise Irrelevant("not asked for (--re-evaluate)")
+    if stated is None:
+        raise Irrelevant("the run has no CORE evaluation")
+    if evidence.options.core is None:
+        yield missing("the bundle was not given (--core DIR)")
+        return
+    from kit.core_eval.bundle import open_bundle
+    from kit.core_eval.evaluate import Settings, evaluate_core
+
+    model = _model(evidence)
+    section = evidence.recipe.section("core")
+    bundle = open_bundle(evidence.options.core, tasks=section["tasks"], allow_custom=True)
+    if bundle.digest != stated["bundle"]["digest"]:
+        yield fail(
+            "the bundle given is not the one the run was scored on",
+            str(evidence.options.core.name),
+            expected=stated["bundle"]["digest"],
+            found=bundle.digest,
+        )
+        return
+    settings = Settings(max_per_task=stated["max_per_task"], batch_tokens=section["batch_tokens"])
+    again = evaluate_core(model, bundle, settings)
+    told = {task["label"]: task["outcomes"] for task in stated["tasks"]}
+    same = total = 0
+    for task in again["tasks"]:
+        before = told.get(task["label"], "")
+        total += max(len(task["outcomes"]), len(before))
+        same += sum(a == b for a, b in zip(task["outcomes"], before, strict=False))
+    agreement = same / total if total else 0.0
+    difference = abs(again["core_metric"] - evidence.document["quality"]["core"]["value"])
+    if agreement < RE_EVALUATION_AGREEMENT:
+        yield fail(
+            "the checkpoint answers otherwise",
+            "eval/core.json",
+            expected=f"{RE_EVALUATION_AGREEMENT:.1%} of {total:,} answers the same",
+            found=f"{agreement:.2%}",
+        )
+    if difference > RE_EVALUATION_CORE:
+        yield fail(
+            "the checkpoint scores otherwise",
+            "quality.core.value",
+            expected=f"within {RE_EVALUATION_CORE}",
+            found=again["core_metric"],
+        )
+    if agreement >= RE_EVALUATION_AGREEMENT and difference <= RE_EVALUATION_CORE:
+        yield ok(f"{agreement:.2%} of {total:,} answers the same, score {again['core_metric']:.4f}")
+
+
+def probes(evidence: Evidence) -> Iterator[Finding]:
+    """The model is causal, normalised, and blind to its batch."""
+    if not evidence.options.re_evaluate:
+        raise Irrelevant("not asked for (--re-evaluate)")
+    from kit.core_eval.probes import probe_model
+
+    found = probe_model(_model(evidence))
+    for probe in found:
+        if not probe.passed:
+            yield fail(
+                probe.message,
+                f"checkpoints/pretrain: {probe.name}",
+                expected=f"at most {probe.allowed:.3g}",
+                found=f"{probe.found:.3g}",
+            )
+    if all(probe.passed for probe in found):
+        yield ok(", ".join(probe.name.replace("_", " ") for probe in found))
+
+
+def _model(evidence: Evidence) -> EvalModel:
+    loader = evidence.recipe.section("trainer")["loader"]
+    if ":" in loader:
+        raise Irrelevant("the recipe's loader is code of its own, and verify runs none")
+    artifact = evidence.story.artifacts.get("pretrain")
+    if artifact is None:
+        raise Irrelevant("the run left no checkpoint")
+    folder = evidence.folder / artifact["folder"]
+    if not folder.is_dir():
+        raise Absent("the checkpoint is not beside the result")
+    for file in artifact["files"]:
+        relative = f"{artifact['folder']}/{file['path']}"
+        if evidence.digest(relative) != file["sha256"]:
+            raise Refused(f"{relative} is not the file that the log names (V21)")
+    dtype = evidence.recipe.section("model").get("dtype", "auto")
+    model: EvalModel = _load(folder, loader, evidence.options.device, dtype)
+    return model
+
+
+@lru_cache(maxsize=1)
+def _load(folder: Path, loader: str, device: str, dtype: str) -> Any:
+    from kit.core_eval.loaders import load_model
+
+    return load_model(folder, loader=loader, device=device, dtype=dtype)
+
+
+CHECKS = (
+    Check(
+        "V22",
+        "Score",
+        "Invented quality: scores that the published weights do not reach.",
+        "the checkpoint, scored again on the bundle (--re-evaluate --core DIR)",
+        score,
+    ),
+    Check(
+        "V23",
+        "Probes",
+        "Models that look ahead, leave probabilities unnormalised, or remember across examples.",
+        "the checkpoint, on random tokens (--re-evaluate)",
+        probes,
+    ),
+)
