@@ -25,9 +25,9 @@ CORE_YAML = """icl_tasks:
   num_fewshot: [0]
   icl_task_type: language_modeling
 """
-CORE_BASELINES = """Eval Task,Task Category,Task Type,#shots,#datapoints,Random baseline,Centered Metric?
-colours,world,multiple choice,1,20,50,
-rhymes,world,language modeling,0,20,0,
+CORE_BASELINES = """Eval Task,Task Category,Task Type,#shots,#datapoints,Random baseline
+colours,world,multiple choice,1,20,50
+rhymes,world,language modeling,0,20,0
 """
 
 

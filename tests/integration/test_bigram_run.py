@@ -105,7 +105,9 @@ def test_ssh_keygen_accepts_the_signature(bigram, n4090, tmp_path) -> None:
     verify += ["-n", "result@n4090-kit", "-s", tmp_path / "sig"]
     good = subprocess.run(verify, input=canon, capture_output=True, text=True)
     assert good.returncode == 0, good.stderr
-    bad = subprocess.run(verify, input=canon.replace("bigram", "begram"), capture_output=True, text=True)
+    bad = subprocess.run(
+        verify, input=canon.replace("bigram", "begram"), capture_output=True, text=True
+    )
     assert bad.returncode != 0
 
 
