@@ -1,4 +1,4 @@
-"""The reference trainer on bad input: one message with the remedy, a signed result, nothing lost."""
+"""The reference trainer on bad input: one message, a signed result, nothing lost."""
 
 import json
 import shutil
@@ -89,8 +89,8 @@ def test_unusable_input_names_the_file(
         assert (folder / "checkpoints" / "pretrain" / "model.safetensors").is_file()
 
 
-def test_a_loss_that_is_no_number_keeps_the_last_checkpoint(failed_run: Run) -> None:
-    claims, folder = failed_run(recipe=("scale_lr = false", "scale_lr = false\nmatrix_lr = 1e30"))
+def test_a_loss_that_is_no_number_ends_the_run_and_names_the_step(failed_run: Run) -> None:
+    claims, _ = failed_run(recipe=("scale_lr = false", "scale_lr = false\nmatrix_lr = 1e30"))
     assert claims["reason"] == "nan_loss"
     assert "step" in claims["message"]
 
