@@ -316,8 +316,8 @@ def scene(world: World, rng: random.Random) -> str:
     """How people feel and what they see: pronouns and agreement."""
     sentences = []
     for name in rng.sample(WOMEN + MEN, 3):
-        sentences += [belongings(name, rng), view(world, rng)]
-        sentences += [some_mood(world, rng, name), some_mood(world, rng, name)]
+        sentences += [belongings(name, rng), some_mood(world, rng, name), view(world, rng)]
+        sentences += [some_mood(world, rng, name), view(world, rng)]
     return " ".join(sentences)
 
 
@@ -359,10 +359,10 @@ def verb_phrase(many: bool, past: bool, state: str) -> str:
 
 
 TEXTS: tuple[tuple[float, str, Callable[[World, random.Random], str]], ...] = (
-    (0.25, "articles", article),
-    (0.20, "quizzes", quiz),
+    (0.20, "articles", article),
+    (0.15, "quizzes", quiz),
     (0.35, "readings", reading),
-    (0.20, "scenes", scene),
+    (0.30, "scenes", scene),
 )
 
 

@@ -51,6 +51,22 @@ def test_rows_that_stop_leave_the_others_alone(model: GPT) -> None:
     assert [tuple(answer) for answer in generate(model, PROMPTS, sampling, stop)] == expected
 
 
+def cut(ids: list[int], stop: set[int]) -> tuple[list[int], bool]:
+    """What is left of free-running `ids` when generation ends at a stop token."""
+    at = next((i for i, token in enumerate(ids) if token in stop), None)
+    return (ids, False) if at is None else (ids[:at], True)
+
+
+def test_rows_draw_the_same_whether_others_stop_or_not(model: GPT) -> None:
+    sampling = Sampling(max_new_tokens=20, temperature=1.0, seed=2)
+    free = [ids for ids, _ in generate(model, PROMPTS, sampling)]
+    stop = {free[0][2], free[1][8]}
+    expected = [cut(ids, stop) for ids in free]
+    # Rows leave one after the other, from the front and from the middle.
+    assert len(expected[0][0]) <= 2 and len({len(ids) for ids, _ in expected}) >= 3
+    assert [tuple(answer) for answer in generate(model, PROMPTS, sampling, stop)] == expected
+
+
 def test_stream_gives_tokens_row_by_row_and_the_stop_token_last(model: GPT) -> None:
     sampling = Sampling(max_new_tokens=6)
     tokens = [token for _, token in stream(model, PROMPTS[:1], sampling)]
