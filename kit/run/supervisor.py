@@ -33,6 +33,7 @@ from kit.errors import KitError, PrerequisiteError
 from kit.files import write_json
 from kit.hardware import fingerprint
 from kit.result import build_result
+from kit.run.code import code_digest
 from kit.run.contract import (
     CONTRACT,
     INPUTS,
@@ -49,9 +50,8 @@ from kit.run.log import DISK_FULL, LOG_KIND, EventLog, Source
 from kit.run.plan import RunPlan, compile_caches, save_plan, stage_environment
 from kit.run.process import StageOutcome, StopFlag, run_stage
 from kit.run.telemetry import TelemetrySampler
-from kit.schemas import load_schema
 from kit.trust.chain import read_chain
-from kit.trust.digest import manifest_digest, sha256_bytes, tree_digest, tree_manifest
+from kit.trust.digest import manifest_digest, tree_digest, tree_manifest
 from kit.trust.keys import Signer
 from kit.trust.sign import sign_document
 
@@ -361,22 +361,6 @@ def _read_progress(run: Path) -> _Progress:
             progress.complete.add(data["stage"])
         progress.last = event
     return progress
-
-
-def code_digest() -> str:
-    """Digest of the code that judges and trains: every Python file, schema and recipe installed."""
-    from importlib.util import find_spec
-
-    roots = {"kit": Path(__file__).parent.parent}
-    spec = find_spec("reference")
-    if spec and spec.submodule_search_locations:
-        roots["reference"] = Path(spec.submodule_search_locations[0])
-    parts = {
-        name: tree_digest(root, ("*.py", "*.toml", "bundle.json")) for name, root in roots.items()
-    }
-    names = ("event", "recipe", "result")
-    parts["schema"] = sha256_bytes(json.dumps([load_schema(name) for name in names]).encode())
-    return sha256_bytes("".join(f"{name} {parts[name]}\n" for name in sorted(parts)).encode())
 
 
 def software() -> dict[str, str | None]:

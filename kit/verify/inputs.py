@@ -90,7 +90,7 @@ def _own_code() -> str | None:
 
     if find_spec("reference") is None:
         return None
-    from kit.run.supervisor import code_digest
+    from kit.run.code import code_digest
 
     return code_digest()
 
