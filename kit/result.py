@@ -359,7 +359,8 @@ def environment_section(story: Story) -> dict[str, Any]:
     def difference(name: str) -> int | None:
         if story.resumes or before[name] is None or after.get(name) is None:
             return None  # counters do not reach over a restart of the container or the machine
-        return int(after[name] - before[name])
+        counted = int(after[name] - before[name])
+        return counted if counted >= 0 else None  # an interface went away, and its counters with it
 
     return {
         "rx_bytes": difference("rx_bytes"),

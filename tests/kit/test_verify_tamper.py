@@ -103,6 +103,13 @@ def test_an_honest_run_passes_whatever_its_day(tmp_path: Path, name: str) -> Non
     assert report.verdict == "consistent", explain(report)
 
 
+def test_an_interface_that_went_away_during_the_run_is_no_forgery(tmp_path: Path) -> None:
+    draft = gpu_run()
+    draft.events[-1]["data"]["environment"]["rx_bytes"] = 0
+    report = verify_result(draft.write(tmp_path / "run"))
+    assert report.verdict == "consistent", explain(report)
+
+
 def test_a_real_run_through_the_supervisor_passes(cpu_run: Path) -> None:
     report = verify_result(cpu_run / "result.json")
     assert report.verdict == "consistent", explain(report)
