@@ -11,19 +11,19 @@ from reference.metrics import evaluate_bpb, mfu
 
 
 class FixedLosses:
-    """Stands for a model whose loss at a target is the target's number in nats."""
+    """Stands for a model whose loss at a target is the target's number plus one, in nats."""
 
     def loss(self, tokens, targets, reduction):
         assert reduction == "none"
-        return targets.clamp_min(0).float()
+        return (targets + 1).float()
 
 
 def test_bits_per_byte_by_hand():
     token_bytes = torch.tensor([0, 1, 2, 4], dtype=torch.int32)  # token 0 is special
     targets = torch.tensor([[0, 1, 2, -1], [3, 3, -1, 0]])
     batches = [(targets, targets), (targets[:1], targets[:1])]
-    # Nats 1 + 2 + 3 + 3 over 1 + 2 + 4 + 4 bytes, then 1 + 2 over 3.
-    expected = (9 + 3) / (11 + 3) / math.log(2)
+    # Nats 2 + 3 + 4 + 4 over 1 + 2 + 4 + 4 bytes, then 2 + 3 over 3; nothing of the special token.
+    expected = (13 + 5) / (11 + 3) / math.log(2)
     assert evaluate_bpb(FixedLosses(), batches, token_bytes) == pytest.approx(expected)
 
 
