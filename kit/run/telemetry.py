@@ -56,6 +56,7 @@ class Summary:
     last_ms: int | None = None
     integrated_j: float = 0.0
     counter_j: float = 0.0
+    counter_beside_j: float = 0.0  # the counter's part over the intervals that are integrated
     rapl_j: float = 0.0
     has_power: bool = False
     has_counter: bool = False
@@ -115,6 +116,9 @@ class Summary:
         before, after = previous.get("gpu_power_w"), record.get("gpu_power_w")
         if before is not None and after is not None:
             self.integrated_j += (before + after) / 2 * elapsed_s
+            before, after = previous.get("gpu_energy_j"), record.get("gpu_energy_j")
+            if before is not None and after is not None and after >= before:
+                self.counter_beside_j += after - before
 
     def to_json(self) -> dict[str, Any]:
         span_s = 0.0

@@ -22,6 +22,7 @@ from kit.verify.thresholds import (
     ENERGY_SHARE,
     MEASURED_PEAK_SLACK,
     MIN_STEPS_FOR_JITTER,
+    ROOF_MIN_STEPS,
     SPEC_PEAK_SLACK,
     STEP_TIME_SHARE,
     STEP_TIME_SLACK_S,
@@ -52,13 +53,12 @@ def roof(evidence: Evidence) -> Iterator[Finding]:
                 found=f"{per_token:.4g}",
             )
         per_token = max(per_token, counted)
-    # The first step's work lies before its event, so the time between events has one step less.
-    tokens = steps[-1]["data"]["tokens"] - steps[0]["data"]["tokens"]
-    elapsed_s = (steps[-1]["t_ns"] - steps[0]["t_ns"]) / 1e9
-    if elapsed_s <= 0:
-        yield fail("no time passed between the first step and the last", "events.jsonl")
-        return
-    rate = per_token * tokens / elapsed_s
+    # Each start of the stage by itself, or downtime would dilute what was claimed.
+    rates = [tokens_per_s(run) for run in _attempts(evidence.story.of("pretrain", "step"))]
+    known = [rate for rate in rates if rate is not None]
+    if not known:
+        raise Irrelevant("no start of the stage made enough steps")
+    rate = per_token * max(known)
     peak, what = _peak_flops(evidence)
     if peak is None:
         yield missing(f"no peak to compare with: {what}")
@@ -72,6 +72,17 @@ def roof(evidence: Evidence) -> Iterator[Finding]:
         )
         return
     yield ok(f"{rate / 1e12:,.3f} of {peak / 1e12:,.3f} TFLOP/s ({what})")
+
+
+def tokens_per_s(steps: list[Document]) -> float | None:
+    """Tokens between the first step's event and the last's, over the time between them.
+
+    None for fewer than five steps or no time at all: reports that came in one burst.
+    """
+    elapsed_s = (steps[-1]["t_ns"] - steps[0]["t_ns"]) / 1e9
+    if len(steps) < ROOF_MIN_STEPS or elapsed_s <= 0:
+        return None
+    return float((steps[-1]["data"]["tokens"] - steps[0]["data"]["tokens"]) / elapsed_s)
 
 
 def flops_per_token(config: dict[str, Any]) -> float:
@@ -301,9 +312,10 @@ def _gpu_energy(evidence: Evidence, summary: dict[str, Any]) -> Iterator[Finding
     if power_w is None:
         yield missing("the GPU's power could not be read")
         return
-    counter = summary["energy"]["gpu_joules_counter"]
-    integrated = summary["energy"]["gpu_joules_integrated"]
-    if counter and integrated and not summary["gap_s"]:
+    # Over a gap (a resume, sleep) only the counter goes on: what lies beside it is compared.
+    counter = evidence.telemetry.summary.counter_beside_j
+    integrated = evidence.telemetry.summary.integrated_j
+    if counter and integrated:
         share = abs(counter - integrated) / max(counter, integrated)
         if share > ENERGY_SHARE:
             yield fail(

@@ -42,6 +42,8 @@ SPEC_PEAK_SLACK = 1.08
 MEASURED_PEAK_SLACK = 1.05
 # 8-bit tensor cores run at twice the 16-bit rate.
 EIGHT_BIT_FACTOR = 2.0
+# Fewer steps than this may have been reported in one burst.
+ROOF_MIN_STEPS = 5
 # The CPU probe shares its machine with others, so it may see a fraction of what the run had.
 CPU_PEAK_SLACK = 4.0
 # Sum of the trainer's step times against the supervisor's clock.

@@ -118,6 +118,17 @@ def test_a_card_that_falls_off_the_bus_leaves_nulls(tmp_path: Path) -> None:
     assert told["samples"] == len(powers)
 
 
+def test_a_card_without_an_energy_counter_still_has_its_power(tmp_path: Path) -> None:
+    class NoCounter(FakeNvml):
+        def nvmlDeviceGetTotalEnergyConsumption(self, handle: int) -> int:
+            raise FakeNvmlError("Not Supported")
+
+    told = sampled(tmp_path / "telemetry.jsonl", nvml=Nvml(NoCounter()))
+    assert told["samples"] > 3
+    assert told["energy"]["gpu_joules_counter"] is None
+    assert told["energy"]["source"] == "GPU, power integrated once a second"
+
+
 def test_a_full_disk_loses_samples_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
