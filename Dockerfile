@@ -1,0 +1,105 @@
+# The pinned image: everything that can move a result, by digest or hash. docker/README.md explains.
+#
+#   docker build -t n4090-kit .                                   run recipes on a GPU
+#   docker build -t n4090-verify --target verify .                check results, no torch
+#   docker build -t n4090-kit:cpu --build-arg LOCK=cpu .          no GPU: smoke, nano
+#
+# Stages: python -> tools -> {code, packages, verify-packages} -> {verify, main}. Every step that an
+# image keeps is a RUN that sets all times to SOURCE_DATE_EPOCH before it ends, so that two builds of
+# one commit on one base give the same layers. (COPY would date folders by the hour of the build;
+# other stages are mounted on /mnt, which every base has.)
+ARG BASE_IMAGE=nvidia/cuda:13.0.2-base-ubuntu24.04@sha256:2ab6381d970b211fb93853796dc6707eb8a72575a375c422b17cf4d8b2641701
+
+# -- python: the base with an interpreter and an init ---------------------------------------------
+# A builder lends each step /etc/hosts and takes it away again, which dates /etc, unless there is one.
+FROM ${BASE_IMAGE} AS hosts
+ARG SOURCE_DATE_EPOCH=1767225600
+RUN mkdir -p /tree/etc && : > /tree/etc/hosts && touch -d "@$SOURCE_DATE_EPOCH" /tree/etc/hosts /tree/etc
+
+FROM ${BASE_IMAGE} AS python
+ARG SOURCE_DATE_EPOCH=1767225600
+COPY --from=hosts /tree /
+RUN --mount=type=bind,source=docker,target=/mnt /mnt/apt-install python3 tini
+
+# -- tools: what builds, and stays behind ---------------------------------------------------------
+FROM python AS tools
+RUN --mount=type=bind,source=docker,target=/mnt /mnt/apt-install python3-venv
+# Names no machine, fixes what Python would vary, and lets nothing be built from source.
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_NO_COMPILE=1 PIP_ROOT_USER_ACTION=ignore \
+    PYTHONHASHSEED=0 PYTHONDONTWRITEBYTECODE=1 TZ=UTC
+RUN python3 -m venv /tools && python3 -m venv --without-pip /opt/n4090
+COPY docker/lock-only docker/seal /usr/local/sbin/
+
+# -- code: the kit and the trainer, as a wheel, installed alone -----------------------------------
+FROM tools AS code
+COPY requirements/cuda.lock /src/requirements/
+RUN lock-only hatchling packaging pathspec pluggy tomlkit trove-classifiers \
+      < /src/requirements/cuda.lock > /tmp/build.lock \
+ && /tools/bin/pip install --only-binary :all: --require-hashes -r /tmp/build.lock
+COPY pyproject.toml README.md LICENSE /src/
+COPY schema /src/schema
+COPY reference /src/reference
+COPY kit /src/kit
+ARG SOURCE_DATE_EPOCH=1767225600
+RUN cd /src && /tools/bin/python -m hatchling build -t wheel -d /tmp/dist \
+ && /tools/bin/pip --python /opt/n4090/bin/python install --no-deps --root /code /tmp/dist/*.whl \
+ && seal /code/opt
+
+# -- packages: the locked ones, without the test tools --------------------------------------------
+FROM tools AS verify-packages
+COPY requirements/verify.lock /src/
+RUN /tools/bin/pip --python /opt/n4090/bin/python install \
+      --only-binary :all: --require-hashes -r /src/verify.lock
+ARG SOURCE_DATE_EPOCH=1767225600
+RUN seal /opt
+
+FROM tools AS packages
+# cuda, or cpu: torch without CUDA, its wheel found by pip or put into docker/wheels first.
+ARG LOCK=cuda
+COPY requirements/${LOCK}.lock /src/all.lock
+RUN --mount=type=bind,source=docker/wheels,target=/wheels \
+    lock-only --not editables execnet hatchling hypothesis iniconfig librt ast-serialize mypy \
+      mypy-extensions pathspec pluggy pytest pytest-xdist ruff sortedcontainers sshsig tomlkit \
+      trove-classifiers < /src/all.lock > /tmp/image.lock \
+ && /tools/bin/pip --python /opt/n4090/bin/python install --find-links /wheels \
+      --only-binary :all: --require-hashes -r /tmp/image.lock
+ARG SOURCE_DATE_EPOCH=1767225600
+RUN seal /opt
+
+# -- what both images share -----------------------------------------------------------------------
+FROM python AS common
+ENV PATH=/usr/local/bin:/opt/n4090/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin \
+    PYTHONDONTWRITEBYTECODE=1 PYTHONNOUSERSITE=1 N4090_WORK=/work \
+    N4090_CODE_TREE=/opt/n4090/share/n4090-kit/code-tree.sha256
+ARG SOURCE_DATE_EPOCH=1767225600
+ARG SOURCE=""
+ARG REVISION=""
+LABEL org.opencontainers.image.title="n4090-kit" \
+      org.opencontainers.image.description="The best language model one person can train on one RTX 4090 in one day: an open benchmark" \
+      org.opencontainers.image.source="${SOURCE}" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.version="0.1.0" \
+      org.opencontainers.image.licenses="MIT"
+RUN --mount=type=bind,source=docker,target=/mnt /mnt/set-up
+WORKDIR /work
+ENTRYPOINT ["n4090-kit"]
+CMD ["--help"]
+
+# -- verify: checks results; as nobody, without torch ---------------------------------------------
+FROM common AS verify
+RUN --mount=type=bind,from=verify-packages,source=/opt,target=/mnt cp -a /mnt/. /opt
+RUN --mount=type=bind,from=code,source=/code/opt,target=/mnt cp -a /mnt/. /opt
+USER 65534:65534
+
+# -- main: runs recipes ---------------------------------------------------------------------------
+FROM common AS main
+ARG SOURCE_DATE_EPOCH=1767225600
+# Triton needs a C compiler and Python's headers, torch.compile on a CPU g++; ssh-keygen signs with
+# agents and security keys.
+RUN --mount=type=bind,source=docker,target=/mnt \
+    /mnt/apt-install gcc g++ libc6-dev python3-dev openssh-client
+RUN --mount=type=bind,from=packages,source=/opt,target=/mnt cp -a /mnt/. /opt
+RUN --mount=type=bind,from=code,source=/code/opt,target=/mnt cp -a /mnt/. /opt
+# The supervisor is root with five capabilities at most; what it runs is `trainer`, with none.
+ENV NVIDIA_DRIVER_CAPABILITIES=compute,utility N4090_TRAINER_USER=trainer
+HEALTHCHECK --interval=60s --timeout=5s --start-period=120s CMD ["n4090-health"]
