@@ -82,3 +82,24 @@ def revoke(work: Path, key: Path | None, reason: str) -> None:
     signer = load_signer(key or work / "keys" / MADE_NAME)
     path = add(work / "keys", signer.public_key, reason)
     click.echo(f"{signer.fingerprint} is in {path}; publish the list with your results", err=True)
+
+
+@keys.command("sign")
+@click.argument("result", type=click.Path(path_type=Path))
+@WORK
+@click.option("--key", type=FILE, help="A key file, private or .pub; default: that of WORK/keys.")
+def sign(result: Path, work: Path, key: Path | None) -> None:
+    """Add a signature to a result beside those it has: a witness, or the same run's other owner."""
+    from kit.errors import SignatureError
+    from kit.files import write_json
+    from kit.trust.canonical import parse_strict
+    from kit.trust.keys import MADE_NAME, load_signer
+    from kit.trust.sign import sign_document
+
+    path = result / "result.json" if result.is_dir() else result
+    document = parse_strict(path.read_bytes(), name=f"`{path.name}`")
+    signer = load_signer(key or work / "keys" / MADE_NAME)
+    if any(entry["public_key"] == signer.public_key for entry in document.get("signatures", [])):
+        raise SignatureError("this key has signed the result already", key=signer.fingerprint)
+    write_json(path, sign_document(document, signer))
+    click.echo(f"{path.name} is now signed by {signer.fingerprint}, too", err=True)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
     from kit.verify import Report
 
 FILE = click.Path(path_type=Path)
+SHOW_PROGRESS_BYTES = 2**28
 _STYLE = {"pass": "green", "fail": "bold red", "warn": "yellow", "skip": "dim"}
 _VERDICT = {
     "consistent": (
@@ -88,7 +92,8 @@ def verify(
         device=device,
         group=group,
     )
-    report = verify_result(result, options)
+    with _hashing(result) as progress:
+        report = verify_result(result, replace(options, progress=progress))
     if html is not None:
         from kit.verify.html import page
 
@@ -131,6 +136,23 @@ def canon(result: Path) -> None:
     if not isinstance(document, dict):
         raise SchemaError(f"`{path.name}` holds no JSON object")
     sys.stdout.buffer.write(signed_bytes(document))
+
+
+@contextmanager
+def _hashing(result: Path) -> Iterator[Callable[[int], None] | None]:
+    """A progress bar on stderr when there is much to hash and somebody to see it."""
+    folder = result if result.is_dir() else result.parent
+    files = [*folder.glob("checkpoints/*/*"), *folder.glob("tokenizer/*")]
+    total = sum(path.stat().st_size for path in files if path.is_file())
+    if total < SHOW_PROGRESS_BYTES or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("hashing", total=total)
+        yield lambda count: bar.advance(task, count)
 
 
 def show_check(name: str | None) -> None:

@@ -22,7 +22,7 @@ from kit.run.log import LOG_KIND
 from kit.run.telemetry import TELEMETRY_KIND, Summary
 from kit.trust.canonical import parse_strict
 from kit.trust.chain import Chain, ChainProblem, read_chain, scan_chain
-from kit.trust.digest import sha256_bytes, sha256_file
+from kit.trust.digest import Progress, sha256_bytes, sha256_file
 
 MAX_RESULT_BYTES = 4 * 2**20
 MAX_EVALUATION_BYTES = 64 * 2**20
@@ -45,6 +45,7 @@ class Options:
     data: Path | None = None
     device: str = "cpu"
     group: tuple[Path, ...] = ()
+    progress: Progress | None = None  # called with the bytes hashed since its last call
 
 
 class Absent(Exception):
@@ -252,7 +253,7 @@ class Evidence:
         return True
 
     def digest(self, relative: str) -> str:
-        return sha256_file(self.folder / relative)
+        return sha256_file(self.folder / relative, progress=self.options.progress)
 
     def listing(self, folder: str) -> Iterator[os.DirEntry[str]]:
         """Everything under a folder of the run, links not followed."""

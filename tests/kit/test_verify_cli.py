@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from kit.cli.main import cli
 from kit.schemas import problems
 from kit.trust import sshsig
-from kit.verify import CHECKS, verify_result
+from kit.verify import CHECKS, Options, verify_result
 from kit.verify.html import page
 
 
@@ -183,6 +183,22 @@ def test_keys_are_made_shown_and_revoked(honest: Path, tmp_path: Path) -> None:
     assert call("keys", "make", "--work", tmp_path).exit_code != 0
     assert call("keys", "revoke", "--work", tmp_path, "--yes").exit_code == 0
     assert "REVOKED" in call("keys", "show", "--work", tmp_path).output
+
+
+def test_a_witness_signs_beside_the_submitter(honest: Path, tmp_path: Path) -> None:
+    shutil.copytree(honest, tmp_path / "run")
+    call("keys", "make", "--work", tmp_path)
+    assert call("keys", "sign", tmp_path / "run", "--work", tmp_path).exit_code == 0
+    done = call("verify", tmp_path / "run")
+    assert done.exit_code == 0 and "2 valid" in done.output
+    assert call("keys", "sign", tmp_path / "run", "--work", tmp_path).exit_code != 0
+
+
+def test_hashing_reports_its_progress(honest: Path) -> None:
+    seen: list[int] = []
+    report = verify_result(honest, Options(progress=seen.append))
+    weights = (honest / "checkpoints/pretrain/model.safetensors").stat().st_size
+    assert report.exit_code == 0 and sum(seen) >= 2 * weights
 
 
 def test_a_revoked_key_refuses_its_results(honest: Path, tmp_path: Path) -> None:
