@@ -50,6 +50,8 @@ def shortened(draft: Draft, factor: float) -> None:
     scale(draft, factor, "twrsu")
     for event in draft.of("step"):
         event["data"]["dt_s"] = round(event["data"]["dt_s"] * factor, 6)
+    for event in draft.of("resume"):
+        event["data"]["downtime_s"] *= factor
 
 
 def slowed(draft: Draft, factor: float) -> None:
@@ -59,6 +61,8 @@ def slowed(draft: Draft, factor: float) -> None:
     scale(draft, factor, "twr", telemetry=False)
     for event in draft.of("step"):
         event["data"]["dt_s"] *= factor
+    for event in draft.of("resume"):
+        event["data"]["downtime_s"] *= factor
     for record in draft.telemetry:
         offset = record["wall_ms"] - record["t_ms"]
         record["t_ms"] = int(record["t_ms"] * factor)
