@@ -3,13 +3,17 @@
 Both cut documents the same way. A piece is BOS and at most seq_len tokens of one document; a longer
 document gives several pieces, one after the other, so no part of a book goes unread.
 
-Training rows hold seq_len + 1 tokens and always begin with BOS. From a buffer of pieces the largest
-that still fits is placed, again and again; only when none fits, the shortest is cropped to fill the
-row exactly, and its rest is dropped. There is no padding. `crop_rate` is the share of dropped
-tokens. Pieces come in a new random order each epoch, over the whole corpus. The order is a function
-of (seed, epoch) alone, so the loader's state is small: how far it is, and what the buffer holds.
-Each batch carries the state to continue after it, so the read-ahead thread does not show in a
-resumed run.
+Training rows hold seq_len + 1 tokens and always begin with BOS. A row starts with the piece that
+has waited longest in a buffer; then the longest that still fits is placed, again and again; only
+when none fits, the shortest is cropped to fill the row exactly, and its rest is dropped. There is
+no padding. `crop_rate` is the share of dropped tokens. Starting with the longest piece instead
+would let short documents wait while long ones come and go: a short run would see another mixture
+than the corpus.
+
+Pieces come in a new random order each epoch, over the whole corpus. The order is a function of
+(seed, epoch) alone, so the loader's state is small: how far it is, and what the buffer holds. Each
+batch carries the state to continue after it, so the read-ahead thread does not show in a resumed
+run.
 
 Validation has one definition, independent of packing and batch size: every token of a document but
 BOS is predicted once, from the tokens before it in its own piece and nothing else.
@@ -17,7 +21,8 @@ BOS is predicted once, from the tokens before it in its own piece and nothing el
 
 from __future__ import annotations
 
-from bisect import bisect_right, insort
+from bisect import bisect_left, bisect_right, insort
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
@@ -28,6 +33,8 @@ import torch
 from reference.errors import TrainerError
 
 BUFFER_PIECES = 1000
+
+_Entry = tuple[int, int, int]  # tokens, -arrival, piece
 
 
 class DocumentSource(Protocol):
@@ -51,8 +58,7 @@ class Batch(NamedTuple):
 class ShuffledBuffer:
     """Pieces in a random order that is new each epoch, a few of them at hand to choose from.
 
-    Of pieces of equal length the one that has waited longest goes first, so that none is passed
-    over again and again.
+    Of pieces of equal length the one that has waited longest goes first.
 
     Args:
         lengths: (N,) tokens of each piece.
@@ -67,6 +73,13 @@ class ShuffledBuffer:
         self._order_epoch = -1
         self.load_state_dict({"epoch": 0, "position": 0, "buffer": []})
 
+    def take_first(self) -> int:
+        """Takes out the piece that has waited longest."""
+        self._refill()
+        while self._arrived[0] not in self._waiting:
+            self._arrived.popleft()
+        return self._remove(bisect_left(self._buffer, self._arrived[0]))
+
     def take(self, space: int, *, or_shortest: bool) -> int | None:
         """Takes out the longest piece of at most `space` tokens.
 
@@ -78,11 +91,10 @@ class ShuffledBuffer:
             if not or_shortest:
                 return None
             fitting = bisect_right(self._buffer, (self._buffer[0][0], 1))
-        return self._buffer.pop(fitting - 1)[2]
+        return self._remove(fitting - 1)
 
     def state_dict(self) -> dict[str, Any]:
-        waiting = sorted(self._buffer, key=lambda entry: -entry[1])  # in order of arrival
-        pieces = [piece for _, _, piece in waiting]
+        pieces = [entry[2] for entry in self._arrived if entry in self._waiting]
         return {"epoch": self.epoch, "position": self._position, "buffer": pieces}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -90,7 +102,9 @@ class ShuffledBuffer:
         self._position: int = state["position"]
         # (tokens, -arrival, piece), ascending: the longest that fits is one bisection away, and of
         # equals the first to arrive.
-        self._buffer: list[tuple[int, int, int]] = []
+        self._buffer: list[_Entry] = []
+        self._waiting: set[_Entry] = set()  # the same, to ask for one
+        self._arrived: deque[_Entry] = deque()  # in order of arrival; some have been taken since
         self._arrivals = 0
         for piece in state["buffer"]:
             self._add(piece)
@@ -107,8 +121,16 @@ class ShuffledBuffer:
             self._position += 1
 
     def _add(self, piece: int) -> None:
-        insort(self._buffer, (int(self._lengths[piece]), -self._arrivals, piece))
+        entry = (int(self._lengths[piece]), -self._arrivals, piece)
+        insort(self._buffer, entry)
+        self._waiting.add(entry)
+        self._arrived.append(entry)
         self._arrivals += 1
+
+    def _remove(self, index: int) -> int:
+        entry = self._buffer.pop(index)
+        self._waiting.remove(entry)
+        return entry[2]
 
 
 class PackedLoader:
@@ -236,7 +258,10 @@ class PackedLoader:
         row[-1] = bos = self.documents[0][0]  # what stays when only one token is left to fill
         filled = 0
         while (space := len(row) - filled - 1) > 0:  # behind the BOS
-            piece = self._buffer.take(space, or_shortest=True)
+            if filled:
+                piece = self._buffer.take(space, or_shortest=True)
+            else:
+                piece = self._buffer.take_first()
             length = int(self._lengths[piece])
             taken = min(length, space)
             row[filled] = bos

@@ -234,13 +234,12 @@ class ConversationLoader:
 
     def _next_row(self) -> Rendered:
         row = Rendered([], [])
-        while True:
-            space = self._seq_len + 1 - len(row.ids)
-            index = self._buffer.take(space, or_shortest=False)
-            if index is None:
-                return row
+        index: int | None = self._buffer.take_first()
+        while index is not None:
             row.ids.extend(self._conversations[index].ids)
             row.mask.extend(self._conversations[index].mask)
+            index = self._buffer.take(self._seq_len + 1 - len(row.ids), or_shortest=False)
+        return row
 
 
 def padded_batch(

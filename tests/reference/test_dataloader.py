@@ -108,6 +108,8 @@ def test_packing_equals_the_rule_written_down_naively(lengths: list[int]) -> Non
                     break
                 fitting = [entry for entry in buffer if entry[0] <= space]
                 tokens = max(fitting)[0] if fitting else min(buffer)[0]
+                if not expected:
+                    tokens = buffer[0][0]
                 chosen = next(entry for entry in buffer if entry[0] == tokens)
                 buffer.remove(chosen)
                 expected += pieces[chosen[1]][:space]
@@ -136,6 +138,16 @@ def test_one_epoch_reads_every_document_once_and_the_next_in_another_order() -> 
     assert packed.epoch == 0 and packed.crop_rate == 0.0
     packed.next_batch()
     assert packed.epoch == 1
+
+
+def test_short_documents_do_not_wait_for_the_long_ones() -> None:
+    lengths = [16, 5] * 500  # of one mixture, half of them fill a row alone
+    corpus = Corpus(lengths)
+    packed = loader(corpus, batch_size=60, buffer_pieces=100)
+    rows = rows_of(packed.next_batch())
+    seen = {piece[1] // 1000 - 1 for row in rows for piece in pieces_of(row) if len(piece) > 1}
+    order = epoch_order(1000, 1, 0)[: len(seen)].tolist()
+    assert len(seen & set(order)) > 0.7 * len(seen)
 
 
 def test_crop_rate_counts_what_was_dropped() -> None:
