@@ -368,6 +368,8 @@ def environment_section(story: Story) -> dict[str, Any]:
         "ld_preload": before["ld_preload"],
         "time_namespace": before["time_namespace"],
         "container": before["container"],
+        # Early logs do not say it.
+        **{key: before[key] for key in ("separate_trainer",) if key in before},
     }
 
 

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from kit.run.separation import trainer_user
+
 _LOOPBACK = "lo"
 
 
@@ -17,6 +19,7 @@ def describe_environment() -> dict[str, Any]:
         ld_preload: Whether a preloaded library could have changed what libc answers.
         time_namespace: Offsets of this time namespace, "none" when all are zero.
         container: The kind of container around this process, as far as it shows.
+        separate_trainer: Whether stages run as a user who cannot write log, result and keys.
     """
     received, sent = _traffic()
     return {
@@ -25,6 +28,7 @@ def describe_environment() -> dict[str, Any]:
         "ld_preload": bool(os.environ.get("LD_PRELOAD")) or _faketime_mapped(),
         "time_namespace": _time_namespace(),
         "container": _container(),
+        "separate_trainer": trainer_user() is not None,
     }
 
 

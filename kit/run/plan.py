@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,10 +23,13 @@ from kit.recipe import Recipe, parse_recipe
 from kit.run.contract import Redactor, build_request, trainer_command
 from kit.run.inputs import Inputs, prepared_folder
 from kit.run.process import StopFlag, run_stage
+from kit.run.separation import trainer_user
 from kit.timing import boottime_ns
 
 _PLAN = "plan.json"
 _PREPARE_S = 900
+# What a trainer has no use for and could give away.
+_SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "N4090_KEY", "SSH_AUTH_SOCK")
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,10 @@ def make_stories(recipe: Recipe, work: Path, threads: int) -> None:
         return
     scratch = work / "cache" / "prepare"
     scratch.mkdir(parents=True, exist_ok=True)
+    made = scratch / "stories"
+    user = trainer_user()
+    if user:
+        user.give(scratch, compile_caches(scratch))
     now = boottime_ns()
     end = now + _PREPARE_S * 10**9
     request = build_request(
@@ -138,7 +146,7 @@ def make_stories(recipe: Recipe, work: Path, threads: int) -> None:
         device="cpu",
         threads=threads,
         clock={"start_ns": now, "stage_start_ns": now, "deadline_ns": end, "budget_s": _PREPARE_S},
-        out=out,
+        out=made,
     )
     path = scratch / "request-prepare.json"
     write_json(path, request)
@@ -151,12 +159,18 @@ def make_stories(recipe: Recipe, work: Path, threads: int) -> None:
         redact=Redactor({}),
         stop=StopFlag(),
         on_report=lambda report: None,
+        user=user,
     )
     if outcome.status != "complete":
         raise PrerequisiteError(
             f"the corpus of recipe `{recipe.name}` could not be made: {outcome.message}",
             hint=outcome.hint,
         )
+    if user:
+        user.take(made)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(out, ignore_errors=True)
+    made.replace(out)
 
 
 def save_plan(plan: RunPlan) -> None:
@@ -186,10 +200,11 @@ def compile_caches(run: Path) -> Path:
 
 
 def stage_environment(threads: int, run: Path) -> dict[str, str]:
-    """A stage's environment: this process's, with what must not vary pinned."""
+    """A stage's environment: this process's, without secrets, with what must not vary pinned."""
     caches = compile_caches(run)
     return {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name not in _SECRETS},
+        **({"HOME": str(caches)} if trainer_user() else {}),
         "PYTHONHASHSEED": "0",
         "PYTHONUNBUFFERED": "1",
         "OMP_NUM_THREADS": str(threads),

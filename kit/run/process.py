@@ -30,6 +30,7 @@ from kit.run.contract import (
     parse_report,
     remaining_s,
 )
+from kit.run.separation import TrainerUser
 
 POLL_S = 0.25
 KILL_AFTER_S = 30.0  # between SIGTERM and SIGKILL
@@ -93,18 +94,20 @@ def run_stage(
     redact: Redactor,
     stop: StopFlag,
     on_report: Callable[[StageReport], None],
+    user: TrainerUser | None = None,
 ) -> StageOutcome:
     """Runs one stage to its end.
 
     Args:
         command: Program and arguments, the request's path last.
-        output: File that takes what the process prints.
+        output: File that takes what the process prints; its folder is where the process starts.
         deadline_ns: CLOCK_BOOTTIME moment at which the stage must have ended.
         grace_s: Seconds past the deadline before it is asked to stop.
         on_report: Called for each accepted line, in order.
+        user: Whom to run it as; None: the same user as this process.
 
     Raises:
-        PrerequisiteError: The program cannot be started.
+        PrerequisiteError: The program cannot be started, or does not end.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     oom_kills = _oom_kills()
@@ -116,10 +119,15 @@ def run_stage(
                 stdin=subprocess.DEVNULL,
                 stdout=printed,
                 stderr=subprocess.STDOUT,
+                # `python -m` looks there first: not where a folder may be named like a package.
+                cwd=output.parent,
                 env={**environment, EVENTS_FD_VARIABLE: str(write_end)},
                 pass_fds=(write_end,),
                 start_new_session=True,
                 preexec_fn=_die_with_parent,
+                user=user.uid if user else None,
+                group=user.gid if user else None,
+                extra_groups=[] if user else None,
             )
     except OSError as error:
         os.close(read_end)
@@ -135,6 +143,8 @@ def run_stage(
         ended_by = _attend(child, listener, deadline_ns, grace_s, stop)
     finally:
         _end_group(child)
+        if user:
+            user.end_processes()
         listener.drain()
         listener.close()
     outcome = _outcome(child.returncode, ended_by, listener, output, _oom_kills() - oom_kills)

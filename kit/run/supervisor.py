@@ -45,10 +45,12 @@ from kit.run.contract import (
     stage_outputs,
 )
 from kit.run.environment import describe_environment
+from kit.run.image import describe_image
 from kit.run.inputs import describe
 from kit.run.log import DISK_FULL, LOG_KIND, EventLog, Source
 from kit.run.plan import RunPlan, compile_caches, save_plan, stage_environment
 from kit.run.process import StageOutcome, StopFlag, run_stage
+from kit.run.separation import trainer_user
 from kit.run.telemetry import TelemetrySampler
 from kit.trust.chain import read_chain
 from kit.trust.digest import manifest_digest, tree_digest, tree_manifest
@@ -144,7 +146,7 @@ def _open_log(log: EventLog, plan: RunPlan, signer: Signer) -> None:
             "contract": CONTRACT,
             "run": plan.run.name,
             "kit": {"version": kit.__version__, "code": code_digest()},
-            "image": _image(),
+            "image": describe_image(),
             "recipe": {"name": recipe.name, "track": recipe.track, "digest": recipe.digest},
             "seed": {"value": plan.seed, "source": plan.seed_source},
             "signer": {"public_key": signer.public_key, "created": signer.created},
@@ -227,6 +229,9 @@ def _run_one_stage(
     )
     request_path = run / f"request-{stage}.json"
     write_json(request_path, request)
+    user = trainer_user()
+    if user:
+        user.give(run / stage_outputs(stage), _cache(plan), compile_caches(run))
     source: Source = "eval" if stage == "core" else "trainer"
 
     def store(report: StageReport) -> None:
@@ -242,6 +247,7 @@ def _run_one_stage(
             redact=_redactor(plan),
             stop=stop,
             on_report=store,
+            user=user,
         )
     except PrerequisiteError as error:
         outcome = StageOutcome("failed", 127, "no_trainer", error.message, error.hint)
@@ -253,6 +259,8 @@ def _run_one_stage(
             hint="Free some space, then `n4090-kit run --resume`; the last checkpoint is kept.",
         )
     if outcome.status == "complete":
+        if user:
+            user.take(run / stage_outputs(stage))
         outcome = _store_artifacts(log, run, stage, outcome)
     log.append(
         "sup",
@@ -374,12 +382,6 @@ def software() -> dict[str, str | None]:
         except PackageNotFoundError:
             found[name] = None
     return found
-
-
-def _image() -> dict[str, str | None]:
-    digest = os.environ.get("N4090_IMAGE_DIGEST")
-    reason = None if digest else "not run from an image whose digest was passed in"
-    return {"digest": digest, "reason": reason}
 
 
 def _public(command: list[str], plan: RunPlan) -> list[str]:
