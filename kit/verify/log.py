@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from kit.verify.thresholds import (
     GAP_MEDIANS,
     GAP_MIN_S,
     LOST_STEPS,
+    SLEEP_MIN_S,
     WALL_STEP_WARN_S,
 )
 
@@ -193,57 +195,63 @@ def boots(records: list[Document]) -> Iterator[list[Document]]:
 
 
 def _deviations(boot: list[Document]) -> Iterator[tuple[str, float, float, int]]:
-    """(clock, seconds ahead, seconds counted, seq) of the worst event for each clock.
+    """(clock, seconds ahead of the run's clock, seconds counted, seq) where each is worst.
 
-    Raw clocks stand still while the machine sleeps; they are held against each other and, with the
-    sleep that both show added, against the run's clock.
+    Raw clocks stand still while the machine sleeps, so the sleep is added to them. One odd event
+    proves nothing (a process may be held up between two reads): a deviation counts as far as the
+    next event shows it, too, and each clock's origin is the median of its first five.
     """
     if len(boot) < 2:
         return
+    t0 = boot[0]["t_ns"]
+    spans = [(event["t_ns"] - t0) / 1e9 for event in boot]
+    asleep = _asleep_s(boot)
+    ahead: dict[str, list[float]] = {"wall": [e["wall_ms"] / 1e3 for e in boot]}
+    for name, key, unit in (("uptime", "uptime_ms", 1e-3), ("raw", "syscall_ns", 1e-9)):
+        if all(event["clocks"][key] is not None for event in boot):
+            ahead[name] = [event["clocks"][key] * unit for event in boot]
+    raw = [event["clocks"]["raw_ns"] / 1e9 for event in boot]
+    if "raw" in ahead:
+        # Through libc and past it: what a preloaded library cannot do to both.
+        ahead["raw against the system call"] = [
+            mine - theirs + span
+            for mine, theirs, span in zip(raw, ahead["raw"], spans, strict=True)
+        ]
+    else:
+        ahead["raw"] = raw
+    ahead["raw"] = [value + slept for value, slept in zip(ahead["raw"], asleep, strict=True)]
+    for name, values in ahead.items():
+        deviations = [value - span for value, span in zip(values, spans, strict=True)]
+        origin = statistics.median(deviations[:5])
+        deviations = [deviation - origin for deviation in deviations]
+        worst = (-math.inf, 0.0, 0.0, 0)
+        for index, deviation in enumerate(deviations):
+            neighbour = deviations[index + 1 if index + 1 < len(boot) else index - 1]
+            lasting = min((deviation, neighbour), key=abs) if deviation * neighbour > 0 else 0.0
+            excess = abs(lasting) - CLOCK_SLACK_S - CLOCK_SHARE * spans[index]
+            if excess > worst[0]:
+                worst = (excess, lasting, spans[index], boot[index]["seq"])
+        yield name, *worst[1:]
+
+
+def _asleep_s(boot: list[Document]) -> list[float]:
+    """Seconds slept so far, by event: the raw clock falls behind at once, by much, and for good."""
     first = boot[0]
-    base = {name: first["clocks"][name] for name in ("raw_ns", "syscall_ns", "uptime_ms")}
-    t0, wall0 = first["t_ns"], first["wall_ms"]
-    worst: dict[str, tuple[float, float, float, int]] = {}
-    asleep_ns = 0
-    previous_lag = 0
+    slept, furthest = 0.0, 0.0
+    found = []
     for event in boot:
-        span_ns = event["t_ns"] - t0
-        clocks = event["clocks"]
-        span_s = span_ns / 1e9
-        allowed = CLOCK_SLACK_S + CLOCK_SHARE * span_s
-        deviations = [("wall", (event["wall_ms"] - wall0) / 1e3 - span_s)]
-        raw = clocks["raw_ns"] - base["raw_ns"]
-        if clocks["uptime_ms"] is not None and base["uptime_ms"] is not None:
-            deviations.append(("uptime", (clocks["uptime_ms"] - base["uptime_ms"]) / 1e3 - span_s))
-        syscall = clocks["syscall_ns"]
-        reference = raw
-        if syscall is not None and base["syscall_ns"] is not None:
-            syscall -= base["syscall_ns"]
-            deviations.append(("raw against the system call", (raw - syscall) / 1e9))
-            reference = syscall
-        # Between two events the raw clock falls behind at once and by much: the machine slept.
-        lag = span_ns - reference
-        if lag - previous_lag > 2e9:
-            asleep_ns += lag - previous_lag
-        previous_lag = lag
-        deviations.append(("raw", (reference + asleep_ns - span_ns) / 1e9))
-        for name, deviation in deviations:
-            excess = abs(deviation) - allowed
-            if name not in worst or excess > worst[name][0]:
-                worst[name] = (excess, deviation, span_s, event["seq"])
-    for name, (_, deviation, span_s, seq) in worst.items():
-        yield name, deviation, span_s, seq
+        elapsed = event["t_ns"] - first["t_ns"]
+        lag = (elapsed - event["clocks"]["raw_ns"] + first["clocks"]["raw_ns"]) / 1e9
+        if lag - furthest > SLEEP_MIN_S:
+            slept += lag - furthest
+        furthest = max(furthest, lag)
+        found.append(slept)
+    return found
 
 
 def slept_s(boot: list[Document]) -> float:
     """Seconds that the run's clock counted and the raw clock did not."""
-    slept = 0.0
-    for before, after in pairwise(boot):
-        elapsed = after["t_ns"] - before["t_ns"]
-        raw = after["clocks"]["raw_ns"] - before["clocks"]["raw_ns"]
-        if elapsed - raw > 2e9:
-            slept += (elapsed - raw) / 1e9
-    return slept
+    return _asleep_s(boot)[-1] if boot else 0.0
 
 
 def gaps(evidence: Evidence) -> Iterator[Finding]:

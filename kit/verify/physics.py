@@ -61,6 +61,8 @@ def roof(evidence: Evidence) -> Iterator[Finding]:
     rate = per_token * max(known)
     peak, what = _peak_flops(evidence)
     if peak is None:
+        if evidence.track != "rtx4090-24h":
+            raise Irrelevant(f"no peak to compare with: {what}")
         yield missing(f"no peak to compare with: {what}")
         return
     if rate > peak:

@@ -13,6 +13,8 @@ CLOCK_SHARE = 0.005
 CLOCK_SLACK_S = 0.25
 # NTP slews at most 500 ppm; a step of the wall clock (a time zone mended after boot) is a warning.
 WALL_STEP_WARN_S = 5.0
+# The raw clock stands still in suspend; less than this is no sleep but a disagreement.
+SLEEP_MIN_S = 2.0
 # A longer silence between steps wants an evaluation, a checkpoint or a resume to explain it.
 GAP_MIN_S = 60.0
 GAP_MEDIANS = 5.0
