@@ -357,6 +357,16 @@ def test_a_batch_holds_no_more_padded_tokens_than_its_budget() -> None:
     assert max(sizes) <= 200 and len(sizes) < 30
 
 
+def test_choices_never_copy_more_of_the_cache_than_a_few_budgets() -> None:
+    model = tiny()
+    question = [0, *[1] * 149]
+    item = encoded(*([*question, 1 + n, 5] for n in range(12)), start=150)
+    score_items(model, "multiple_choice", [item], budget=Budget(150), paths=PREFIX)
+    copies = [tokens for call, tokens in model.calls if call == "extend"]
+    # A copy of the question's 150 tokens and one more for each choice, 600 at most at a time.
+    assert copies == [3, 3, 3, 3]
+
+
 @real_bundle
 def test_a_cut_that_loses_the_answer_is_refused_by_item(bundle: Bundle) -> None:
     model = tiny()
@@ -410,10 +420,12 @@ def test_an_interrupted_evaluation_goes_on_and_ends_the_same(tmp_path: Path, aft
         evaluate_core(tiny(), chosen, settings, Watch(should_stop=StopAfter(after)))
     with settings.journal.open("a") as file:
         file.write('{"task": "copa", "sco')  # torn by the kill
+    with pytest.raises(Stopped):  # and once more, one batch later
+        evaluate_core(tiny(), chosen, settings, Watch(should_stop=StopAfter(1)))
     model = tiny()
     assert evaluate_core(model, chosen, settings) == expected
     runs = [sum(call in ("hidden", "prefill") for call, _ in m.calls) for m in (whole, model)]
-    assert runs[0] - runs[1] == after
+    assert runs[0] - runs[1] == after + 1
     assert not settings.journal.exists()
 
 
