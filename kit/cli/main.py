@@ -19,6 +19,7 @@ from kit.errors import KitError
 # Command -> where it lives, and the line that --help shows without loading it.
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("kit.cli.run:run", "Run a recipe to a signed result."),
+    "launch": ("kit.cli.launch:launch", "Run a command in the pinned container."),
     "prepare": ("kit.cli.prepare:prepare", "Fetch what a recipe reads, off the clock."),
     "verify": ("kit.cli.verify:verify", "Check a result: signature, log, clocks, scores, files."),
     "explain": ("kit.cli.verify:explain", "Say what a check protects against."),

@@ -31,7 +31,7 @@ def changed_code() -> list[str]:
         lines = Path(listed).read_text().splitlines()
     except OSError:
         return ["the list of the image's code is missing"]
-    wanted = dict(reversed(line.split("  ", 1)) for line in lines)
+    wanted = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     found = {
         path.relative_to(site).as_posix()
         for package in ("kit", "reference")

@@ -1,0 +1,105 @@
+"""`n4090-kit launch`: another command of the kit, in the pinned container under strict flags."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import click
+
+DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
+
+
+@click.command(
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    epilog="Everything after the options is a command of the kit, as inside: "
+    "n4090-kit launch --print run --recipe reference",
+)
+@click.option("--image", default="n4090-kit", show_default=True, help="Name, id or digest.")
+@click.option("--volume", default="n4090", show_default=True, help="Volume for the work folder.")
+@click.option(
+    "--work", type=click.Path(file_okay=False, path_type=Path), help="Folder instead of a volume."
+)
+@click.option("--data", type=DIRECTORY, help="Folder of parquet shards, mounted read-only.")
+@click.option("--sft", type=DIRECTORY, help="Folder of conversations, mounted read-only.")
+@click.option("--chat-eval", type=DIRECTORY, help="Folder of questions, mounted read-only.")
+@click.option("--core", type=DIRECTORY, help="Folder of the CORE bundle, mounted read-only.")
+@click.option("--gpu", help="One GPU by number or UUID, or none [0 where the recipe needs one].")
+@click.option("--memory", help="Memory limit, such as 24g.")
+@click.option(
+    "--print", "only_print", is_flag=True, help="Print the docker run line; start nothing."
+)
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def launch(
+    image: str,
+    volume: str,
+    work: Path | None,
+    data: Path | None,
+    sft: Path | None,
+    chat_eval: Path | None,
+    core: Path | None,
+    gpu: str | None,
+    memory: str | None,
+    only_print: bool,
+    command: tuple[str, ...],
+) -> None:
+    """Run COMMAND of the kit in the pinned container.
+
+    No network (only `prepare` has it), a read-only root, inputs read-only, one GPU. Ctrl-C and
+    SIGTERM reach the run, which ends with a signed partial result.
+    """
+    from kit import launcher
+
+    mounts, options = launcher.input_mounts(
+        [("data", data), ("sft", sft), ("chat-eval", chat_eval), ("core", core)]
+    )
+    client = launcher.connect()
+    pinned = launcher.find_image(client, image)
+    container = launcher.Container(
+        image=pinned.reference,
+        command=(*command, *options),
+        work=volume if work is None else str(work.resolve()),
+        digest=pinned.digest,
+        inputs=tuple(mounts),
+        gpu=launcher.one_gpu(gpu) if gpu is not None else ("0" if _needs_gpu(command) else None),
+        network="bridge" if command[0] == "prepare" else "none",
+        memory=memory,
+        tty=sys.stdout.isatty() and sys.stdin.isatty(),
+    )
+    if only_print:
+        click.echo(launcher.shell_line(container))
+        return
+    raise SystemExit(launcher.run(client, container, forward=_forward_signals))
+
+
+def _needs_gpu(command: tuple[str, ...]) -> bool:
+    """Whether this is a run of a recipe that is not for the CPU."""
+    from kit.errors import KitError
+    from kit.recipe import load_recipe
+
+    if command[0] != "run" or ("--device", "cpu") in pairwise(command):
+        return False
+    for option, value in pairwise(command):
+        if option in ("--recipe", "-r"):
+            try:
+                return load_recipe(value).track != "smoke"
+            except KitError:
+                return True  # a path inside the container
+    return True
+
+
+@contextlib.contextmanager
+def _forward_signals(send: Callable[[int], None]) -> Iterator[None]:
+    previous = {
+        number: signal.signal(number, lambda received, _: send(received))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
