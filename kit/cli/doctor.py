@@ -13,6 +13,8 @@ from typing import Any
 
 import click
 
+from kit.run.image import CODE_TREE_VARIABLE, changed_code, describe_image
+
 
 @dataclass(frozen=True)
 class Look:
@@ -145,6 +147,8 @@ def _gpu() -> list[Look]:
 
 
 def _container() -> list[Look]:
+    if CODE_TREE_VARIABLE in os.environ:
+        return _inside()
     docker = shutil.which("docker")
     if not docker:
         return [Look("docker", "note", "no client", "needed only to run in the pinned container")]
@@ -152,6 +156,39 @@ def _container() -> list[Look]:
     if answers:
         return [Look("docker", "ok", "client and an engine's socket")]
     return [Look("docker", "note", "client, but no engine answers", "start the Docker engine")]
+
+
+def _inside() -> list[Look]:
+    """What only matters in the kit's image."""
+    from kit.run.separation import USER_VARIABLE, missing_capabilities, trainer_user
+
+    changed = changed_code()
+    looks = [
+        Look("image's code", "missing", f"changed: {changed[0]}", "build the image anew")
+        if changed
+        else Look("image's code", "ok", "as built")
+    ]
+    image = describe_image()
+    looks.append(
+        Look("image's digest", "ok", str(image["digest"]))
+        if image["digest"]
+        else Look(
+            "image's digest",
+            "note",
+            str(image["reason"]),
+            "`n4090-kit launch` passes it in, or -e N4090_IMAGE_DIGEST=sha256:…",
+        )
+    )
+    if trainer_user():
+        looks.append(Look("separate trainer", "ok", os.environ[USER_VARIABLE]))
+    elif USER_VARIABLE in os.environ:
+        lacking = missing_capabilities()
+        why = f"without {', '.join(lacking)}" if lacking else "not started as root"
+        add = " ".join(f"--cap-add {name}" for name in lacking)
+        looks.append(
+            Look("separate trainer", "note", f"supervisor and trainer are one user: {why}", add)
+        )
+    return looks
 
 
 def _verdicts(work: Path) -> dict[str, dict[str, Any]]:

@@ -61,7 +61,8 @@ def folder_problems(work: Path, needed: int) -> list[Lack]:
     while not folder.exists():
         folder = folder.parent
     if not os.access(folder, os.W_OK):
-        return [Lack("the work folder cannot be written", "name another with --work DIR")]
+        remedy = "name another with --work DIR; in a container, mount one: -v n4090:/work"
+        return [Lack("the work folder cannot be written", remedy)]
     free = shutil.disk_usage(folder).free
     if free < needed:
         return [

@@ -1,0 +1,122 @@
+"""What is in the images, and that two builds of one commit are the same."""
+
+import hashlib
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kit import launcher
+from kit.run.supervisor import code_digest
+
+ROOT = Path(__file__).parents[2]
+
+
+def inside(engine: Any, image: str, *command: str, **options: Any) -> str:
+    """What a program of the image prints."""
+    printed: bytes = engine.containers.run(
+        image,
+        entrypoint=command[0],
+        command=list(command[1:]),
+        remove=True,
+        network_mode="none",
+        labels={launcher.LABEL: "1"},
+        **options,
+    )
+    return printed.decode().strip()
+
+
+def test_the_verify_image_is_small_and_belongs_to_nobody(engine: Any, verify_image: str) -> None:
+    image = engine.images.get(verify_image)
+    base = inside(engine, verify_image, "id", "-u")
+    assert base == "65534"
+    listed = inside(
+        engine, verify_image, "sh", "-c", "ls -d /opt/n4090/lib/python3*/site-packages/*"
+    )
+    assert "torch" not in listed
+    ours = sum(layer["Size"] for layer in image.history()) - image.history()[-1]["Size"]
+    assert ours < 120e6
+
+
+def test_the_main_image_says_what_it_is_made_of(engine: Any, main_image: str) -> None:
+    config = engine.images.get(main_image).attrs["Config"]
+    assert config["Entrypoint"] == ["n4090-kit"]
+    assert config["Healthcheck"]["Test"] == ["CMD", "n4090-health"]
+    assert config["Labels"]["org.opencontainers.image.licenses"] == "MIT"
+    assert not [line for line in config["Env"] if "TOKEN" in line or "KEY" in line]
+
+
+def test_the_main_image_holds_no_caches_and_no_test_tools(engine: Any, main_image: str) -> None:
+    packages = inside(engine, main_image, "sh", "-c", "ls /opt/n4090/lib/python3*/site-packages")
+    assert {"torch", "kit", "reference"} <= set(packages.split())
+    assert not {"mypy", "pytest", "ruff", "hatchling"} & set(packages.split())
+    left = "find / -xdev \\( -path '*/.cache/*' -o -name '*.whl' -o -path '/root/?*' -o "
+    left += "-path '/tmp/?*' -o -path '/var/lib/apt/lists/?*' \\) -newer /etc/os-release -type f"
+    assert inside(engine, main_image, "sh", "-c", left) == ""
+
+
+def test_the_code_in_the_images_is_that_of_the_checkout(
+    engine: Any, main_image: str, verify_image: str
+) -> None:
+    for image in (main_image, verify_image):
+        listed = inside(
+            engine, image, "cat", "/opt/n4090/share/n4090-kit/code-tree.sha256"
+        ).splitlines()
+        for line in listed:
+            digest, _, name = line.partition("  ")
+            path = ROOT / (name.replace("kit/schema/", "schema/"))
+            assert hashlib.sha256(path.read_bytes()).hexdigest() == digest, name
+    print_digest = "from kit.run.supervisor import code_digest; print(code_digest())"
+    assert inside(engine, main_image, "/opt/n4090/bin/python", "-c", print_digest) == code_digest()
+
+
+def test_changed_code_takes_the_digest_away(engine: Any, main_image: str, tmp_path: Path) -> None:
+    (tmp_path / "timing.py").write_text((ROOT / "kit" / "timing.py").read_text() + "\n# faster\n")
+    site = inside(engine, main_image, "sh", "-c", "echo /opt/n4090/lib/python3*/site-packages")
+    said = inside(
+        engine,
+        main_image,
+        "/opt/n4090/bin/python",
+        "-c",
+        "from kit.run.image import describe_image; print(describe_image())",
+        volumes=[f"{tmp_path}/timing.py:{site}/kit/timing.py:ro"],
+        environment={"N4090_IMAGE_DIGEST": "sha256:" + "0" * 64},
+    )
+    assert "'digest': None" in said
+    assert "kit/timing.py" in said
+
+
+def test_two_builds_give_the_same_layers(engine: Any, build: Callable[..., str]) -> None:
+    names = [f"n4090-kit-test:again-{number}" for number in (1, 2)]
+    layers = []
+    for name in names:
+        build(name, "--target", "verify", "--no-cache")
+        layers.append(engine.images.get(name).attrs["RootFS"]["Layers"])
+    for name in names:
+        engine.images.remove(name)
+    assert layers[0] == layers[1]
+
+
+def test_verify_in_the_image_agrees_with_verify_here(engine: Any, verify_image: str) -> None:
+    found = sorted((ROOT / "submissions").rglob("result.json"))
+    if not found:
+        pytest.skip("no submission in this checkout")
+    for path in found:
+        here = subprocess.run(
+            [sys.executable, "-m", "kit.cli.main", "verify", str(path)], capture_output=True
+        )
+        made = engine.containers.create(
+            verify_image,
+            ["verify", "/in/result.json"],
+            volumes=[f"{path.parent}:/in:ro"],
+            network_mode="none",
+            read_only=True,
+            cap_drop=["ALL"],
+            labels={launcher.LABEL: "1"},
+        )
+        made.start()
+        assert made.wait()["StatusCode"] == here.returncode, made.logs().decode()
+        made.remove()
