@@ -1,6 +1,7 @@
 """Times the evaluator against one example at a time: same model, machine and examples, one run.
 
-The examples are a stratified sample: each task gets its share of `items`, at least two. Seconds an
+The examples are a stratified sample: each task gets its share of `items`, at least two (one where
+fewer than two a task were asked for). Seconds an
 item times the items of a task, summed over tasks, is what the whole bundle would take; so tasks
 weigh as they do in it, however few of their items were timed. The two ways take turns task by task.
 """
@@ -135,11 +136,12 @@ def bench_core(
 def _sample(bundle: Bundle, items: int) -> dict[Task, tuple[list[Any], list[int]]]:
     rows = {task: load_items(bundle, task) for task in bundle.selected}
     total = sum(map(len, rows.values()))
+    least = 2 if items >= 2 * len(rows) else 1
     return {
         task: (
             found,
             random.Random(SAMPLE_SEED).sample(
-                range(len(found)), min(len(found), max(2, round(items * len(found) / total)))
+                range(len(found)), min(len(found), max(least, round(items * len(found) / total)))
             ),
         )
         for task, found in rows.items()
