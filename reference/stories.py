@@ -316,11 +316,12 @@ def scene(world: World, rng: random.Random) -> str:
     """How people feel and what they see: pronouns and agreement.
 
     Nobody comes twice: an earlier pronoun would give the next one away, and names would not be
-    learnt.
+    learnt. Scenes begin with either kind of sentence, as the questions do.
     """
-    return " ".join(
-        f"{some_mood(world, rng, name)} {view(world, rng)}" for name in rng.sample(WOMEN + MEN, 6)
-    )
+    sentences = []
+    for name in rng.sample(WOMEN + MEN, 6):
+        sentences += [some_mood(world, rng, name), view(world, rng)]
+    return " ".join(sentences if rng.random() < 0.5 else reversed(sentences))
 
 
 def some_mood(world: World, rng: random.Random, name: str) -> str:
@@ -357,8 +358,8 @@ def verb_phrase(many: bool, past: bool, state: str) -> str:
 TEXTS: tuple[tuple[float, str, Callable[[World, random.Random], str]], ...] = (
     (0.20, "articles", article),
     (0.15, "quizzes", quiz),
-    (0.35, "readings", reading),
-    (0.30, "scenes", scene),
+    (0.45, "readings", reading),
+    (0.20, "scenes", scene),
 )
 
 
