@@ -214,6 +214,8 @@ def chart(document: Path, page: Path | None, title: str) -> None:
         write_bytes(page, html_page(read, title).encode())
         return
     _print_chart(read)
+    if read["bundle"]["kind"] == "core":
+        _print_differences(read)
 
 
 def _load(
@@ -259,18 +261,20 @@ def _print_core(document: Document) -> None:
 
 
 def _print_chart(document: Document) -> None:
+    """Bars and figures, within 80 columns."""
     from rich.console import Console
     from rich.table import Table
 
-    from kit.core_eval.report import bar, chart_rows, differences
+    from kit.core_eval.report import BAR_WIDTH, bar, chart_rows
 
     rows = chart_rows(document)
     names = [name for name, _ in rows[-1][1]]
-    table = Table(box=None, pad_edge=False, header_style="dim")
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
     table.add_column("centered accuracy", no_wrap=True)
-    table.add_column("")
+    table.add_column("", no_wrap=True, min_width=BAR_WIDTH)
     for name in names:
-        table.add_column(name, justify="right")
+        heading = "model" if name == "this model" else name.removeprefix("gpt2-")
+        table.add_column(heading, justify="right", no_wrap=True)
     for label, bars in rows:
         values = dict(bars)
         table.add_row(
@@ -279,15 +283,23 @@ def _print_chart(document: Document) -> None:
             *(f"{values[name]:.3f}" if name in values else "" for name in names),
             style="bold" if label == rows[-1][0] else "",
         )
+    Console().print(table)
+
+
+def _print_differences(document: Document) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from kit.core_eval.report import differences
+
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for heading in ("condition", "here", "published", "what it does"):
+        table.add_column(heading)
+    for row in differences(document):
+        table.add_row(*row)
     console = Console()
+    console.print()
     console.print(table)
-    if document["bundle"]["kind"] == "core":
-        notes = Table(box=None, pad_edge=False, header_style="dim", title_justify="left")
-        for heading in ("condition", "here", "published", "what it does"):
-            notes.add_column(heading)
-        for row in differences(document):
-            notes.add_row(*row)
-        console.print(notes)
 
 
 def _print_comparison(found: Comparison) -> None:

@@ -18,7 +18,7 @@ from kit.core_eval.statistics import Comparison, TaskOutcomes, centered, compare
 from kit.errors import PrerequisiteError, SchemaError
 
 Document = Mapping[str, Any]
-BAR_WIDTH = 24  # cells of a terminal bar
+BAR_WIDTH = 10  # cells of a terminal bar
 _COLORS = ("#2a6fbb", "#b8c4ce", "#94a7b8", "#6f8aa3", "#4d6d8b")
 
 
