@@ -19,16 +19,16 @@ RUN mkdir -p /tree/etc && : > /tree/etc/hosts && touch -d "@$SOURCE_DATE_EPOCH" 
 FROM ${BASE_IMAGE} AS python
 ARG SOURCE_DATE_EPOCH=1767225600
 COPY --from=hosts /tree /
-RUN --mount=type=bind,source=docker,target=/mnt /mnt/apt-install python3 tini
+RUN --mount=type=bind,source=docker/build,target=/mnt /mnt/apt-install python3 tini
 
 # -- tools: what builds, and stays behind ---------------------------------------------------------
 FROM python AS tools
-RUN --mount=type=bind,source=docker,target=/mnt /mnt/apt-install python3-venv
+RUN --mount=type=bind,source=docker/build,target=/mnt /mnt/apt-install python3-venv
 # Names no machine, fixes what Python would vary, and lets nothing be built from source.
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_NO_COMPILE=1 PIP_ROOT_USER_ACTION=ignore \
     PYTHONHASHSEED=0 PYTHONDONTWRITEBYTECODE=1 TZ=UTC
 RUN python3 -m venv /tools && python3 -m venv --without-pip /opt/n4090
-COPY docker/lock-only docker/seal /usr/local/sbin/
+COPY docker/build/lock-only docker/build/seal /usr/local/sbin/
 
 # -- code: the kit and the trainer, as a wheel, installed alone -----------------------------------
 FROM tools AS code
@@ -69,7 +69,7 @@ RUN seal /opt
 # -- what both images share -----------------------------------------------------------------------
 FROM python AS common
 ENV PATH=/usr/local/bin:/opt/n4090/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin \
-    PYTHONDONTWRITEBYTECODE=1 PYTHONNOUSERSITE=1 N4090_WORK=/work \
+    PYTHONDONTWRITEBYTECODE=1 PYTHONNOUSERSITE=1 N4090_WORK=/work HF_HOME=/work/cache/huggingface \
     N4090_CODE_TREE=/opt/n4090/share/n4090-kit/code-tree.sha256
 ARG SOURCE_DATE_EPOCH=1767225600
 ARG SOURCE=""
@@ -80,7 +80,7 @@ LABEL org.opencontainers.image.title="n4090-kit" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.version="0.1.0" \
       org.opencontainers.image.licenses="MIT"
-RUN --mount=type=bind,source=docker,target=/mnt /mnt/set-up
+RUN --mount=type=bind,source=docker/image,target=/mnt /mnt/set-up
 WORKDIR /work
 ENTRYPOINT ["n4090-kit"]
 CMD ["--help"]
@@ -96,7 +96,7 @@ FROM common AS main
 ARG SOURCE_DATE_EPOCH=1767225600
 # Triton needs a C compiler and Python's headers, torch.compile on a CPU g++; ssh-keygen signs with
 # agents and security keys.
-RUN --mount=type=bind,source=docker,target=/mnt \
+RUN --mount=type=bind,source=docker/build,target=/mnt \
     /mnt/apt-install gcc g++ libc6-dev python3-dev openssh-client
 RUN --mount=type=bind,from=packages,source=/opt,target=/mnt cp -a /mnt/. /opt
 RUN --mount=type=bind,from=code,source=/code/opt,target=/mnt cp -a /mnt/. /opt

@@ -17,6 +17,7 @@ def daemon(action: Callable[[], None]) -> None:
     os.setsid()
     if os.fork():
         os._exit(0)
+    time.sleep(0.5)  # until the stage has ended
     while True:
         try:
             action()

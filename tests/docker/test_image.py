@@ -1,6 +1,7 @@
 """What is in the images, and that two builds of one commit are the same."""
 
 import hashlib
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -87,6 +88,30 @@ def test_changed_code_takes_the_digest_away(engine: Any, main_image: str, tmp_pa
     )
     assert "'digest': None" in said
     assert "kit/timing.py" in said
+
+
+def test_health_is_a_run_that_measures_itself(engine: Any, main_image: str, tmp_path: Path) -> None:
+    def healthy() -> bool:
+        made = engine.containers.create(
+            main_image,
+            entrypoint="n4090-health",
+            volumes=[f"{tmp_path}:/work"],
+            labels={launcher.LABEL: "1"},
+        )
+        made.start()
+        code: int = made.wait()["StatusCode"]
+        made.remove()
+        return code == 0
+
+    assert healthy()
+    run = tmp_path / "runs" / "smoke-1"
+    run.mkdir(parents=True)
+    (run / "telemetry.jsonl").write_text("")
+    assert healthy()
+    os.utime(run / "telemetry.jsonl", (1, 1))
+    assert not healthy()
+    (run / "result.json").write_text("{}")
+    assert healthy()
 
 
 def test_two_builds_give_the_same_layers(engine: Any, build: Callable[..., str]) -> None:
