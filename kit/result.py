@@ -399,11 +399,10 @@ def reasons_not_ranked(
     core = quality["core"]
     if core is None:
         reasons.append("no CORE score")
-    else:
-        if core["bundle"] != "core":
-            reasons.append("not scored on the CORE bundle")
-        if core["partial"] or len(core["tasks"]) != FULL_CORE_TASKS:
-            reasons.append("CORE is partial")
+    elif core["bundle"] != "core":
+        reasons.append("not scored on the CORE bundle")
+    elif core["partial"] or len(core["tasks"]) != FULL_CORE_TASKS:
+        reasons.append("CORE is partial")
     return reasons
 
 

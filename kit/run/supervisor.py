@@ -72,6 +72,7 @@ class _Progress:
     stage_started: dict[str, int] = field(default_factory=dict)  # t_ns of the first attempt
     run_start: int | None = None
     last: dict[str, Any] | None = None
+    public_key: str | None = None
 
 
 def supervise(plan: RunPlan, signer: Signer, *, observe: Observe, stop: StopFlag) -> Path:
@@ -96,6 +97,13 @@ def supervise(plan: RunPlan, signer: Signer, *, observe: Observe, stop: StopFlag
     progress = _read_progress(run) if resuming else _Progress()
     if resuming and not progress.last:
         raise PrerequisiteError(f"{run.name}: the log holds no event", hint="Start a new run.")
+    if resuming and progress.public_key != signer.public_key:
+        raise PrerequisiteError(
+            "this run was begun with another signing key",
+            hint="Resume with the same --key; a result has one submitter.",
+            begun_with=progress.public_key,
+            given=signer.public_key,
+        )
     reserve = run / _RESERVE
     log = EventLog(run, observe, make_room=lambda: _release(reserve))
     telemetry = TelemetrySampler(run / "telemetry.jsonl", clock=log.now_ns)
@@ -359,7 +367,9 @@ def _read_progress(run: Path) -> _Progress:
     progress = _Progress()
     for event in read_chain(run / "events.jsonl", LOG_KIND).records:
         data = event["data"]
-        if event["ev"] == "run_start":
+        if event["ev"] == "header":
+            progress.public_key = data["signer"]["public_key"]
+        elif event["ev"] == "run_start":
             progress.run_start = event["t_ns"]
         elif event["ev"] == "stage_start":
             stage = data["stage"]

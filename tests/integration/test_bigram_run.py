@@ -77,7 +77,6 @@ def test_another_trainer_runs_to_a_signed_result(bigram, n4090) -> None:
         "why_not_ranked": [
             "track smoke is not ranked",
             "not scored on the CORE bundle",
-            "CORE is partial",
         ],
     }
     stages = [part["stage"] for part in result["timing"]["stages"]]
@@ -178,6 +177,18 @@ def test_two_supervisors_cannot_have_one_run(bigram, n4090) -> None:
     assert "another process" in refused.stderr
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
+
+
+def test_a_run_goes_on_only_under_the_key_it_was_begun_with(bigram, n4090, tmp_path) -> None:
+    given = bigram()
+    slow_trainer(given, "pretrain", "request['attempt'] or sys.exit(3)")
+    n4090("run", "-r", given.recipe, "--work", given.work, "--no-probe", check=3)
+    keygen = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "other"]
+    subprocess.run(keygen, check=True)
+    other = ("--resume", given.run_folder, "--key", tmp_path / "other")
+    assert "another signing key" in n4090("run", *other, check=3).stderr
+    n4090("run", "--resume", given.run_folder)
+    assert result_of(given.run_folder)["claims"]["status"] == "complete"
 
 
 @pytest.mark.parametrize(
