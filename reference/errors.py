@@ -1,4 +1,4 @@
-"""One error for everything the trainer can explain; the stage runner reports it as an `error` event."""
+"""One error for all that the trainer can explain; the stage runner reports it as an event."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class Request:
 
     @classmethod
     def load(cls, path: Path) -> Request:
-        """Reads a request file; raises `TrainerError` for a contract this trainer does not speak."""
+        """Reads a request file; raises `TrainerError` for a contract that is not this one."""
         document = json.loads(path.read_text())
         if document.get("contract") != CONTRACT:
             raise TrainerError(
