@@ -2,7 +2,8 @@
 
 `tests/docker/run` starts an engine and runs these tests. What they read from the environment:
 DOCKER_HOST; N4090_DOCKER_BUILD (a docker command that can build with BuildKit; default `docker`);
-N4090_TEST_BASE_IMAGE (default: the Dockerfile's); N4090_TORCH_WHEEL (a CPU build of torch).
+N4090_TEST_BASE_IMAGE (default: the Dockerfile's); N4090_TORCH_WHEEL (a CPU build of torch);
+N4090_TEST_IMAGE (a main image built before, to save the minutes).
 """
 
 import json
@@ -88,6 +89,8 @@ def verify_image(build: Callable[..., str]) -> str:
 
 @pytest.fixture(scope="session")
 def main_image(build: Callable[..., str]) -> str:
+    if "N4090_TEST_IMAGE" in os.environ:
+        return os.environ["N4090_TEST_IMAGE"]
     if "N4090_TORCH_WHEEL" not in os.environ:
         pytest.skip("no CPU build of torch: N4090_TORCH_WHEEL is not set")
     return build("n4090-kit-test:cpu", "--build-arg", "LOCK=cpu")

@@ -35,6 +35,5 @@ def test_a_hostile_trainer_gets_nowhere(launch: Callable[..., Any], tmp_path: Pa
     assert (container.run / "tokenizer" / "tokenizer.json").read_text() == "mine"
     assert container.result["environment"]["separate_trainer"] is True
     report = json.loads(container.verify().stdout)
-    failed = {found["id"] for found in report["findings"] if found["status"] == "fail"}
-    # Only what it is: a trainer that trained nothing and left no safetensors.
-    assert failed <= {"V10", "V14", "V17", "V21"}, failed
+    # Only for what it left: a file that may be code, and no model.
+    assert {one["check"] for one in report["findings"] if one["status"] == "fail"} == {"V21"}
