@@ -99,15 +99,32 @@ def fetch_for_run(*, quiet: bool) -> Fetch:
     """What `run` calls when inputs are missing; it does not ask."""
 
     def fetch(recipe: Recipe, work: Path, parts: Sequence[str]) -> None:
+        from kit.errors import PrerequisiteError
         from kit.prepare import fetch as preparing
+        from kit.run.image import CODE_TREE_VARIABLE
 
         def tell(need: Need) -> bool:
             if not quiet:
                 click.echo(f"{', '.join(parts)} missing. {say_need(need)}", err=True)
             return True
 
-        with make_watcher(quiet=quiet) as watcher:
-            preparing.prepare(recipe, work, watcher, preparing.Settings(parts=parts, agree=tell))
+        try:
+            with make_watcher(quiet=quiet) as watcher:
+                preparing.prepare(
+                    recipe, work, watcher, preparing.Settings(parts=parts, agree=tell)
+                )
+        except PrerequisiteError as error:
+            first = f"Run `n4090-kit prepare --recipe {recipe.name}` first, with network"
+            if CODE_TREE_VARIABLE in os.environ:
+                first += (
+                    ", on the same volume: "
+                    f"docker run --rm -v n4090:/work n4090-kit prepare --recipe {recipe.name}"
+                )
+            raise PrerequisiteError(
+                f"recipe `{recipe.name}` lacks {', '.join(parts)}: {error.message}",
+                hint=f"{first}. {error.hint or ''}".rstrip(),
+                **error.facts,
+            ) from error
 
     return fetch
 

@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def engine() -> Iterator[Any]:
-    """A client of the engine; whatever the tests launched is removed at the end."""
+    """A client of the engine. What was launched is removed at the end: one session at a time."""
     if "DOCKER_HOST" not in os.environ:
         pytest.skip("no container engine: DOCKER_HOST is not set (tests/docker/run sets it)")
     client = launcher.connect()
