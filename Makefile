@@ -15,7 +15,7 @@ run: $(VENV)/installed ## Run the smoke recipe (no GPU, minutes) and verify its 
 	$(BIN)/n4090-kit verify "$$(ls -td $(WORK)/runs/smoke-*/result.json | head -n 1)"
 
 test: $(VENV)/installed ## Run the tests.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 GOMP_SPINCOUNT=10000 $(BIN)/python -m pytest -q -n 2 --dist loadfile $(PYTEST_ARGS)
 
 check: $(VENV)/installed ## Format, lint and types.
 	$(BIN)/ruff format --check .
