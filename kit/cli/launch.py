@@ -57,6 +57,9 @@ def launch(
     mounts, options = launcher.input_mounts(
         [("data", data), ("sft", sft), ("chat-eval", chat_eval), ("core", core)]
     )
+    gpus = launcher.one_gpu(gpu) if gpu is not None else ("0" if _needs_gpu(command) else None)
+    command, recipe = _mount_recipe(command)
+    mounts += recipe
     client = launcher.connect()
     pinned = launcher.find_image(client, image)
     container = launcher.Container(
@@ -65,7 +68,7 @@ def launch(
         work=volume if work is None else str(work.resolve()),
         digest=pinned.digest,
         inputs=tuple(mounts),
-        gpu=launcher.one_gpu(gpu) if gpu is not None else ("0" if _needs_gpu(command) else None),
+        gpu=gpus,
         network="bridge" if command[0] == "prepare" else "none",
         memory=memory,
         tty=sys.stdout.isatty() and sys.stdin.isatty(),
@@ -74,6 +77,17 @@ def launch(
         click.echo(launcher.shell_line(container))
         return
     raise SystemExit(launcher.run(client, container, forward=_forward_signals))
+
+
+def _mount_recipe(command: tuple[str, ...]) -> tuple[tuple[str, ...], list[tuple[str, str]]]:
+    """The command with a recipe file of this machine named as it is inside, and its mount."""
+    words = list(command)
+    for place, option in enumerate(words[:-1]):
+        path = Path(words[place + 1])
+        if option in ("--recipe", "-r") and path.suffix == ".toml" and path.is_file():
+            words[place + 1] = f"/inputs/recipe/{path.name}"
+            return tuple(words), [(str(path.resolve().parent), "/inputs/recipe")]
+    return command, []
 
 
 def _needs_gpu(command: tuple[str, ...]) -> bool:
