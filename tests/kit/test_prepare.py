@@ -6,8 +6,8 @@ import importlib.util
 import io
 import json
 import os
-import re
 import random
+import re
 import shutil
 import signal
 import socket
