@@ -38,6 +38,7 @@ class Look:
 def doctor(work: Path, as_json: bool) -> None:
     """Say what this machine can run and what is missing."""
     from rich.console import Console
+    from rich.markup import escape  # an extra's brackets are no markup
     from rich.table import Table
 
     looks = [*_interpreter(), *_packages(), *_host(work.resolve()), *_gpu(), *_container()]
@@ -51,8 +52,8 @@ def doctor(work: Path, as_json: bool) -> None:
     marks = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "missing": "[red]missing[/]"}
     table = Table(box=None, pad_edge=False, show_header=False)
     for look in looks:
-        remedy = f"[dim]{look.remedy}[/]" if look.remedy else ""
-        table.add_row(marks[look.state], look.name, look.found, remedy)
+        remedy = f"[dim]{escape(look.remedy)}[/]" if look.remedy else ""
+        table.add_row(marks[look.state], look.name, escape(look.found), remedy)
     console.print(table)
     console.print()
     for name, verdict in verdicts.items():
@@ -60,7 +61,7 @@ def doctor(work: Path, as_json: bool) -> None:
             console.print(f"[green]can run[/]     {name}", highlight=False)
         else:
             console.print(
-                f"[red]cannot run[/]  {name}: {'; '.join(verdict['why'])}", highlight=False
+                f"[red]cannot run[/]  {name}: {escape('; '.join(verdict['why']))}", highlight=False
             )
 
 
