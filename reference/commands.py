@@ -1,4 +1,4 @@
-"""Command-line commands of the trainer; `n4090-kit` finds them through n4090_kit.commands.
+"""Command-line commands of the trainer: entry points n4090_kit.commands and n4090_kit.bench.
 
 Torch and the trainer's modules are imported when a command runs, so that `--help` stays instant.
 """
@@ -17,12 +17,7 @@ if TYPE_CHECKING:
     from reference.chat import Session
 
 
-@click.group()
-def bench() -> None:
-    """Measure how fast this machine trains."""
-
-
-@bench.command("train")
+@click.command("train")
 @click.option("--recipe", "name", default="smoke", show_default=True, help="A name or a file.")
 @click.option("--steps", default=20, show_default=True, type=click.IntRange(min=1))
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
@@ -35,7 +30,7 @@ def bench() -> None:
 )
 @click.option("--plain/--no-plain", default=True, help="Time the plain PyTorch twin as well.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
-def train(
+def bench_train(
     name: str,
     steps: int,
     device: str,
@@ -44,7 +39,7 @@ def train(
     plain: bool,
     as_json: bool,
 ) -> None:
-    """Time training steps of a recipe, beside the same model in plain PyTorch.
+    """Time a recipe's training steps beside plain PyTorch's.
 
     The tokens are made up; nothing is read and nothing is kept.
     """

@@ -142,3 +142,16 @@ def test_no_model_is_loaded_by_unpickling() -> None:
         for number in calls(path, "torch.load"):
             line = text.splitlines()[number - 1]
             assert "weights_only=True" in line, f"{path}:{number}"
+
+
+def test_bench_lists_the_kits_and_the_trainers_measurements():
+    from click.testing import CliRunner
+
+    from kit.cli.main import cli
+
+    shown = CliRunner().invoke(cli, ["bench", "--help"]).output
+    assert "\n  core " in shown
+    assert "\n  train " in shown
+    wrong = CliRunner().invoke(cli, ["bench", "cores"])
+    assert wrong.exit_code == 2
+    assert "Did you mean `core`?" in wrong.output

@@ -1,4 +1,4 @@
-"""The command line: a group that loads a command's module only when the command is named.
+"""The command line: which command lives where.
 
 Commands that belong to a trainer come in through the entry-point group n4090_kit.commands. This is
 the one place that turns an error into a message and an exit code.
@@ -7,13 +7,11 @@ the one place that turns an error into a message and an exit code.
 from __future__ import annotations
 
 import sys
-from importlib import import_module
-from importlib.metadata import entry_points
-from typing import Any
 
 import click
 
 import kit
+from kit.cli.lazy import LazyGroup
 from kit.errors import KitError
 
 # Command -> where it lives, and the line that --help shows without loading it.
@@ -26,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "recipes": ("kit.cli.recipes:recipes", "List recipes, or show one resolved."),
     "doctor": ("kit.cli.doctor:doctor", "Say what this machine can run and what is missing."),
     "eval": ("kit.cli.eval:evaluate", "Score any model: CORE, bits per byte, comparisons."),
+    "bench": ("kit.cli.bench:bench", "Measure speed on this machine."),
     "keys": ("kit.cli.keys:keys", "Make, show and revoke signing keys."),
     "fingerprint": ("kit.cli.fingerprint:fingerprint", "Measure this machine."),
     "export": ("kit.cli.export:export", "Write a result as DSSE, MLPerf log or model index."),
@@ -33,57 +32,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 
-class LazyGroup(click.Group):
-    """A group whose `--help` imports no command."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*COMMANDS, *sorted(entry.name for entry in _trainer_commands())]
-
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name in COMMANDS:
-            module, _, attribute = COMMANDS[name][0].partition(":")
-            return _command(getattr(import_module(module), attribute))
-        for entry in _trainer_commands():
-            if entry.name == name:
-                return _command(entry.load())
-        return None
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
-        trainer = [(entry.name, _short_help(entry)) for entry in _trainer_commands()]
-        if trainer:
-            with formatter.section("Commands of the trainer"):
-                formatter.write_dl(trainer)
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        name = args[0]
-        if self.get_command(ctx, name) is None and not name.startswith("-"):
-            import difflib
-
-            close = difflib.get_close_matches(name, self.list_commands(ctx), n=1)
-            hint = f" Did you mean `{close[0]}`?" if close else ""
-            ctx.fail(f"no such command `{name}`.{hint}")
-        return super().resolve_command(ctx, args)
-
-
-def _trainer_commands() -> Any:
-    return entry_points(group="n4090_kit.commands")
-
-
-def _command(value: Any) -> click.Command:
-    assert isinstance(value, click.Command)
-    return value
-
-
-def _short_help(entry: Any) -> str:
-    return _command(entry.load()).get_short_help_str(limit=70)
-
-
 @click.group(
     cls=LazyGroup,
+    commands_table=COMMANDS,
+    plugins="n4090_kit.commands",
+    plugins_title="Commands of the trainer",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit codes: 0 done or verified, 1 refused or failed, 2 wrong usage or unreadable "
     "input, 3 inconclusive or something missing.",

@@ -86,11 +86,11 @@ def test_p99_is_the_nearest_rank():
 
 def test_the_command_prints_a_table_and_json(monkeypatch):
     monkeypatch.setattr(reference.commands, "_resolved", lambda name: RECIPE)
-    args = ["train", "--recipe", "tiny", "--steps", "2", "--device", "cpu"]
-    done = CliRunner().invoke(reference.commands.bench, [*args, "--json"])
+    args = ["--recipe", "tiny", "--steps", "2", "--device", "cpu"]
+    done = CliRunner().invoke(reference.commands.bench_train, [*args, "--json"])
     assert done.exit_code == 0, done.output
     assert json.loads(done.output)["recipe"] == "tiny"
-    table = CliRunner().invoke(reference.commands.bench, args)
+    table = CliRunner().invoke(reference.commands.bench_train, args)
     assert "speed against plain" in table.output
     assert "MFU, nanochat's count" in table.output
 
@@ -98,7 +98,7 @@ def test_the_command_prints_a_table_and_json(monkeypatch):
 def test_help_imports_no_torch():
     code = (
         "import sys; from click.testing import CliRunner; import reference.commands as c;"
-        "assert CliRunner().invoke(c.bench, ['train', '--help']).exit_code == 0;"
+        "assert CliRunner().invoke(c.bench_train, ['--help']).exit_code == 0;"
         "sys.exit('torch' in sys.modules)"
     )
     import subprocess
