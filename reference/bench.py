@@ -19,6 +19,7 @@ from torch import Tensor
 
 from reference.device import peak_memory_bytes
 from reference.estimate import count_flops, peak_flops
+from reference.matmul import cpu_library
 from reference.metrics import mfu
 from reference.model import GPT, ModelConfig
 from reference.optim import MuonAdamW, parameter_groups
@@ -113,6 +114,7 @@ def bench_training(
         "dtype": str(model.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        "cpu_matmul": cpu_library(),
         "steps": steps,
         "tokens_per_step": tokens_per_step,
         "micro_batches": micro_batches,

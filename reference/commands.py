@@ -100,6 +100,8 @@ def _print_table(result: dict[str, Any]) -> None:
         "compiling, s": f"{result['compile_s']:.1f}" if result["compiled"] else "not compiled",
         "device": f"{result['device']}, {result['dtype']}, {result['threads']} threads",
     }
+    if result["device"] == "cpu":
+        rows["matrix products"] = result["cpu_matmul"]
     for label, value in rows.items():
         table.add_row(label, value)
     if result["ratio_vs_plain"] is not None:

@@ -15,8 +15,9 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from reference.matmul import add_matmul_, linear, matmul
 
 Reduction = Literal["mean", "sum", "none"]
 CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 512 << 20}  # fp32 logits of one chunk
@@ -59,7 +60,7 @@ def softcapped_cross_entropy(
 
 def softcapped_logits(hidden: Tensor, weight: Tensor, *, vocab_size: int, softcap: float) -> Tensor:
     """(..., V) fp32 logits, padding columns left out."""
-    logits = F.linear(hidden, weight[:vocab_size].to(hidden.dtype)).float()
+    logits = linear(hidden, weight[:vocab_size].to(hidden.dtype)).float()
     return softcap * torch.tanh(logits / softcap) if softcap else logits
 
 
@@ -71,9 +72,9 @@ def _chunk_tokens(weight: Tensor) -> int:
 def _chunk(hidden: Tensor, weight: Tensor, softcap: float) -> Tensor:
     """Sigmoid of the scaled logits, or the logits where there is no cap: (n, V_padded) fp32."""
     if not softcap:
-        return (hidden @ weight.T).float()
+        return linear(hidden, weight).float()
     # The scaling goes to the small factor; the sigmoid runs in place.
-    return ((hidden * (2.0 / softcap)) @ weight.T).float().sigmoid_()
+    return linear(hidden * (2.0 / softcap), weight).float().sigmoid_()
 
 
 def _probabilities(scores: Tensor, vocab_size: int, softcap: float) -> Tensor:
@@ -143,12 +144,9 @@ def _loss_and_gradients(
             scale = 4.0 * scale
         gradient = gradient.to(hidden.dtype)
         # The row scale is cheaper on (n, C) than on (n, V).
-        d_hidden[part] = (gradient @ cast) * scale
+        d_hidden[part] = matmul(gradient, cast) * scale
         scaled_rows = (rows * scale).to(hidden.dtype)
-        if d_weight.dtype == hidden.dtype:
-            d_weight.addmm_(gradient.T, scaled_rows)
-        else:
-            d_weight += gradient.T @ scaled_rows
+        add_matmul_(d_weight, gradient.T, scaled_rows)
     return losses, d_hidden, d_weight.to(weight.dtype)
 
 

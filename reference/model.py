@@ -26,6 +26,7 @@ from reference.attention import cached_attention, causal_attention
 from reference.config import SMEAR_GATE_CHANNELS, VALUE_GATE_CHANNELS, ModelConfig
 from reference.fused import norm, norm_and_rotate, relu_squared
 from reference.loss import Reduction, softcapped_cross_entropy, softcapped_logits
+from reference.matmul import linear
 
 __all__ = ["GPT", "KVCache", "ModelConfig", "resolve_dtype"]
 
@@ -48,7 +49,7 @@ class Linear(nn.Linear):
         super().__init__(in_features, out_features, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype))
+        return linear(x, self.weight.to(x.dtype))
 
 
 class Attention(nn.Module):

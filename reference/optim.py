@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from reference.matmul import baddbmm, batched_matmul
 from reference.model import GPT
 from reference.schedule import Schedule
 
@@ -53,8 +54,8 @@ def orthogonalize(batch: Tensor) -> Tensor:
     if m > n:  # the Gram matrix of the shorter side is the small one
         x = x.mT
     for a, b, c in POLAR_EXPRESS:
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        gram = batched_matmul(x, x.mT)
+        x = baddbmm(x, baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     if m > n:
         x = x.mT
     x = x.to(batch.dtype)
