@@ -30,6 +30,12 @@ PLAIN_EVERY_S = 10.0
     "--work", type=DIRECTORY, envvar="N4090_WORK", default=Path(), help="Work folder [.]."
 )
 @click.option(
+    "--only",
+    multiple=True,
+    type=click.Choice(["pretrain", "sft", "chat_eval", "core"]),
+    help="Only this part; repeatable. `--only core` brings the CORE bundle alone.",
+)
+@click.option(
     "--shards", type=click.IntRange(1), help="Training shards, instead of the recipe's number."
 )
 @click.option(
@@ -44,6 +50,7 @@ PLAIN_EVERY_S = 10.0
 def prepare(
     recipe_name: str,
     work: Path,
+    only: tuple[str, ...],
     shards: int | None,
     mirror: str | None,
     yes: bool,
@@ -63,7 +70,12 @@ def prepare(
     recipe = load_recipe(recipe_name)
     work = work.resolve()
     kind = recipe.section("data")["kind"]
-    parts = preparing.parts_of(recipe)
+    parts = [part for part in preparing.parts_of(recipe) if not only or part in only]
+    if only and not parts:
+        raise PrerequisiteError(
+            f"recipe `{recipe.name}` reads no {' or '.join(only)} that `prepare` could bring",
+            hint=f"It reads: {', '.join(preparing.parts_of(recipe)) or 'nothing of that kind'}.",
+        )
     if kind == "stories":
         folder = prepared_folder(work, recipe)
         if not only_check:
@@ -81,14 +93,17 @@ def prepare(
                 work,
                 watcher,
                 preparing.Settings(
-                    mirror=_mirror(mirror), shards=shards, agree=_asking(yes, watcher)
+                    mirror=_mirror(mirror),
+                    shards=shards,
+                    parts=parts,
+                    agree=_asking(yes, watcher),
                 ),
             )
         lock = preparing.check(recipe, work, [])
         if not fetched and parts:
             click.echo("Everything is there and as its lock says; nothing was fetched.", err=True)
     _report(work, prepared_folder(work, recipe), lock, parts)
-    if kind == "folder":
+    if kind == "folder" and not only:
         raise PrerequisiteError(
             f"recipe `{recipe.name}` trains on a folder of yours, which `prepare` cannot fetch",
             hint=f"n4090-kit run --recipe {recipe_name} --data DIR",

@@ -2,7 +2,8 @@
 
 Weights come from safetensors (or GGUF), nothing is downloaded, and a folder's own code runs only
 with `trust_remote_code`. The optional fast methods are offered where the architecture allows them
-and, like everybody's, used only after they have repeated the model's own logits.
+and, like everybody's, used only after they have repeated the model's own logits. `logits` is what
+transformers computes and nothing else; the fast methods also choose the CPU's matrix library.
 
 Prompts are cut to a length only where the model cannot read further: learned positions (GPT-2: the
 last 1,024 tokens). Rotary models read the whole prompt, as nanochat's evaluation lets them.
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kit.core_eval.cpu_linear import faster_linear
 from kit.errors import PrerequisiteError, SchemaError
 
 if TYPE_CHECKING:
@@ -102,11 +104,13 @@ class HiddenHuggingFaceModel(HuggingFaceModel):
     """States first, logits only where they are asked for."""
 
     def hidden(self, tokens: Tensor) -> Tensor:
-        states: Tensor = self.network.base_model(input_ids=tokens, use_cache=False)[0]
+        with faster_linear():
+            states: Tensor = self.network.base_model(input_ids=tokens, use_cache=False)[0]
         return states
 
     def head(self, hidden: Tensor) -> Tensor:
-        logits: Tensor = self.network.get_output_embeddings()(hidden)
+        with faster_linear():
+            logits: Tensor = self.network.get_output_embeddings()(hidden)
         return logits
 
 
@@ -121,7 +125,10 @@ class PrefixHuggingFaceModel(HiddenHuggingFaceModel):
         from transformers import DynamicCache
 
         cache = DynamicCache(config=self.network.config)
-        states = self.network.base_model(input_ids=tokens, past_key_values=cache, use_cache=True)[0]
+        with faster_linear():
+            states = self.network.base_model(
+                input_ids=tokens, past_key_values=cache, use_cache=True
+            )[0]
         return states, (cache, lengths, tokens.shape[1])
 
     def extend(self, cache: Any, rows: Tensor, tokens: Tensor) -> Tensor:
@@ -134,13 +141,14 @@ class PrefixHuggingFaceModel(HiddenHuggingFaceModel):
         begin = lengths[rows][:, None]  # (R, 1)
         new = torch.arange(tokens.shape[1], device=tokens.device)
         seen = torch.arange(width, device=tokens.device) < begin  # (R, width)
-        states: Tensor = self.network.base_model(
-            input_ids=tokens,
-            attention_mask=torch.cat([seen, torch.ones_like(tokens, dtype=torch.bool)], dim=1),
-            position_ids=begin + new,
-            past_key_values=taken,
-            use_cache=True,
-        )[0]
+        with faster_linear():
+            states: Tensor = self.network.base_model(
+                input_ids=tokens,
+                attention_mask=torch.cat([seen, torch.ones_like(tokens, dtype=torch.bool)], dim=1),
+                position_ids=begin + new,
+                past_key_values=taken,
+                use_cache=True,
+            )[0]
         return states
 
 

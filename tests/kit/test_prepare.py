@@ -908,3 +908,19 @@ def test_killed_in_the_middle_of_a_file_it_goes_on_there(place: Place) -> None:
     assert 0 < int(begin[1]) <= 10_000
     assert len(place.shards()) == 3
     assert "Warning" not in again.stderr
+
+
+def test_one_part_alone_is_fetched_whatever_else_the_recipe_needs(
+    place: Place, small_core: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "")
+    text = recipe_text(core=True).replace('kind = "hub"', 'kind = "folder"')
+    place.recipe = recipe_of(text, place.root)
+    place.hub.plain["/eval_bundle.zip"] = archive(SMALL)
+    done = run_command(place, "--mirror", place.hub.url, "--yes", "--only", "core")
+    assert done.exit_code == 0, done.output
+    assert (place.work / "core" / "core.yaml").is_file()
+    assert not (place.folder / "pretrain").exists()
+    ended = run_command(place, "--only", "sft")
+    assert isinstance(ended.exception, PrerequisiteError)
+    assert "reads no sft" in ended.exception.message
