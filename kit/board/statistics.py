@@ -3,7 +3,8 @@
 Known-sigma z tests throughout. A run costs a day, so n is 1 to 3, and a t test at n = 2 would ask
 for margins four times as wide. Sigma stands for the spread between identical runs: nanochat's seven
 runs of one recipe (CORE 0.25119 to 0.26765, sd 0.0052; val_bpb sd 0.0002), and 2.5 % of time
-between RTX 4090s (nine public rows). All provisional until ten reference runs on three cards replace them.
+between RTX 4090s (nine public rows). All provisional until ten reference runs on three cards
+replace them.
 
     listing at a target   (mean - target) * sqrt(n) >= 1.645 * sigma
     record                the same with 2.326, three runs or more

@@ -1,0 +1,225 @@
+"""One submission before the judge: its files, its result's checks, its weights, its likeness.
+
+Nothing of it is executed or imported: files are listed, measured, hashed and parsed.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from kit.board.layout import (
+    REQUIRED,
+    TEXT_LIMITS,
+    Layout,
+    SubmissionPath,
+    refuse_newer,
+)
+from kit.board.load import read_document
+from kit.board.row import MALFORMED, Facts, facts_of, submission_row
+from kit.errors import KitError, SchemaError
+from kit.schemas import problems
+from kit.trust.digest import DigestCache, manifest_digest, sha256_file, tree_manifest
+from kit.verify.evidence import Options
+from kit.verify.finding import Finding, Report, fail, warn
+
+Document = dict[str, Any]
+
+
+# The tree of a folder that holds what does not belong there.
+NO_TREE = "sha256:" + "0" * 64
+
+
+@dataclass
+class Inspection:
+    """What was found about a submission."""
+
+    path: SubmissionPath
+    report: Report
+    accepted: bool
+    reason: str
+    tree: str
+    facts: Facts | None = None
+
+    @property
+    def checks(self) -> dict[str, str]:
+        return {check: self.report.status(check) or "skip" for check in self.report.checks()}
+
+
+@dataclass
+class Known:
+    """What earlier submissions were, for finding copies."""
+
+    by_log: dict[str, str] = field(default_factory=dict)
+    by_weights: dict[str, str] = field(default_factory=dict)
+    keys: dict[str, set[str]] = field(default_factory=dict)  # submitter -> public keys
+
+    def add(self, facts: Facts) -> None:
+        self.by_log.setdefault(facts.log_head, facts.id)
+        for digest in facts.weights:
+            self.by_weights.setdefault(digest, facts.id)
+        self.keys.setdefault(facts.path.submitter, set()).add(facts.key)
+
+
+def tree_of(folder: Path, cache: DigestCache | None = None) -> str:
+    """One digest of a submission's files.
+
+    Raises:
+        SchemaError: A file that does not belong there, a link, one that is too large.
+    """
+    manifest = tree_manifest(folder, cache=cache)
+    for file in manifest:
+        limit = TEXT_LIMITS.get(file.path)
+        if limit is None:
+            raise SchemaError(f"`{file.path[:200]}` has no place in a submission")
+        if file.bytes > limit:
+            raise SchemaError(f"`{file.path}` is too large", bytes=file.bytes, limit=limit)
+    return manifest_digest(manifest)
+
+
+def inspect(
+    layout: Layout,
+    path: SubmissionPath,
+    known: Known,
+    *,
+    author: str | None = None,
+    extra: Mapping[str, Path] | None = None,
+    weights: list[Finding] | None = None,
+    revoked: Path | None = None,
+    cache: DigestCache | None = None,
+) -> Inspection:
+    """Judges the submission at `path`.
+
+    Args:
+        author: Who opened its pull request; None in a folder, whose owner vouches for names.
+        extra: Files from its model repository by name (telemetry too large for the board).
+        weights: Findings about the weights, which lie elsewhere.
+    """
+    folder = layout.submission(path)
+    report = Report(subject=str(path))
+    tree = NO_TREE
+
+    def refused(reason: str, check: str = "V01") -> Inspection:
+        report.findings.append(replace(fail(reason), check=check))
+        return Inspection(path, report, False, reason, tree)
+
+    try:
+        tree = tree_of(folder, cache)
+        missing = [name for name in REQUIRED if not (folder / name).is_file()]
+        if missing:
+            return refused(f"files are missing: {', '.join(missing)}")
+        pin = read_document(folder / "submission.json", TEXT_LIMITS["submission.json"])
+        refuse_newer(pin, "submission.json")
+        if found := problems(pin, "submission"):
+            return refused(f"submission.json: {found[0]}")
+    except (KitError, OSError) as error:
+        return refused(error.message if isinstance(error, KitError) else str(error))
+    if pin["submitter"] != path.submitter or (author is not None and author != path.submitter):
+        who = author or pin["submitter"]
+        return refused(f"submitted by {who} into the folder of {path.submitter}", "V03")
+    if pin["model"]:
+        owner = pin["model"]["repository"].removeprefix("models/").split("/")[0]
+        if owner != path.submitter:
+            return refused("names weights in another account's repository", "V21")
+    report = _verify(folder, dict(extra or {}), revoked)
+    report.findings += [replace(finding, check="V21") for finding in weights or []]
+    if report.result_id is not None and report.result_id != path.result_id:
+        return refused(f"the folder is not named by its result, {report.result_id}")
+    if pin["result_id"] != path.result_id:
+        return refused("submission.json is about another result")
+    if report.verdict in ("refused", "unreadable"):
+        first = next(finding for finding in report.findings if finding.status == "fail")
+        reason = f"{report.verdict} by {', '.join(report.refused_by)}: {first.message}"
+        return Inspection(path, report, False, reason, tree)
+    try:
+        result = read_document(folder / "result.json", TEXT_LIMITS["result.json"])
+        row = submission_row(path, result, pin)
+        facts = facts_of(path, result, pin, row)
+        filled = {**row, "verdict": report.verdict, "tier": "T0"}
+        if wrong := problems(filled, "leaderboard-row"):
+            return refused(f"cannot become a row: {wrong[0]}")
+    except MALFORMED as error:
+        return refused(f"cannot become a row: {type(error).__name__}: {str(error)[:200]}")
+    copies = list(_likeness(facts, known))
+    report.findings += [replace(finding, check="V25") for finding in copies]
+    if any(finding.status == "fail" for finding in copies):
+        return Inspection(path, report, False, copies[0].message, tree)
+    return Inspection(path, report, True, _summary(report), tree, facts)
+
+
+def _verify(folder: Path, extra: dict[str, Path], revoked: Path | None) -> Report:
+    from kit.verify import verify_result
+
+    options = Options(revoked=revoked)
+    if not extra:
+        return verify_result(folder, options)
+    with tempfile.TemporaryDirectory(prefix="n4090-board-") as name:
+        stage = Path(name)
+        for relative in TEXT_LIMITS:
+            if (folder / relative).is_file():
+                _bring(folder / relative, stage / relative)
+        for relative, source in extra.items():
+            _bring(source, stage / relative)
+        return verify_result(stage, options)
+
+
+def _bring(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        return
+    try:
+        os.link(source, target)
+    except OSError:
+        target.write_bytes(source.read_bytes())
+
+
+def _likeness(facts: Facts, known: Known) -> list[Finding]:
+    """V25: the same log or weights as another row; V03: another key than the submitter's before."""
+    found: list[Finding] = []
+    other = known.by_log.get(facts.log_head)
+    if other and other != facts.id:
+        found.append(fail(f"the event log is that of {other}", "log.head"))
+    same = {known.by_weights[d] for d in facts.weights if d in known.by_weights} - {facts.id}
+    if same:
+        message = f"the weights are those of {', '.join(sorted(same)[:5])}"
+        # Two runs of one seed give the same bits on a CPU; on a GPU they do not.
+        say = warn if facts.gpu_hash is None else fail
+        found.append(say(message, "checkpoint"))
+    earlier = known.keys.get(facts.path.submitter, {facts.key})
+    if facts.key not in earlier:
+        found.append(warn("another key than this submitter's earlier ones", "submitter"))
+    return found
+
+
+def _summary(report: Report) -> str:
+    warned = [check for check in report.checks() if report.status(check) == "warn"]
+    passed = sum(report.status(check) == "pass" for check in report.checks())
+    told = f"{report.verdict}: {passed} checks passed"
+    if warned:
+        told += f", {', '.join(warned)} warned"
+    if report.verdict == "inconclusive":
+        absent = next(finding for finding in report.findings if finding.missing)
+        told += f"; {absent.check}: {absent.message}"
+    return told
+
+
+def check_weights(folder: Path, result: Document) -> list[Finding]:
+    """V21: the weights in `folder`, laid out as in the run, are those that were signed."""
+    findings: list[Finding] = []
+    for part in ("tokenizer", "base", "chat"):
+        artifact = result["checkpoint"][part]
+        for file in artifact["files"] if artifact else ():
+            path = folder / artifact["folder"] / file["path"]
+            place = f"{artifact['folder']}/{file['path']}"
+            if not path.is_file():
+                findings.append(fail("not in the model folder", place))
+                continue
+            found = sha256_file(path)
+            if found != file["sha256"]:
+                told = {"expected": file["sha256"], "found": found}
+                findings.append(fail("not the file that was signed", place, **told))
+    return findings

@@ -1,0 +1,296 @@
+"""The maintainers' job: judge what is new, note every decision with its reason, write the table.
+
+The table depends on nothing but the board's files and events; what was judged before and has not
+changed is not judged again, so the time of a pass grows with what is new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import kit
+from kit.board.decisions import Decisions, Minutes, shorten
+from kit.board.derive import Derivation, DocumentJudgement
+from kit.board.documents import now
+from kit.board.inspect import NO_TREE, Inspection, Known, check_weights, inspect, tree_of
+from kit.board.layout import Layout, Settings, SubmissionPath
+from kit.board.load import read_document
+from kit.board.table import write_table
+from kit.board.text import plain
+from kit.errors import KitError, SchemaError
+from kit.trust.digest import DigestCache
+from kit.verify.finding import Finding
+
+Document = dict[str, Any]
+IN_FOLDER: Document = {"kind": "folder", "number": None, "author": None, "commit": None}
+REVOKED = "revoked_keys"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a submission came from, and what of it lies elsewhere."""
+
+    source: Document
+    extra: Mapping[str, Path] = field(default_factory=dict)
+    weights: tuple[Finding, ...] = ()
+
+
+@dataclass
+class Published:
+    """What a pass did."""
+
+    new: list[Inspection] = field(default_factory=list)
+    unchanged: int = 0
+    documents: list[DocumentJudgement] = field(default_factory=list)  # decided anew
+    moved: list[tuple[str, str, str]] = field(default_factory=list)  # (row, what, to)
+    rows: int = 0
+    events: int = 0
+
+
+Tell = Callable[[str], None]
+
+
+def publish(
+    root: Path,
+    *,
+    origin: Callable[[SubmissionPath], Origin] | None = None,
+    cache: DigestCache | None = None,
+    recheck: bool = False,
+    tell: Tell = lambda text: None,
+) -> Published:
+    """One pass over the board in `root`.
+
+    Args:
+        origin: Where each new submission came from; by default a folder's owner vouches for it.
+        recheck: Judge everything again, with this kit's checks.
+    """
+    layout = Layout(root)
+    settings = Settings.read(layout)
+    decisions = Decisions.read(layout)
+    done = Published()
+    minutes = Minutes(layout, decisions, settings.name, kit.__version__, now())
+    derivation = Derivation(layout, settings, decisions)
+    try:
+        _judge_submissions(derivation, minutes, done, origin, cache, recheck, tell)
+        judgements = list(derivation.judge_documents())
+        _note_documents(judgements, minutes, done)
+        standings = derivation.standings(judgements)
+        for row_id, stands in standings.items():
+            for what, to, reason, before in (
+                ("tier", stands.tier, stands.tier_reason, decisions.tiers.get(row_id)),
+                ("state", stands.state, stands.state_reason, decisions.states.get(row_id)),
+            ):
+                if to != before:
+                    minutes.append(what, row_id, reason, **{"from": before, "to": to})
+                    done.moved.append((row_id, what, to))
+        minutes.close()
+        rows = derivation.table(judgements, standings)
+        done.rows = write_table(rows, layout.leaderboard, layout.parquet)
+    finally:
+        minutes.close()
+        derivation.rows.close()
+        if cache is not None:
+            cache.save()
+    done.events = minutes.written
+    return done
+
+
+def _judge_submissions(
+    derivation: Derivation,
+    minutes: Minutes,
+    done: Published,
+    origin: Callable[[SubmissionPath], Origin] | None,
+    cache: DigestCache | None,
+    recheck: bool,
+    tell: Tell,
+) -> None:
+    layout, decisions, rows = derivation.layout, derivation.decisions, derivation.rows
+    known = Known()
+    fresh: list[tuple[SubmissionPath, Origin]] = []
+    there: set[str] = set()
+    for path in layout.submissions():
+        if path.result_id in there:
+            continue  # the same result under a second name: the first, by path, is the row
+        there.add(path.result_id)
+        came = origin(path) if origin else Origin(IN_FOLDER)
+        decided = decisions.submissions.get(path.result_id)
+        if (
+            decided is not None
+            and not recheck
+            and decided.path == str(path)
+            and decided.source["kind"] == came.source["kind"]
+            and decided.tree == _tree(layout.submission(path), cache)
+        ):
+            done.unchanged += 1
+            if decided.accepted:
+                known.add(rows.add(layout, path))
+        else:
+            fresh.append((path, came))
+    for path, came in fresh:
+        found = _inspect(derivation, path, came, known, cache)
+        if found.accepted:
+            known.add(rows.add(layout, path))
+        minutes.append(
+            "submission",
+            path.result_id,
+            plain(found.reason, 4000),
+            path=str(path),
+            tree=found.tree,
+            decision="accepted" if found.accepted else "rejected",
+            verdict=found.report.verdict,
+            checks=found.checks,
+            findings=shorten(found.report.findings),
+            source=came.source,
+            kit=kit.__version__,
+        )
+        done.new.append(found)
+        tell(f"{path}: {'accepted' if found.accepted else 'rejected'}, {found.reason}")
+    for row_id, decided in list(decisions.submissions.items()):
+        if decided.accepted and row_id not in there:
+            _note_loss(row_id, decided, minutes)
+            tell(f"{decided.path}: its folder is gone")
+
+
+def _note_loss(row_id: str, decided: Any, minutes: Minutes) -> None:
+    minutes.append(
+        "submission",
+        row_id,
+        "its files are no longer on the board",
+        path=decided.path,
+        tree=decided.tree,
+        decision="rejected",
+        verdict="unreadable",
+        checks={},
+        findings=[],
+        source=decided.source,
+        kit=kit.__version__,
+    )
+
+
+def _inspect(
+    derivation: Derivation,
+    path: SubmissionPath,
+    came: Origin,
+    known: Known,
+    cache: DigestCache | None,
+) -> Inspection:
+    layout = derivation.layout
+    revoked = layout.root / REVOKED
+    extra, weights = dict(came.extra), list(came.weights)
+    if came.source["kind"] == "folder":
+        beside, more = _beside(layout, path)
+        extra |= beside
+        weights += more
+    return inspect(
+        layout,
+        path,
+        known,
+        author=came.source["author"],
+        extra=extra,
+        weights=weights,
+        revoked=revoked if revoked.is_file() else None,
+        cache=cache,
+    )
+
+
+def _beside(layout: Layout, path: SubmissionPath) -> tuple[dict[str, Path], list[Finding]]:
+    """Telemetry and weights of a submission whose model lies in the board's own folder."""
+    folder = layout.submission(path)
+    try:
+        pin = read_document(folder / "submission.json", 2**20)
+        repository = (pin.get("model") or {}).get("repository")
+        if not isinstance(repository, str) or not repository.startswith("models/"):
+            return {}, []
+        parts = repository.split("/")
+        if len(parts) != 3 or parts[1] != path.submitter or ".." in parts[2]:
+            return {}, []
+        model = layout.models / parts[1] / parts[2]
+        if not model.is_dir() or model.is_symlink():
+            return {}, []
+        result = read_document(folder / "result.json", 2**22)
+        found = check_weights(model, result)
+    except (KitError, OSError, KeyError, TypeError, AttributeError):
+        return {}, []
+    telemetry = model / "telemetry.jsonl"
+    aside = not (folder / "telemetry.jsonl").exists() and telemetry.is_file()
+    return ({"telemetry.jsonl": telemetry} if aside else {}), found
+
+
+def _note_documents(judgements: list[DocumentJudgement], minutes: Minutes, done: Published) -> None:
+    for one in judgements:
+        decided = minutes.decisions.documents.get(one.path)
+        judged = one.judged
+        if decided and (decided.digest, decided.accepted, decided.verdict) == (
+            one.digest,
+            judged.accepted,
+            judged.verdict,
+        ):
+            continue
+        folder, about, name = one.path.split("/")
+        if one.document is None and decided is None and not judged.accepted:
+            kind = "run" if folder == "reproductions" else "dispute"
+        else:
+            kind = one.document["kind"] if one.document else "dispute"
+        minutes.append(
+            folder.removesuffix("s"),
+            about,
+            plain(judged.reason, 4000),
+            document=one.digest,
+            path=one.path,
+            kind=kind,
+            document_id=one.id,
+            by=name.rpartition("-")[0],
+            decision="accepted" if judged.accepted else "rejected",
+            verdict=judged.verdict,
+            source=IN_FOLDER,
+        )
+        done.documents.append(one)
+
+
+def _tree(folder: Path, cache: DigestCache | None) -> str:
+    try:
+        return tree_of(folder, cache)
+    except (SchemaError, OSError):
+        return NO_TREE
+
+
+def rebuild(root: Path, *, into: Path | None = None) -> int:
+    """Derives the table again from the board's events and files; decides nothing.
+
+    Args:
+        into: A folder for the two files; the board itself when None.
+
+    Raises:
+        SchemaError: A submission is not the one that was judged.
+    """
+    layout = Layout(root)
+    decisions = Decisions.read(layout)
+    derivation = Derivation(layout, Settings.read(layout), decisions)
+    try:
+        for row_id, decided in decisions.submissions.items():
+            if not decided.accepted:
+                continue
+            path = SubmissionPath.parse(decided.path)
+            if path is None or _tree(layout.submission(path), None) != decided.tree:
+                raise SchemaError(
+                    f"submission {row_id} is not the one that was judged",
+                    hint="`n4090-kit board publish` judges it again",
+                    path=decided.path,
+                )
+            derivation.rows.add(layout, path)
+        judgements = list(derivation.judge_documents())
+        for one in judgements:
+            noted = decisions.documents.get(one.path)
+            if noted is None or noted.digest != one.digest:
+                raise SchemaError(
+                    f"`{one.path}` is not one that was judged",
+                    hint="`n4090-kit board publish` judges it",
+                )
+        rows = derivation.table(judgements, derivation.standings(judgements))
+        target = Layout(into) if into else layout
+        return write_table(rows, target.leaderboard, target.parquet)
+    finally:
+        derivation.rows.close()

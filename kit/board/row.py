@@ -1,0 +1,243 @@
+"""A submission's row as far as it depends on nothing but its own result."""
+
+from __future__ import annotations
+
+import tomllib
+from typing import Any, NamedTuple
+
+from kit.board.layout import SubmissionPath
+from kit.board.text import plain
+from kit.errors import KitError
+from kit.trust.sshsig import PublicKey
+
+Document = dict[str, Any]
+MALFORMED = (AttributeError, IndexError, KeyError, TypeError, ValueError, RecursionError, KitError)
+
+
+class Facts(NamedTuple):
+    """What other rows need to know of a row."""
+
+    id: str
+    path: SubmissionPath
+    key: str  # public key
+    recipe_digest: str
+    track: str
+    division: str
+    group: str | None
+    group_index: int | None
+    status: str
+    claimed_ranked: bool
+    why_not: tuple[str, ...]
+    gpu_class: str
+    gpu_hash: str | None
+    seed: int
+    log_head: str
+    weights: tuple[str, ...]  # digests of the base and chat weights
+    core: float | None  # all of CORE; what ranks
+    score: float | None  # whatever was scored
+    total_s: float
+    has_model: bool
+
+
+def submission_row(path: SubmissionPath, result: Document, pin: Document) -> Document:
+    """The row of a submission whose result fits its schema; what the board adds is still empty.
+
+    Raises:
+        KitError, KeyError, …: One of `MALFORMED`, for a fingerprint that is none.
+    """
+    timing, training, quality = result["timing"], result["training"], result["quality"]
+    core, bpb, chat = quality["core"], quality["val_bpb"], quality["chat"]
+    before = result["hardware"]["before"] or {}
+    recipe = result["recipe"]
+    model = pin["model"]
+    return {
+        "schema_version": 1,
+        "kind": "submission",
+        "id": path.result_id,
+        "path": str(path),
+        "state": "listed",
+        "tier": None,
+        "tier_reason": "",
+        "rank": None,
+        "rank_in_division": None,
+        "ties": 0,
+        "why_not_ranked": [],
+        "title": title_of(recipe),
+        "submitter": path.submitter,
+        "key": PublicKey.parse(result["submitter"]["public_key"]).fingerprint,
+        "submitted_at": None,
+        "started_at": timing["started_at"],
+        "track": plain(recipe["track"], 40),
+        "division": plain(recipe["division"], 40),
+        "recipe": {"name": plain(recipe["name"], 120), "digest": recipe["digest"]},
+        "status": result["claims"]["status"],
+        "total_s": timing["total_s"],
+        "budget_s": timing["budget_s"],
+        "pretrain_s": timing["pretrain_s"],
+        "nanochat_s": timing["nanochat_s"],
+        "core": core and _core(core),
+        "pooled": None,
+        "reaches_target": None,
+        "standing": None,
+        "val_bpb": bpb and bpb["last"],
+        "chat": chat and chat["value"],
+        "training": {
+            name: training.get(name)
+            for name in (
+                "parameters",
+                "tokens",
+                "steps",
+                "flops",
+                "tokens_per_s",
+                "mfu",
+                "peak_memory_bytes",
+            )
+        },
+        "gpu": _gpu(before),
+        "cpu": _text((before.get("host") or {}).get("cpu_model"), 200),
+        "kwh": _number(result["energy"]["kwh"]),
+        "seed": result["seed"]["value"],
+        "kit": plain(result["kit"]["version"], 40),
+        "image": _text(result["image"].get("digest"), 200),
+        "model": model
+        and {"repository": plain(model["repository"], 200), "revision": model["revision"]},
+        "verdict": None,
+        "checks": {},
+        "reproductions": [],
+        "statements": [],
+        "source": None,
+    }
+
+
+def facts_of(path: SubmissionPath, result: Document, pin: Document, row: Document) -> Facts:
+    """What other rows need to know of this one."""
+    claims, core = result["claims"], row["core"]
+    return Facts(
+        id=path.result_id,
+        path=path,
+        key=result["submitter"]["public_key"],
+        recipe_digest=result["recipe"]["digest"],
+        track=row["track"],
+        division=row["division"],
+        group=result["runs"]["group"],
+        group_index=result["runs"]["index"],
+        status=claims["status"],
+        claimed_ranked=claims["ranked"],
+        why_not=tuple(plain(reason, 300) for reason in claims["why_not_ranked"]),
+        gpu_class=row["gpu"]["class"] if row["gpu"] else "none",
+        gpu_hash=row["gpu"]["hash"] if row["gpu"] else None,
+        seed=result["seed"]["value"],
+        log_head=result["log"]["head"],
+        weights=tuple(
+            file["sha256"]
+            for part in ("base", "chat")
+            if result["checkpoint"][part]
+            for file in result["checkpoint"][part]["files"]
+            if file["path"].endswith(".safetensors")
+        ),
+        core=core["value"] if core and core["bundle"] == "core" and not core["partial"] else None,
+        score=core["value"] if core else None,
+        total_s=row["total_s"],
+        has_model=pin["model"] is not None,
+    )
+
+
+def title_of(recipe: Document) -> str:
+    """The recipe's own title; its name when it has none."""
+    try:
+        title = tomllib.loads(recipe["text"]).get("title")
+    except (tomllib.TOMLDecodeError, RecursionError):
+        title = None
+    return plain(title if isinstance(title, str) and title.strip() else recipe["name"], 300)
+
+
+def _core(core: Document) -> Document:
+    low, high = core["interval"] or (None, None)
+    tasks = [{**task, "task": plain(task["task"], 80)} for task in core["tasks"]]
+    return {
+        "value": core["value"],
+        "low": low,
+        "high": high,
+        "partial": core["partial"],
+        "bundle": core["bundle"],
+        "tasks": tasks,
+    }
+
+
+def _gpu(before: Document) -> Document | None:
+    gpus = before.get("gpus")
+    if not gpus:
+        return None
+    first = gpus[0]
+    return {
+        "name": _text(first.get("name"), 200),
+        "class": plain(before["class"]["name"], 60),
+        "count": len(gpus),
+        "power_limit_w": _number(first.get("power_limit_w")),
+        "hash": first.get("uuid_hash"),
+    }
+
+
+def _text(value: Any, limit: int) -> str | None:
+    return None if value is None else plain(value, limit)
+
+
+def _number(value: Any) -> float | None:
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def reference_row(entry: Document) -> Document:
+    """The row of a published figure: cited, never ranked. `entry` is one of references.json."""
+    core = entry["core"]
+    return {
+        "schema_version": 1,
+        "kind": "reference",
+        "id": f"ref-{entry['id']}",
+        "path": None,
+        "state": "listed",
+        "tier": None,
+        "tier_reason": "cited from its source; not run, checked or ranked here",
+        "rank": None,
+        "rank_in_division": None,
+        "ties": 0,
+        "why_not_ranked": ["a published figure, shown for comparison"],
+        "title": plain(entry["title"], 300),
+        "submitter": plain(entry["by"], 96),
+        "key": None,
+        "submitted_at": None,
+        "started_at": None,
+        "track": None,
+        "division": None,
+        "recipe": None,
+        "status": None,
+        "total_s": entry.get("total_s"),
+        "budget_s": None,
+        "pretrain_s": None,
+        "nanochat_s": entry.get("nanochat_s"),
+        "core": {
+            "value": core,
+            "low": None,
+            "high": None,
+            "partial": entry.get("partial", False),
+            "bundle": "core",
+            "tasks": entry.get("tasks", []),
+        },
+        "pooled": None,
+        "reaches_target": None,
+        "standing": None,
+        "val_bpb": entry.get("val_bpb"),
+        "chat": None,
+        "training": None,
+        "gpu": entry.get("gpu"),
+        "cpu": None,
+        "kwh": None,
+        "seed": None,
+        "kit": None,
+        "image": None,
+        "model": None,
+        "verdict": None,
+        "checks": {},
+        "reproductions": [],
+        "statements": [],
+        "source": entry["source"],
+    }

@@ -1,0 +1,161 @@
+"""leaderboard.jsonl and leaderboard.parquet, written row by row.
+
+The same rows give the same bytes: keys in the schema's order, floats as Python prints them, no time
+of writing anywhere. Parquet files also name the writing library's version, so they are the same bit
+for bit under the locked pyarrow.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from kit.errors import PrerequisiteError
+from kit.files import sync_folder
+
+Document = dict[str, Any]
+_ROWS_A_GROUP = 1000
+
+
+def write_table(rows: Iterable[Document], jsonl: Path, parquet: Path) -> int:
+    """Writes both files, each under its name only when whole; returns the number of rows."""
+    temporary = [path.with_name(f".{path.name}.tmp") for path in (jsonl, parquet)]
+    try:
+        with temporary[0].open("wb") as lines, _ParquetFile(temporary[1]) as table:
+            count = 0
+            for row in rows:
+                text = json.dumps(row, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+                lines.write(text.encode() + b"\n")
+                table.add(row)
+                count += 1
+            lines.flush()
+            os.fsync(lines.fileno())
+        for path, final in zip(temporary, (jsonl, parquet), strict=True):
+            path.replace(final)
+        sync_folder(jsonl.parent)
+    finally:
+        for path in temporary:
+            path.unlink(missing_ok=True)
+    return count
+
+
+class _ParquetFile:
+    """A Parquet file written in groups of rows."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            import pyarrow
+            from pyarrow import parquet
+        except ImportError:
+            raise PrerequisiteError(
+                "pyarrow is not installed", hint="pip install 'n4090-kit[board]'"
+            ) from None
+        self._arrow = pyarrow
+        self._schema = _arrow_schema(pyarrow)
+        self._writer = parquet.ParquetWriter(path, self._schema, compression="zstd")
+        self._waiting: list[Document] = []
+
+    def __enter__(self) -> _ParquetFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._flush()
+        self._writer.close()
+
+    def add(self, row: Document) -> None:
+        self._waiting.append({**row, "checks": list(row["checks"].items())})
+        if len(self._waiting) == _ROWS_A_GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._waiting:
+            table = self._arrow.Table.from_pylist(self._waiting, schema=self._schema)
+            self._writer.write_table(table)
+            self._waiting.clear()
+
+
+def _arrow_schema(arrow: Any) -> Any:
+    text, real, whole, flag = arrow.string(), arrow.float64(), arrow.int64(), arrow.bool_()
+
+    def record(**fields: Any) -> Any:
+        return arrow.struct(list(fields.items()))
+
+    task = record(task=text, n=whole, accuracy=real, centered=real)
+    columns: dict[str, Any] = {
+        "schema_version": whole,
+        "kind": text,
+        "id": text,
+        "path": text,
+        "state": text,
+        "tier": text,
+        "tier_reason": text,
+        "rank": whole,
+        "rank_in_division": whole,
+        "ties": whole,
+        "why_not_ranked": arrow.list_(text),
+        "title": text,
+        "submitter": text,
+        "key": text,
+        "submitted_at": text,
+        "started_at": text,
+        "track": text,
+        "division": text,
+        "recipe": record(name=text, digest=text),
+        "status": text,
+        "total_s": real,
+        "budget_s": real,
+        "pretrain_s": real,
+        "nanochat_s": real,
+        "core": record(
+            value=real, low=real, high=real, partial=flag, bundle=text, tasks=arrow.list_(task)
+        ),
+        "pooled": record(
+            n=whole,
+            core=real,
+            core_low=real,
+            core_high=real,
+            total_s=real,
+            total_s_low=real,
+            total_s_high=real,
+            members=arrow.list_(text),
+        ),
+        "reaches_target": flag,
+        "standing": text,
+        "val_bpb": real,
+        "chat": real,
+        "training": record(
+            parameters=whole,
+            tokens=whole,
+            steps=whole,
+            flops=real,
+            tokens_per_s=real,
+            mfu=real,
+            peak_memory_bytes=whole,
+        ),
+        "gpu": record(
+            **{"name": text, "class": text, "count": whole}, power_limit_w=real, hash=text
+        ),
+        "cpu": text,
+        "kwh": real,
+        "seed": whole,
+        "kit": text,
+        "image": text,
+        "model": record(repository=text, revision=text),
+        "verdict": text,
+        "checks": arrow.map_(text, text),
+        "reproductions": arrow.list_(
+            record(id=text, kind=text, by=text, at=text, verdict=text, counted=flag, result_id=text)
+        ),
+        "statements": arrow.list_(record(id=text, kind=text, by=text, at=text)),
+        "source": record(text=text, url=text),
+    }
+    return arrow.schema(list(columns.items()))
+
+
+def read_lines(path: Path) -> Iterator[bytes]:
+    """The lines of a table, one at a time."""
+    with path.open("rb") as file:
+        yield from file

@@ -1,0 +1,26 @@
+"""`n4090-kit board …`: the leaderboard, each command in its own module."""
+
+from __future__ import annotations
+
+import click
+
+from kit.cli.lazy import LazyGroup
+
+BOARD_COMMANDS = {
+    "publish": ("kit.cli.board_publish:publish", "Judge what is new and write the table."),
+    "rebuild": ("kit.cli.board_publish:rebuild", "Derive the table again, or check that it is."),
+}
+
+
+@click.group(
+    cls=LazyGroup,
+    commands_table=BOARD_COMMANDS,
+    plugins="n4090_kit.board",
+    plugins_title="Commands of others",
+)
+def board() -> None:
+    """The leaderboard, in a folder or on the Hub.
+
+    BOARD is a folder (its own, or a repository with `submissions/`) or a dataset on the Hub
+    (OWNER/NAME; HF_ENDPOINT names another Hub).
+    """

@@ -1,0 +1,133 @@
+"""`n4090-kit board publish` and `board rebuild`: the maintainers' commands."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from kit.board.publish import Published
+
+BOARD = click.option(
+    "--board", "target", default="submissions", show_default=True, help="Folder, or OWNER/NAME."
+)
+WORK = click.option(
+    "--work",
+    type=click.Path(file_okay=False, path_type=Path),
+    envvar="N4090_WORK",
+    default=Path(),
+    help="Work folder, for what is remembered of unchanged files [.].",
+)
+
+
+@click.command()
+@BOARD
+@WORK
+@click.option("--recheck", is_flag=True, help="Judge everything again with this kit's checks.")
+@click.option("--json", "as_json", is_flag=True, help="What was done, as JSON.")
+def publish(target: str, work: Path, recheck: bool, as_json: bool) -> None:
+    """Judge new submissions, reproductions and statements; write the events and the table.
+
+    Submitted files are read, hashed and parsed, never executed. What was judged before and has not
+    changed is not judged again.
+    """
+    from kit.board.layout import board_root
+    from kit.board.publish import publish as run_publish
+    from kit.errors import PrerequisiteError
+    from kit.trust.digest import DigestCache
+
+    root = Path(target)
+    if not root.is_dir():
+        raise PrerequisiteError(
+            f"there is no folder `{target}`", hint="make it, or give another with --board"
+        )
+    root = board_root(root)
+    cache = DigestCache(work / "cache" / "board-digests.json")
+    done = run_publish(root, cache=cache, recheck=recheck, tell=_tell)
+    _show(done, root, as_json)
+
+
+@click.command()
+@BOARD
+@click.option("--check", is_flag=True, help="Write nothing; fail when the table would differ.")
+def rebuild(target: str, check: bool) -> None:
+    """Derive leaderboard.jsonl and .parquet again from events and files, bit for bit."""
+    import tempfile
+
+    from kit.board.layout import Layout, board_root
+    from kit.board.publish import rebuild as run_rebuild
+    from kit.errors import KitError
+
+    root = board_root(Path(target))
+    if not check:
+        click.echo(f"{run_rebuild(root)} rows", err=True)
+        return
+    with tempfile.TemporaryDirectory(prefix="n4090-rebuild-") as name:
+        rows = run_rebuild(root, into=Path(name))
+        for there, anew in (
+            (Layout(root).leaderboard, Layout(Path(name)).leaderboard),
+            (Layout(root).parquet, Layout(Path(name)).parquet),
+        ):
+            if not there.is_file() or there.read_bytes() != anew.read_bytes():
+                raise KitError(
+                    f"`{there.name}` is not what the board's events and files give",
+                    hint="`board rebuild` writes it anew; Parquet files name the version of "
+                    "pyarrow, so compare them under the locked one",
+                )
+    click.echo(f"{rows} rows, bit for bit as they stand", err=True)
+
+
+def _tell(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def _show(done: Published, root: Path, as_json: bool) -> None:
+    if as_json:
+        click.echo(
+            json.dumps(
+                {
+                    "rows": done.rows,
+                    "events": done.events,
+                    "unchanged": done.unchanged,
+                    "submissions": [
+                        {
+                            "id": one.path.result_id,
+                            "path": str(one.path),
+                            "accepted": one.accepted,
+                            "reason": one.reason,
+                            "checks": one.checks,
+                        }
+                        for one in done.new
+                    ],
+                    "documents": [
+                        {
+                            "path": one.path,
+                            "accepted": one.judged.accepted,
+                            "reason": one.judged.reason,
+                        }
+                        for one in done.documents
+                    ],
+                    "moved": [
+                        {"id": row_id, "what": what, "to": to} for row_id, what, to in done.moved
+                    ],
+                },
+                indent=2,
+                ensure_ascii=False,
+            )
+        )
+        return
+    for one in done.documents:
+        click.echo(
+            f"{one.path}: {'accepted' if one.judged.accepted else 'rejected'}, {one.judged.reason}",
+            err=True,
+        )
+    for row_id, what, to in done.moved:
+        click.echo(f"{row_id}: {what} {to}", err=True)
+    click.echo(
+        f"{done.rows} rows, {len(done.new)} submissions judged, {done.unchanged} unchanged, "
+        f"{done.events} events, in {root}",
+        err=True,
+    )
