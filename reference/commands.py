@@ -6,7 +6,6 @@ Torch and the trainer's modules are imported when a command runs, so that `--hel
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,7 +42,14 @@ def bench_train(
 
     The tokens are made up; nothing is read and nothing is kept.
     """
-    recipe = _resolved(name)
+    from reference.errors import TrainerError
+    from reference.resolve import resolve_recipe
+
+    try:
+        recipe = resolve_recipe(name)
+    except TrainerError as error:
+        click.echo(f"error: {error.message}\n\nhint: {error.hint}", err=True)
+        sys.exit(2)
     import torch
 
     from reference.bench import bench_training
@@ -60,17 +66,6 @@ def bench_train(
         click.echo(json.dumps(result, indent=2))
     else:
         _print_table(result)
-
-
-def _resolved(name: str) -> dict[str, Any]:
-    """The recipe with every default, from the kit's own command: its schema has the defaults."""
-    command = [sys.executable, "-m", "kit.cli.main", "recipes", "show", name, "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        click.echo(done.stderr, err=True, nl=False)
-        sys.exit(done.returncode)
-    recipe: dict[str, Any] = json.loads(done.stdout)["recipe"]
-    return recipe
 
 
 def _print_table(result: dict[str, Any]) -> None:

@@ -1,0 +1,91 @@
+"""Cards that `plan` knows by name, and how much of their peak a training is expected to reach.
+
+The share (bf16 MFU in nanochat's count) is evidence where `source` names some, and an assumption
+where it says so. Peaks are `reference.estimate.PEAK_BF16_FLOPS`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from reference.errors import TrainerError
+from reference.estimate import ASSUMED_MFU, PEAK_BF16_FLOPS
+
+
+@dataclass(frozen=True)
+class Card:
+    """A card and its expected speed.
+
+    Args:
+        peak_flops: Dense bf16 with fp32 accumulation, FLOP/s; None for a measured machine.
+        flops_per_s: Of the model's own FLOPs in nanochat's count, while training.
+    """
+
+    name: str
+    vram_gib: float
+    peak_flops: float | None
+    flops_per_s: float
+    source: str
+
+    @property
+    def mfu(self) -> float | None:
+        return self.flops_per_s / self.peak_flops if self.peak_flops else None
+
+
+def _card(name: str, device: str, vram_gib: float, mfu: float, source: str) -> Card:
+    peak = PEAK_BF16_FLOPS[device]
+    return Card(name, vram_gib, peak, mfu * peak, source)
+
+
+_LIKE_4090 = f"{ASSUMED_MFU:.0%}: assumed like the RTX 4090's, no measurement known"
+CARDS = {
+    card.name: card
+    for card in (
+        _card(
+            "rtx4090",
+            "NVIDIA GeForce RTX 4090",
+            24,
+            ASSUMED_MFU,
+            f"{ASSUMED_MFU:.0%}: nanochat's d20 of October 2025 was measured at 80.5 % "
+            "(karpathy/nanochat issue 157); windowed attention and a smaller head cost some of it",
+        ),
+        _card("rtx3090", "NVIDIA GeForce RTX 3090", 24, ASSUMED_MFU, _LIKE_4090),
+        _card("rtx5090", "NVIDIA GeForce RTX 5090", 32, ASSUMED_MFU, _LIKE_4090),
+        _card("rtx4080", "NVIDIA GeForce RTX 4080", 16, ASSUMED_MFU, _LIKE_4090),
+        _card(
+            "rtx4070",
+            "NVIDIA GeForce RTX 4070",
+            12,
+            0.85,
+            "85 %: d12 at 55.7 k tokens/s (lzwjava's blog)",
+        ),
+        _card(
+            "h100",
+            "NVIDIA H100 80GB HBM3",
+            80,
+            0.593,
+            "59.3 %: nanochat's record run 6, eight cards, fp8 (dev/LEADERBOARD.md at 92d63d4)",
+        ),
+        _card(
+            "a100",
+            "NVIDIA A100*",
+            80,
+            0.507,
+            "50.7 %: d14 at 140 k tokens/s (karpathy/nanochat pull request 655)",
+        ),
+        _card("l40s", "NVIDIA L40S", 48, 0.5, "50 %: assumed, no measurement known"),
+    )
+}
+
+
+def find_card(name: str) -> Card:
+    """The card of this name, however it is spelled; raises `TrainerError` for an unknown one."""
+    plain = name.lower().replace("nvidia", "").replace("geforce", "")
+    key = "".join(letter for letter in plain if letter.isalnum())
+    if key not in CARDS:
+        raise TrainerError(
+            "bad_input",
+            f"no card {name!r} is known here",
+            f"Known: {', '.join(CARDS)}; or say --flops-per-s (from `n4090-kit bench train`).",
+        )
+    return CARDS[key]

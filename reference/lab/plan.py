@@ -1,0 +1,296 @@
+"""From a card and a time budget to a recipe, and to what it will reach.
+
+Every depth of nanochat's family (width 64 a layer, rounded up to heads of 128) is costed for the
+hours that are left after the other stages; the one with the lowest predicted bits per byte wins.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from reference.config import ModelConfig
+from reference.errors import TrainerError
+from reference.estimate import count_flops, count_parameters, plan_vram
+from reference.lab.cards import CARDS, Card
+from reference.lab.points import Point
+from reference.lab.scaling import (
+    CORE_SPREAD,
+    CoreLaw,
+    Interval,
+    LossLaw,
+    OptimumLaw,
+    bootstrap,
+    equivalent_flops,
+    fit_core,
+    fit_loss,
+    fit_optimum,
+    interval,
+    refit_from,
+)
+
+TARGET_CORE = 0.256525
+DEPTHS = range(2, 41, 2)  # odd ones are as wide as the next even one
+HEAD_DIM = 128
+VRAM_SHARE = 0.9  # the rest: CUDA context, allocator's gaps, the desktop
+# Hours of a 24 h day that do not depend on the model, and work that does: the plan in
+# reference/plans/01-compute-budget-and-target-architecture.md.
+TOKENIZER_SHARE = 0.2 / 24
+CHAT_EVAL_SHARE = 0.5 / 24
+SLACK_SHARE = 1.0 / 24
+SFT_TOKENS_PER_HOUR = 130e6 / 24
+SFT_OVERHEAD = 1.1  # evaluation and checkpoints beside its steps
+# kit/core_eval/COST.md: 905 s for d20 on an RTX 4090 at half its matrix peak, eager.
+CORE_EVAL_S, CORE_EVAL_FLOPS = 905.0, 2.886e9 * 165.2e12
+# nanochat's batch rule: 2^19 tokens for d12's horizon, growing with its power .383 (Power Lines,
+# https://arxiv.org/abs/2505.13738), as a power of two.
+BATCH_TOKENS, BATCH_HORIZON, BATCH_EXPONENT = 2**19, 10.5 * 110.1e6, 0.383
+
+
+@dataclass(frozen=True)
+class Laws:
+    """What was learnt from the points, and what it could as well have been."""
+
+    points: tuple[Point, ...]
+    family: str
+    loss: LossLaw
+    core: CoreLaw | None
+    optimum: OptimumLaw | None
+    samples: tuple[tuple[LossLaw, CoreLaw | None], ...]
+
+
+def fit_laws(points: Sequence[Point], family: str, *, repeats: int = 100) -> Laws:
+    """Fits all laws; `repeats` bootstrap samples make the intervals."""
+    loss = fit_loss(points)
+    if family not in loss.factors:
+        raise TrainerError(
+            "bad_input",
+            f"no run of family {family!r} is among the points",
+            f"Families: {', '.join(loss.factors)}.",
+        )
+
+    def both(sample: Sequence[Point]) -> tuple[LossLaw, CoreLaw | None]:
+        law = refit_from(loss, sample)
+        return law, _core_law(sample, law)
+
+    def try_optimum() -> OptimumLaw | None:
+        try:
+            return fit_optimum(points)
+        except TrainerError:  # own runs alone rarely are iso-FLOP sweeps
+            return None
+
+    return Laws(
+        points=tuple(points),
+        family=family,
+        loss=loss,
+        core=_core_law(points, loss),
+        optimum=try_optimum(),
+        samples=tuple(bootstrap(points, both, repeats=repeats)),
+    )
+
+
+def _core_law(points: Sequence[Point], law: LossLaw) -> CoreLaw | None:
+    try:
+        return fit_core(points, law)
+    except TrainerError:
+        return None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One depth, trained for what is left of the budget."""
+
+    config: ModelConfig
+    parameters: int
+    flops_per_token: int
+    hours: dict[str, float]
+    tokens: float
+    flops: float
+    device_batch_size: int
+    total_batch_size: int
+    vram_bytes: int
+    fits: bool
+    val_bpb: float
+    core: float | None
+
+    @property
+    def ratio(self) -> float:
+        return self.tokens / self.parameters
+
+
+def shape(depth: int, vocab_size: int, seq_len: int) -> ModelConfig:
+    """nanochat's one dial: `depth` layers of 64 * depth channels, in heads of 128."""
+    heads = max(1, -(-64 * depth // HEAD_DIM))
+    return ModelConfig(
+        vocab_size=vocab_size,
+        n_layer=depth,
+        n_embd=HEAD_DIM * heads,
+        n_head=heads,
+        n_kv_head=heads,
+        seq_len=seq_len,
+    )
+
+
+def candidates(
+    card: Card, hours: float, laws: Laws, *, vram_gib: float, vocab_size: int, seq_len: int
+) -> list[Candidate]:
+    """Every depth that has a positive number of tokens; those beyond the memory say so."""
+    found = []
+    for depth in DEPTHS:
+        config = shape(depth, vocab_size, seq_len)
+        candidate = _cost(config, card, hours, vram_gib, laws)
+        if candidate is not None:
+            found.append(candidate)
+    return found
+
+
+def choose(options: Sequence[Candidate]) -> Candidate:
+    """The lowest predicted loss among those that fit; raises `TrainerError` when none does."""
+    fitting = [option for option in options if option.fits]
+    if not fitting:
+        raise TrainerError(
+            "bad_input",
+            "no depth fits this card and these hours",
+            "Give more --hours or more --vram.",
+        )
+    return min(fitting, key=lambda option: option.val_bpb)
+
+
+def _cost(
+    config: ModelConfig, card: Card, hours: float, vram_gib: float, laws: Laws
+) -> Candidate | None:
+    per_token = count_flops(config).nanochat
+    parameters = count_parameters(config).scaling
+    split = stage_hours(per_token, card, hours)
+    if split["pretrain"] <= 0:
+        return None
+    flops = split["pretrain"] * 3600 * card.flops_per_s
+    tokens = flops / per_token
+    batch, vram, fits = largest_batch(config, vram_gib)
+    total = max(total_batch_tokens(tokens), batch * config.seq_len)
+    point = Point("", laws.family, "", parameters, tokens, flops)
+    return Candidate(
+        config=config,
+        parameters=parameters,
+        flops_per_token=per_token,
+        hours=split,
+        tokens=tokens,
+        flops=flops,
+        device_batch_size=batch,
+        total_batch_size=total,
+        vram_bytes=vram,
+        fits=fits,
+        val_bpb=laws.loss.loss(parameters, tokens, laws.family),
+        core=laws.core.core(equivalent_flops(point, laws.loss)) if laws.core else None,
+    )
+
+
+def stage_hours(flops_per_token: float, card: Card, hours: float) -> dict[str, float]:
+    """How a budget divides among the stages; pretraining gets what the others leave."""
+    peak = card.peak_flops or card.flops_per_s / 0.75
+    split = {
+        "tokenizer": TOKENIZER_SHARE * hours,
+        "pretrain": 0.0,
+        "core": CORE_EVAL_S * (flops_per_token / peak) / (CORE_EVAL_FLOPS / 165.2e12**2) / 3600,
+        "sft": SFT_OVERHEAD
+        * SFT_TOKENS_PER_HOUR
+        * hours
+        * flops_per_token
+        / card.flops_per_s
+        / 3600,
+        "chat_eval": CHAT_EVAL_SHARE * hours,
+        "slack": SLACK_SHARE * hours,
+    }
+    split["pretrain"] = hours - sum(split.values())
+    return split
+
+
+def largest_batch(config: ModelConfig, vram_gib: float) -> tuple[int, int, bool]:
+    """(sequences a micro-batch, bytes planned, whether even one fits), a power of two."""
+    room = VRAM_SHARE * vram_gib * 2**30
+    batch, needed = 1, sum(plan_vram(config, 1).values())
+    fits = needed <= room
+    while fits and batch < 64:
+        larger = sum(plan_vram(config, 2 * batch).values())
+        if larger > room:
+            break
+        batch, needed = 2 * batch, larger
+    return batch, needed, fits
+
+
+def total_batch_tokens(tokens: float) -> int:
+    """nanochat's rule for the tokens of one optimizer step, given the horizon."""
+    ideal = BATCH_TOKENS * (tokens / BATCH_HORIZON) ** BATCH_EXPONENT
+    return int(2 ** round(math.log2(max(ideal, 512))))
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a candidate will reach. `core_run` also holds what seeds and sources add."""
+
+    val_bpb: Interval
+    core: Interval | None
+    core_run: Interval | None
+    ratio: Interval
+
+
+def forecast(candidate: Candidate, laws: Laws) -> Forecast:
+    """Intervals (95 %) of a candidate's loss, CORE and the best ratio at its budget."""
+    point = Point("", laws.family, "", candidate.parameters, candidate.tokens, candidate.flops)
+    product = candidate.parameters * candidate.tokens
+    fitting = [pair for pair in laws.samples if laws.family in pair[0].factors]
+    losses = [law.loss(point.parameters, point.tokens, laws.family) for law, _ in fitting]
+    ratios = [product / law.best_parameters(product) ** 2 for law, _ in fitting]
+    cores = [line.core(equivalent_flops(point, law)) for law, line in fitting if line]
+    between = interval(cores) if cores and candidate.core is not None else None
+    run = None
+    if between is not None:
+        assert candidate.core is not None
+        # Of one run: the line's own uncertainty, and the spread of runs around it.
+        sd = math.hypot((between.high - between.low) / 3.92, 1.25**0.5 * CORE_SPREAD)
+        run = Interval(candidate.core - 1.96 * sd, candidate.core + 1.96 * sd)
+    return Forecast(interval(losses), between, run, interval(ratios))
+
+
+def compare_cards(
+    hours: float, laws: Laws, names: Sequence[str], **sizes: int
+) -> list[dict[str, Any]]:
+    """What the same hours buy on other cards, each with its own best depth."""
+    rows = []
+    for name in names:
+        card = CARDS[name]
+        best = choose(candidates(card, hours, laws, vram_gib=card.vram_gib, **sizes))
+        expected = forecast(best, laws)
+        rows.append(
+            {
+                "card": name,
+                "depth": best.config.n_layer,
+                "tokens": best.tokens,
+                "flops": best.flops,
+                "val_bpb": best.val_bpb,
+                "core": best.core,
+                "core_run": expected.core_run,
+                "assumes": card.source,
+            }
+        )
+    return rows
+
+
+def notes(candidate: Candidate, laws: Laws) -> list[str]:
+    """What a reader should know before believing the forecast."""
+    said = []
+    budgets = [point.flops for point in laws.points if point.val_bpb is not None]
+    if not min(budgets) <= candidate.flops <= max(budgets):
+        said.append(
+            f"{candidate.flops:.2g} FLOPs lie outside the points' {min(budgets):.2g} to "
+            f"{max(budgets):.2g}: the forecast is an extrapolation"
+        )
+    if not candidate.fits:
+        said.append("this depth does not fit the memory")
+    if laws.core is None:
+        said.append("too few points with CORE: no forecast of it")
+    elif laws.family != "climbmix":
+        said.append("CORE is read off ClimbMix runs by compute alone: another corpus moves it")
+    return said

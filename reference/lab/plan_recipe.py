@@ -1,0 +1,85 @@
+"""A plan as a recipe: the base recipe's file with the planned fields in it."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import tomlkit
+
+from reference.dataset import write_whole
+from reference.errors import TrainerError
+from reference.lab.plan import SFT_TOKENS_PER_HOUR, Candidate
+from reference.resolve import resolve_recipe
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+TRAINED_TOKENS_PER_SHARD = 35e6  # ClimbMix: recipe `reference`, 120 shards for 4.26 B tokens
+
+
+def base_recipe(name: str) -> dict[str, Any]:
+    """The named recipe, or that file, as written; raises `TrainerError` where there is none."""
+    path = RECIPES / f"{name}.toml"
+    path = path if path.is_file() else Path(name)
+    try:
+        return tomllib.loads(path.read_text())
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise TrainerError(
+            "bad_input", f"recipe {name} cannot be read: {error}", "`n4090-kit recipes` lists them."
+        ) from error
+
+
+def recipe_document(
+    base: dict[str, Any], best: Candidate, *, name: str, title: str, hours: float, device: str
+) -> dict[str, Any]:
+    """The recipe that trains `best`; what the plan does not decide stays as in `base`."""
+    config, micro = best.config, best.device_batch_size * best.config.seq_len
+    total = max(1, round(best.total_batch_size / micro)) * micro
+    data = dict(base.get("data", {}))
+    if data.get("kind") == "hub":
+        data["shards"] = max(1, -(-int(best.tokens) // int(TRAINED_TOKENS_PER_SHARD)))
+    return {
+        **base,
+        "name": name,
+        "title": title,
+        "track": "open",
+        "budget_s": round(3600 * hours, 3),
+        "device": device,
+        "data": data,
+        "tokenizer": {**base.get("tokenizer", {}), "vocab_size": config.vocab_size},
+        "model": {
+            **base.get("model", {}),
+            "n_layer": config.n_layer,
+            "n_embd": config.n_embd,
+            "n_head": config.n_head,
+            "n_kv_head": config.n_kv_head,
+            "seq_len": config.seq_len,
+        },
+        "pretrain": {
+            **{k: v for k, v in base.get("pretrain", {}).items() if k != "num_steps"},
+            "hours": round(best.hours["pretrain"], 4),
+            "device_batch_size": best.device_batch_size,
+            "total_batch_size": total,
+        },
+        "sft": {
+            **base.get("sft", {}),
+            "num_steps": max(1, round(SFT_TOKENS_PER_HOUR * hours / total)),
+            "device_batch_size": best.device_batch_size,
+            "total_batch_size": total,
+        },
+    }
+
+
+def write_recipe(path: Path, document: dict[str, Any], comment: str) -> dict[str, Any]:
+    """Writes the recipe and has the kit check it; returns it resolved.
+
+    Raises:
+        TrainerError: The kit refuses the recipe; no file is left then.
+    """
+    text = "".join(f"# {line}\n" for line in comment.splitlines()) + tomlkit.dumps(document)
+    write_whole(path, text.encode())
+    try:
+        return resolve_recipe(str(path))
+    except TrainerError:
+        path.unlink()
+        raise
