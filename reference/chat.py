@@ -71,6 +71,10 @@ class Session:
         model, _ = load_model(folder, device, dtype)
         return cls(model, Tokenizer.load(folder), sampling, system)
 
+    def restart(self) -> None:
+        """Forgets the conversation."""
+        self.messages, self.ended = [], False
+
     def ask(self, text: str) -> Iterator[str]:
         """The answer to `text`, in pieces as they are generated.
 

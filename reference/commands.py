@@ -125,6 +125,15 @@ def _print_table(result: dict[str, Any]) -> None:
 @click.option("--max-new-tokens", default=256, show_default=True, type=click.IntRange(min=1))
 @click.option("--system", default="none", show_default=True, help="What the model is told first.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+@click.option("--web", is_flag=True, help="In the browser instead of the terminal.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="With --web: listen here.")
+@click.option(
+    "--port",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0, 65535),
+    help="With --web; 0 takes a free one.",
+)
 def chat(
     model: Path,
     prompt: str | None,
@@ -134,6 +143,9 @@ def chat(
     max_new_tokens: int,
     system: str,
     device: str,
+    web: bool,
+    host: str,
+    port: int,
 ) -> None:
     """Talk to the chat model of RUN, a run folder or a checkpoint folder.
 
@@ -163,6 +175,9 @@ def chat(
             raise click.BadParameter("there is nothing to answer", param_hint="--prompt")
         _say(session, prompt)
         return
+    if web:
+        _serve(session, model, host, port)
+        return
     click.echo("Ctrl-C stops an answer, Ctrl-D leaves.", err=True)
     while True:
         try:
@@ -172,6 +187,27 @@ def chat(
             return
         if text.strip():
             _say(session, text)
+
+
+def _serve(session: Session, model: Path, host: str, port: int) -> None:
+    """The page, until Ctrl-C."""
+    from reference.chat_web import ChatServer
+    from reference.errors import TrainerError
+
+    try:
+        server = ChatServer(session, model.resolve().name, host, port)
+    except TrainerError as error:
+        click.echo(f"error: {error.message}\n\nhint: {error.hint}", err=True)
+        sys.exit(2)
+    if host not in ("127.0.0.1", "localhost", "::1"):
+        click.echo("warning: anyone who reaches this address can talk to the model", err=True)
+    click.echo(f"{server.url}  (Ctrl-C ends it)")
+    sys.stdout.flush()
+    with server:
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            server.stop.set()
 
 
 def _say(session: Session, text: str) -> None:
