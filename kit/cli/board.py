@@ -8,6 +8,7 @@ from kit.cli.lazy import LazyGroup
 
 BOARD_COMMANDS = {
     "publish": ("kit.cli.board_publish:publish", "Judge what is new and write the table."),
+    "site": ("kit.cli.board_site:site", "Write the static site: table, charts, a page a row."),
     "rebuild": ("kit.cli.board_publish:rebuild", "Derive the table again, or check that it is."),
 }
 

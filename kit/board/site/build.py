@@ -152,7 +152,7 @@ def _facts(board: Board, rows: list[Row]) -> list[dict[str, Any]]:
     distance = None if core is None else core - TARGET
     said = [row for row in rows if row.track != "reference" and not row.gone]
     reproduced = sum(row["tier"] == "T4" for row in board.rows)
-    last = board.events[-1]["at"][:10] if board.events else "–"
+    last = board.events[-1]["at"][:10] if board.events else "\N{EN DASH}"
     return [
         {
             "name": "Best ranked CORE",

@@ -66,12 +66,12 @@ class Part(NamedTuple):
 def detail(board: Board, document: Document, row: Row, report: Report | None) -> Document:
     """Everything the template of a row's page needs. Strings in it are cleaned."""
     submission = board.submission(document)
+    result: Document | None = None
+    unreadable: str | None = None
     try:
         result = clean_all(submission.result)
     except KitError as error:
-        result, unreadable = None, error.message
-    else:
-        unreadable = None
+        unreadable = error.message
     cleaned: Document = clean_all(document)
     series = curves(submission) if result is not None else []
     return {
@@ -298,7 +298,7 @@ def _machine(result: Document | None) -> list[tuple[str, str, str]]:
     for title, path, form in _FACTS:
         pair = [_dig(side, path) for side in (before, after)]
         if pair != [None, None]:
-            first, second = ("–" if value is None else form(value) for value in pair)
+            first, second = ("\N{EN DASH}" if value is None else form(value) for value in pair)
             rows.append((title, first, second if second != first else "same"))
     reasons = {**(before.get("reasons") or {}), **(after.get("reasons") or {})}
     return rows + [(clean(name), f"not read: {reason}", "") for name, reason in reasons.items()]
@@ -341,12 +341,12 @@ def _run_facts(result: Document | None) -> list[tuple[str, str]]:
     if result is None:
         return []
     training, timing, quality = result["training"], result["timing"], result["quality"]
-    peak, chat = training["peak_memory_bytes"], quality["chat"]
+    peak, chat, claims = training["peak_memory_bytes"], quality["chat"], result["claims"]
     pairs: list[tuple[str, str | None]] = [
         ("Run", result["runs"]["id"]),
         ("Started", timing["started_at"]),
-        ("Status", " ".join(filter(None, (result["claims"]["status"], result["claims"]["reason"])))),
-        ("Message", result["claims"]["message"]),
+        ("Status", " ".join(filter(None, (claims["status"], claims["reason"])))),
+        ("Message", claims["message"]),
         ("Parameters", _maybe(training["parameters"], shown)),
         ("Tokens", _maybe(training["tokens"], shown)),
         ("Steps", _maybe(training["steps"], shown)),

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from kit.board.layout import TEXT_LIMITS
 from kit.board.load import Submission
@@ -170,7 +170,7 @@ def _add(points: list[Point], at_s: float, value: Any) -> None:
         points.append((float(at_s), float(value)))
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 

@@ -90,7 +90,7 @@ def size(count: float) -> str:
 def shown(value: Any) -> str:
     """Any value of a document as one short line."""
     if value is None:
-        return "–"
+        return "\N{EN DASH}"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
@@ -98,5 +98,5 @@ def shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.6g}".replace("-", _MINUS)
     if isinstance(value, list):
-        return ", ".join(shown(item) for item in value) or "–"
+        return ", ".join(shown(item) for item in value) or "\N{EN DASH}"
     return clean(str(value))

@@ -127,7 +127,7 @@ def index_row(document: Document) -> Row:
         href="" if reference else f"row/{row['id']}.html",
         name=name,
         sub=sub,
-        narrow=", ".join(part for part in (row["submitter"], date, gpu) if part and part != "–"),
+        narrow=", ".join(p for p in (row["submitter"], date, gpu) if p and p != "\N{EN DASH}"),
         rank=row["rank"],
         ties=row["ties"],
         why_not="; ".join(row["why_not_ranked"]) or "not ranked",
@@ -200,9 +200,9 @@ def chips(row: Document) -> list[Chip]:
 def gpu_name(row: Document) -> str:
     gpu = row["gpu"]
     if gpu is None or gpu["class"] == "none":
-        return row["cpu"] or "–"
+        return row["cpu"] or "\N{EN DASH}"
     name = (gpu["name"] or gpu["class"]).removeprefix("NVIDIA ").removeprefix("GeForce ")
-    return f"{gpu['count']} × {name}" if gpu["count"] > 1 else name
+    return f"{gpu['count']} \N{MULTIPLICATION SIGN} {name}" if gpu["count"] > 1 else name
 
 
 def source_of(document: Document) -> tuple[str, str] | None:
@@ -225,7 +225,8 @@ def groups(rows: list[Row]) -> list[Group]:
         ),
         Group("Open track", "any one machine; shown apart, never ranked",
               [r for r in here if r.track == "open"]),
-        Group("Smoke", "does everything work? never ranked", [r for r in here if r.track == "smoke"]),
+        Group("Smoke", "does everything work? never ranked",
+              [r for r in here if r.track == "smoke"]),
         Group("Published references", "cited from elsewhere, never ranked here",
               [r for r in here if r.track == "reference"]),
         Group("Withdrawn", "kept, so that nothing vanishes without a reason",
