@@ -35,14 +35,24 @@ def save_model(folder: Path, model: GPT, config: ModelConfig, tokenizer: Path) -
     folder.mkdir(parents=True, exist_ok=True)
     for source in sorted(tokenizer.iterdir()):
         if source.is_file():
-            _rename_whole(
+            rename_whole(
                 folder / source.name, lambda path, source=source: shutil.copyfile(source, path)
             )
     document = {"loader": "reference", "format": FORMAT, **config.to_json()}
     text = json.dumps(document, indent=2) + "\n"
-    _rename_whole(folder / CONFIG_NAME, lambda path: path.write_text(text))
+    rename_whole(folder / CONFIG_NAME, lambda path: path.write_text(text))
     tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
-    _rename_whole(folder / MODEL_NAME, lambda path: save_file(tensors, path))
+    rename_whole(folder / MODEL_NAME, lambda path: save_file(tensors, path))
+
+
+def weights_digest(model: GPT) -> str:
+    """Digest of all tensors with their names, types and shapes, in the order of the state dict."""
+    sha256 = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        sha256.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        values = tensor.detach().cpu().contiguous()
+        sha256.update(values.view(-1).view(torch.uint8).numpy().data)
+    return "sha256:" + sha256.hexdigest()
 
 
 def is_complete(folder: Path) -> bool:
@@ -87,9 +97,9 @@ def save_state(folder: Path, step: int, state: dict[str, Any]) -> int:
     states = folder / STATE_FOLDER
     states.mkdir(parents=True, exist_ok=True)
     path = states / f"step-{step:08}.pt"
-    _rename_whole(path, lambda temporary: torch.save({"step": step, **state}, temporary))
+    rename_whole(path, lambda temporary: torch.save({"step": step, **state}, temporary))
     digest = _digest(path)
-    _rename_whole(path.with_suffix(".sha256"), lambda temporary: temporary.write_text(digest))
+    rename_whole(path.with_suffix(".sha256"), lambda temporary: temporary.write_text(digest))
     for old in sorted(states.glob("step-*.pt"))[:-_KEPT_STATES]:
         old.unlink()
         old.with_suffix(".sha256").unlink(missing_ok=True)
@@ -123,7 +133,8 @@ def clear_states(folder: Path) -> None:
     shutil.rmtree(folder / STATE_FOLDER, ignore_errors=True)
 
 
-def _rename_whole(path: Path, write: Any) -> None:
+def rename_whole(path: Path, write: Any) -> None:
+    """Has `write` fill a temporary file, forces it to disk, and gives it its name."""
     temporary = path.with_name(f"{path.name}.tmp")
     write(temporary)
     with temporary.open("rb") as file:

@@ -36,3 +36,25 @@ def peak_memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class DeviceTimer:
+    """Seconds on a CUDA device's own clock since this was made; a second opinion on a step's time.
+
+    The supervisor compares their sum with its own clock: a process whose clocks are bent cannot
+    bend this one.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._begin = torch.cuda.Event(enable_timing=True) if device.type == "cuda" else None
+        if self._begin is not None:
+            self._begin.record()
+
+    def elapsed_s(self) -> float | None:
+        """Waits for what has been queued so far; None on a CPU."""
+        if self._begin is None:
+            return None
+        end = torch.cuda.Event(enable_timing=True)
+        end.record()
+        end.synchronize()
+        return round(self._begin.elapsed_time(end) / 1000, 6)

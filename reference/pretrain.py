@@ -23,10 +23,11 @@ from reference.checkpoint import (
     load_latest_state,
     save_model,
     save_state,
+    weights_digest,
 )
 from reference.dataloader import PackedLoader, validation_batches
 from reference.dataset import Documents, token_folder
-from reference.device import peak_memory_bytes, set_up_device
+from reference.device import DeviceTimer, peak_memory_bytes, set_up_device
 from reference.errors import TrainerError
 from reference.estimate import count_flops, count_parameters, estimate, peak_flops
 from reference.events import Events
@@ -35,6 +36,7 @@ from reference.model import GPT, ModelConfig
 from reference.optim import MuonAdamW, parameter_groups
 from reference.request import Request
 from reference.schedule import ScheduleConfig, schedule_at
+from reference.snapshot import save_snapshot
 from reference.stage import Stopped, stop_requested
 from reference.tokenizer import Tokenizer
 from reference.train_step import maybe_compile, train_step
@@ -62,11 +64,12 @@ def run(request: Request, events: Events) -> None:
     config = ModelConfig.from_recipe(recipe["model"], tokenizer.vocab_size)
     model = GPT(config)
     model.init_weights(request.seed)
+    initial_weights = weights_digest(model)
     model.place(device)
     horizon = Horizon(request)
     optimizer = MuonAdamW(parameter_groups(model, section, tokens=horizon.tokens))
     schedule = ScheduleConfig.from_recipe(section)
-    report_model(events, model, device)
+    report_model(events, model, device, initial_weights)
 
     first_step, loader_state = restore(request, model, optimizer, device)
     batch_size, T = section["device_batch_size"], config.seq_len
@@ -85,17 +88,16 @@ def run(request: Request, events: Events) -> None:
         horizon.reserve(elapsed_s)
         events.emit("eval", name="val_bpb", step=step, value=value, elapsed_s=elapsed_s)
 
+    def state(step: int) -> dict[str, Any]:
+        return {
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "loader": loader.state_dict() if step else None,
+        }
+
     def checkpoint(step: int) -> None:
         began = time.perf_counter()
-        size = save_state(
-            out,
-            step,
-            {
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "loader": loader.state_dict() if step else None,
-            },
-        )
+        size = save_state(out, step, state(step))
         elapsed_s = time.perf_counter() - began
         events.emit("checkpoint", step=step, bytes=size, elapsed_s=elapsed_s)
 
@@ -116,12 +118,16 @@ def run(request: Request, events: Events) -> None:
             and step % section["checkpoint_every"] == 0
         ):
             checkpoint(step)
+        if step and section["snapshot_every"] and step % section["snapshot_every"] == 0:
+            save_snapshot(out, step, state(step))
 
+        timer = DeviceTimer(device)
         began = time.perf_counter()
         batches = [loader.next_batch() for _ in range(micro_batches)]
         waited_s = time.perf_counter() - began
         multipliers = schedule_at(progress, step, schedule)
         loss = train_step(model, optimizer, batches, multipliers)
+        cuda_s = timer.elapsed_s()
         elapsed_s = time.perf_counter() - began
         if not math.isfinite(loss):
             raise TrainerError(
@@ -140,6 +146,7 @@ def run(request: Request, events: Events) -> None:
             step_tokens=section["total_batch_size"],
             dt_s=round(elapsed_s, 6),
             wait_s=round(waited_s, 6),
+            cuda_s=cuda_s,
         )
         step += 1
         if step % MEMORY_EVERY == 0:
@@ -182,8 +189,10 @@ class Horizon:
         return min(1.0, self._request.stage_elapsed_s() / usable_s)
 
 
-def report_model(events: Events, model: GPT, device: torch.device) -> None:
-    """Tells the supervisor what is trained, and what a token of it costs."""
+def report_model(
+    events: Events, model: GPT, device: torch.device, initial_weights: str | None = None
+) -> None:
+    """Tells the supervisor what is trained, from which weights, and what a token of it costs."""
     config = model.config
     flops = count_flops(config)
     peak = peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
@@ -197,6 +206,7 @@ def report_model(events: Events, model: GPT, device: torch.device) -> None:
         vocab_size=config.vocab_size,
         config=config.to_json(),
         device=str(device),
+        initial_weights=initial_weights,
     )
 
 

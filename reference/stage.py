@@ -25,6 +25,7 @@ STAGES = {
     "pretrain": "reference.pretrain",
     "sft": "reference.sft",
     "chat_eval": "reference.chat_eval",
+    "replay": "reference.replay",
 }
 FAILED, STOPPED = 1, 3
 

@@ -48,12 +48,29 @@ _VERDICT = {
 @click.option("--revoked", type=FILE, help="List of revoked keys, as `keys revoke` writes it.")
 @click.option("--group", type=FILE, multiple=True, help="Other results of the same group.")
 @click.option("--re-evaluate", is_flag=True, help="Score the checkpoint again (needs torch).")
-@click.option("--core", type=FILE, help="CORE bundle for --re-evaluate.")
+@click.option(
+    "--replay",
+    type=click.IntRange(0, 100),
+    default=0,
+    metavar="K",
+    help="Do K random stretches of the training again, from the seed and stored snapshots.",
+)
+@click.option(
+    "--replay-steps",
+    type=click.IntRange(1, 10_000),
+    default=8,
+    show_default=True,
+    help="Steps of each stretch.",
+)
+@click.option("--core", type=FILE, help="CORE bundle, for --re-evaluate.")
+@click.option(
+    "--data", type=FILE, help="The run's training shards, for --re-evaluate and --replay."
+)
 @click.option(
     "--device",
     type=click.Choice(["cpu", "cuda", "auto"]),
     default="auto",
-    help="For --re-evaluate.",
+    help="For --re-evaluate and --replay.",
 )
 @click.option("--explain", metavar="ID", help="Say what a check protects against, and stop.")
 def verify(
@@ -67,7 +84,10 @@ def verify(
     revoked: Path | None,
     group: tuple[Path, ...],
     re_evaluate: bool,
+    replay: int,
+    replay_steps: int,
     core: Path | None,
+    data: Path | None,
     device: str,
     explain: str | None,
 ) -> None:
@@ -88,7 +108,10 @@ def verify(
         allowed_signers=allowed_signers,
         revoked=revoked,
         re_evaluate=re_evaluate,
+        replay=replay,
+        replay_steps=replay_steps,
         core=core,
+        data=data,
         device=device,
         group=group,
     )

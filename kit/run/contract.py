@@ -44,7 +44,15 @@ REPORTS: dict[str, dict[str, Kinds]] = {
     "error": {"kind": _TEXT, "message": _TEXT},
 }
 # Fields that may be left out, but are read as numbers when they are there.
-_OPTIONAL_NUMBERS = ("dt_s", "flops_per_token", "mfu", "peak_flops", "step_tokens", "progress")
+_OPTIONAL_NUMBERS = (
+    "dt_s",
+    "cuda_s",
+    "flops_per_token",
+    "mfu",
+    "peak_flops",
+    "step_tokens",
+    "progress",
+)
 INPUTS = ("data", "sft", "chat_eval", "core")
 STOPPED_EXIT = 3
 

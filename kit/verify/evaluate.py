@@ -11,19 +11,27 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kit.verify.evidence import Absent, Evidence, Irrelevant, Refused
+from kit.verify.evidence import Evidence, Irrelevant
 from kit.verify.finding import Check, Finding, fail, missing, ok
-from kit.verify.thresholds import RE_EVALUATION_AGREEMENT, RE_EVALUATION_CORE
+from kit.verify.thresholds import (
+    RE_EVALUATION_AGREEMENT,
+    RE_EVALUATION_BPB,
+    RE_EVALUATION_CORE,
+)
 
 if TYPE_CHECKING:
     from kit.core_eval.model import EvalModel
 
 
 def score(evidence: Evidence) -> Iterator[Finding]:
-    """The checkpoint gives the same answers again, example by example."""
-    stated = evidence.evaluation_file("core") if evidence.options.re_evaluate else None
+    """The checkpoint gives the same answers again, and the same bits per byte."""
     if not evidence.options.re_evaluate:
         raise Irrelevant("not asked for (--re-evaluate)")
+    bits = list(_bits_per_byte(evidence))
+    yield from bits
+    stated = evidence.evaluation_file("core")
+    if stated is None and bits:
+        return
     if stated is None:
         raise Irrelevant("the run has no CORE evaluation")
     if evidence.options.core is None:
@@ -71,6 +79,26 @@ def score(evidence: Evidence) -> Iterator[Finding]:
         yield ok(f"{agreement:.2%} of {total:,} answers the same, score {again['core_metric']:.4f}")
 
 
+def _bits_per_byte(evidence: Evidence) -> Iterator[Finding]:
+    """val_bpb as the run measured it, by the installed trainer on the same validation text."""
+    bpb = evidence.document["quality"]["val_bpb"]
+    if bpb is None or not evidence.complete or not evidence.reference_trainer:
+        return
+    if evidence.options.data is None:
+        yield missing("val_bpb was not measured again: the data were not given (--data DIR)")
+        return
+    again = evidence.replayed.val_bpb
+    if again is None or abs(again - bpb["last"]) > RE_EVALUATION_BPB:
+        yield fail(
+            "the checkpoint has other bits per byte",
+            "quality.val_bpb.last",
+            expected=f"within {RE_EVALUATION_BPB}",
+            found=again,
+        )
+    else:
+        yield ok(f"val_bpb {again:.4f}")
+
+
 def probes(evidence: Evidence) -> Iterator[Finding]:
     """The model is causal, normalised, and blind to its batch."""
     if not evidence.options.re_evaluate:
@@ -94,16 +122,7 @@ def _model(evidence: Evidence) -> EvalModel:
     loader = evidence.recipe.section("trainer")["loader"]
     if ":" in loader:
         raise Irrelevant("the recipe's loader is code of its own, and verify runs none")
-    artifact = evidence.story.artifacts.get("pretrain")
-    if artifact is None:
-        raise Irrelevant("the run left no checkpoint")
-    folder = evidence.folder / artifact["folder"]
-    if not folder.is_dir():
-        raise Absent("the checkpoint is not beside the result")
-    for file in artifact["files"]:
-        relative = f"{artifact['folder']}/{file['path']}"
-        if evidence.digest(relative) != file["sha256"]:
-            raise Refused(f"{relative} is not the file that the log names (V21)")
+    folder = evidence.artifact_folder("pretrain", skip="snapshots/")
     dtype = evidence.recipe.section("model").get("dtype", "auto")
     model: EvalModel = _load(folder, loader, evidence.options.device, dtype)
     return model
@@ -121,7 +140,7 @@ CHECKS = (
         "V22",
         "Score",
         "Invented quality: scores that the published weights do not reach.",
-        "the checkpoint, scored again on the bundle (--re-evaluate --core DIR)",
+        "the checkpoint, scored again (--re-evaluate --core DIR --data DIR)",
         score,
     ),
     Check(

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kit.errors import SchemaError
 from kit.recipe import STAGES, Recipe, parse_recipe
@@ -23,6 +23,9 @@ from kit.run.telemetry import TELEMETRY_KIND, Summary
 from kit.trust.canonical import parse_strict
 from kit.trust.chain import Chain, ChainProblem, read_chain, scan_chain
 from kit.trust.digest import Progress, sha256_bytes, sha256_file
+
+if TYPE_CHECKING:
+    from kit.verify.replay import Replay
 
 MAX_RESULT_BYTES = 4 * 2**20
 MAX_EVALUATION_BYTES = 64 * 2**20
@@ -45,6 +48,8 @@ class Options:
     data: Path | None = None
     device: str = "cpu"
     group: tuple[Path, ...] = ()
+    replay: int = 0  # windows of steps to do again
+    replay_steps: int = 8  # steps of each
     progress: Progress | None = None  # called with the bytes hashed since its last call
 
 
@@ -242,6 +247,44 @@ class Evidence:
             raise Refused(f"{relative} is not the file that the log names (V21)")
         parsed = parse_strict(data, max_bytes=MAX_EVALUATION_BYTES, name=relative)
         return {**parsed, "digest": entry["sha256"]}
+
+    def artifact_file(self, stage: str, name: str) -> Path:
+        """A file of a stage's outputs, held against the log's digest.
+
+        Raises:
+            Absent: It is not beside the result.
+            Refused: It is not the one that the log names.
+        """
+        artifact = self.story.artifacts[stage]
+        entry = next(file for file in artifact["files"] if file["path"] == name)
+        relative = f"{artifact['folder']}/{name}"
+        if not safe_path(relative) or not self.inside(relative):
+            raise Refused(f"{relative!r} leads out of the run folder (V21)")
+        path = self.file(relative)
+        if self.digest(relative) != entry["sha256"]:
+            raise Refused(f"{relative} is not the file that the log names (V21)")
+        return path
+
+    def artifact_folder(self, stage: str, *, skip: str = "\0") -> Path:
+        """The folder of a stage's outputs, every file held against the log's digest.
+
+        Args:
+            skip: What begins like this is not looked at.
+        """
+        artifact = self.story.artifacts.get(stage)
+        if artifact is None:
+            raise Irrelevant(f"the run left no outputs of {stage}")
+        for file in artifact["files"]:
+            if not file["path"].startswith(skip):
+                self.artifact_file(stage, file["path"])
+        return self.folder / str(artifact["folder"])
+
+    @cached_property
+    def replayed(self) -> Replay:
+        """Steps done again by the installed trainer; minutes, and only when asked for."""
+        from kit.verify.replay import run_replay
+
+        return run_replay(self)
 
     def inside(self, relative: str) -> bool:
         """Whether no folder on the way to `relative` is a link."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
+from kit.trust.digest import DIGEST_PATTERN
 from kit.verify.evidence import Evidence, Irrelevant
 from kit.verify.finding import Check, Finding, fail, ok, warn
+from kit.verify.replay import initial_weights_problem
 from kit.verify.thresholds import BEST_BPB_RTX4090, FIRST_LOSS_NATS
 
 
@@ -60,9 +62,30 @@ def _vocabulary(evidence: Evidence) -> int:
     return int(asked)
 
 
-def start(evidence: Evidence) -> Iterable[Finding]:
-    """The digest of the initial weights is the one its seed gives."""
-    raise Irrelevant("the trainer reports no digest of its initial weights yet")
+def start(evidence: Evidence) -> Iterator[Finding]:
+    """Every start of the training began with the same weights: those of its seed."""
+    models = evidence.story.of("pretrain", "model")
+    if not models or not evidence.reference_trainer:
+        raise Irrelevant("only the reference trainer reports the weights it begins with")
+    place = "the model event's initial_weights"
+    stated = [event["data"].get("initial_weights") for event in models]
+    if all(value is None for value in stated):
+        if evidence.track == "rtx4090-24h":
+            yield fail("the trainer did not say which weights it began with", place)
+            return
+        raise Irrelevant("made before the trainer reported the weights it begins with")
+    first = stated[0]
+    if not isinstance(first, str) or not DIGEST_PATTERN.fullmatch(first):
+        yield fail("no digest", place, found=first)
+        return
+    if any(value != first for value in stated):
+        yield fail("another start after a resume", place, expected=first, found=stated[-1])
+        return
+    if not (evidence.options.re_evaluate or evidence.options.replay):
+        yield ok(f"{first[7:19]}… at each start; --re-evaluate computes it from the seed")
+        return
+    problem = initial_weights_problem(evidence, first)
+    yield problem or ok(f"{first[7:19]}…, as the seed gives it")
 
 
 CHECKS = (
@@ -77,7 +100,7 @@ CHECKS = (
         "V18",
         "Start",
         "A warm start behind an honest first loss.",
-        "the model event's initial_weights",
+        "the model event's initial_weights; computed again with --re-evaluate",
         start,
     ),
 )

@@ -17,6 +17,7 @@ from kit.verify.thresholds import (
     GAP_MIN_S,
     LOST_STEPS,
     SLEEP_MIN_S,
+    STEP_TIME_SLACK_S,
     WALL_STEP_WARN_S,
 )
 
@@ -177,10 +178,51 @@ def clocks(evidence: Evidence) -> Iterator[Finding]:
             f"the wall clock was set by {wall_steps:,.0f} s during the run (it is only a label)",
             "wall_ms",
         )
+    findings = list(_device_clock(evidence))
+    yield from findings
     if not sources:
         yield fail("no second clock was read", "clocks")
+    elif findings:
+        return
     elif worst <= 0:
         yield ok(f"every clock of every event within {CLOCK_SHARE:.1%}")
+
+
+def _device_clock(evidence: Evidence) -> Iterator[Finding]:
+    """The GPU times each step on a clock of its own, which no library can slow down."""
+    for stage in ("pretrain", "sft"):
+        for run in attempts(evidence.story.of(stage, "step")):
+            timed = [e["data"] for e in run[1:] if e["data"].get("cuda_s") is not None]
+            device_s = math.fsum(step["cuda_s"] for step in timed)
+            passed_s = (run[-1]["t_ns"] - run[0]["t_ns"]) / 1e9
+            stated_s = math.fsum(step.get("dt_s") or 0.0 for step in timed)
+            allowed_s = STEP_TIME_SLACK_S + CLOCK_SHARE * passed_s
+            if device_s > passed_s + allowed_s:
+                yield fail(
+                    f"the GPU's own clock counted more {stage} time than passed",
+                    "cuda_s",
+                    expected=f"at most {passed_s + allowed_s:,.2f} s",
+                    found=f"{device_s:,.2f} s",
+                )
+            elif abs(device_s - stated_s) > allowed_s:
+                yield fail(
+                    f"the GPU's own clock and the trainer's disagree about {stage}",
+                    "cuda_s",
+                    expected=f"{stated_s:,.2f} s, within {allowed_s:,.2f} s",
+                    found=f"{device_s:,.2f} s",
+                )
+
+
+def attempts(steps: list[Document]) -> Iterator[list[Document]]:
+    """Runs of steps that only grow: one for each start of the stage."""
+    current: list[Document] = []
+    for event in steps:
+        if current and event["data"]["step"] <= current[-1]["data"]["step"]:
+            yield current
+            current = []
+        current.append(event)
+    if current:
+        yield current
 
 
 def boots(records: list[Document]) -> Iterator[list[Document]]:
@@ -375,7 +417,7 @@ CHECKS = (
         "V06",
         "Clocks",
         "Slowed clocks: libfaketime, time namespaces, a suspended machine that forgets to count.",
-        "five clocks in every event, LD_PRELOAD, /proc/self/timens_offsets",
+        "five clocks in every event, the GPU's own, LD_PRELOAD, /proc/self/timens_offsets",
         clocks,
     ),
     Check(

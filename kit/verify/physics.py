@@ -11,7 +11,7 @@ from kit.hardware.gpu_class import kind
 from kit.result import energy_section
 from kit.verify.evidence import Document, Evidence, Irrelevant
 from kit.verify.finding import Check, Finding, fail, missing, ok, warn
-from kit.verify.log import boots, slept_s
+from kit.verify.log import attempts, boots, slept_s
 from kit.verify.numbers import differences
 from kit.verify.thresholds import (
     BUSY_MFU,
@@ -54,7 +54,7 @@ def roof(evidence: Evidence) -> Iterator[Finding]:
             )
         per_token = max(per_token, counted)
     # Each start of the stage by itself, or downtime would dilute what was claimed.
-    rates = [tokens_per_s(run) for run in _attempts(evidence.story.of("pretrain", "step"))]
+    rates = [tokens_per_s(run) for run in attempts(evidence.story.of("pretrain", "step"))]
     known = [rate for rate in rates if rate is not None]
     if not known:
         raise Irrelevant("no start of the stage made enough steps")
@@ -161,7 +161,7 @@ def pace(evidence: Evidence) -> Iterator[Finding]:
     for stage in ("pretrain", "sft"):
         steps = [e for e in evidence.story.reports.get(stage, []) if e["ev"] == "step"]
         judged += len(steps)
-        for run in _attempts(steps):
+        for run in attempts(steps):
             for finding in _pace_of(run, stage):
                 problems += 1
                 yield finding
@@ -169,18 +169,6 @@ def pace(evidence: Evidence) -> Iterator[Finding]:
         raise Irrelevant("no steps were reported")
     if not problems:
         yield ok(f"step times of {judged:,} steps fit the clock")
-
-
-def _attempts(steps: list[Document]) -> Iterator[list[Document]]:
-    """Runs of steps that only grow: one for each start of the stage."""
-    current: list[Document] = []
-    for event in steps:
-        if current and event["data"]["step"] <= current[-1]["data"]["step"]:
-            yield current
-            current = []
-        current.append(event)
-    if current:
-        yield current
 
 
 def _pace_of(steps: list[Document], stage: str) -> Iterator[Finding]:

@@ -20,6 +20,7 @@ from kit.verify import (
     manifest,
     numbers,
     physics,
+    replay,
     seeds,
 )
 from kit.verify.evidence import MAX_RESULT_BYTES, Absent, Evidence, Irrelevant, Options, Refused
@@ -67,6 +68,7 @@ CHECKS: tuple[Check, ...] = tuple(
             *seeds.CHECKS,
             *manifest.CHECKS,
             *evaluate.CHECKS,
+            *replay.CHECKS,
         ),
         key=lambda check: check.id,
     )
@@ -135,18 +137,20 @@ def _read(path: Path, report: Report) -> dict[str, Any] | None:
 
 
 def _run(check: Check, evidence: Evidence) -> list[Finding]:
+    """What the check finds; what it found before its evidence gave out stays."""
+    found: list[Finding] = []
     try:
-        return list(check.body(evidence))
+        found.extend(check.body(evidence))
     except Absent as absent:
-        return [missing(str(absent))]
-    except Refused as refused:
-        return [skip(str(refused))]
-    except Irrelevant as why:
-        return [skip(str(why))]
+        found.append(missing(str(absent)))
+    except (Refused, Irrelevant) as why:
+        found.append(skip(str(why)))
     except KitError as error:
-        return [fail(error.message, error.facts.get("place"))]
+        found.append(fail(error.message, error.facts.get("place")))
     except MALFORMED as error:
-        return [fail(f"the evidence is malformed: {type(error).__name__}: {str(error)[:200]}")]
+        sentence = f"the evidence is malformed: {type(error).__name__}: {str(error)[:200]}"
+        found.append(fail(sentence))
+    return found
 
 
 def _facts(document: dict[str, Any]) -> dict[str, Any]:

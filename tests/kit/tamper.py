@@ -688,7 +688,8 @@ class Synthesis:
             progress=round(step / 1000, 6),
             micro_batches=64,
             step_tokens=batch,
-            dt_s=round(self.plan.step_s + self.rng.gauss(0, 0.012), 6),
+            dt_s=(took_s := round(self.plan.step_s + self.rng.gauss(0, 0.012), 6)),
+            cuda_s=round(took_s - abs(self.rng.gauss(2e-4, 1e-4)), 6),
             wait_s=0.001,
         )
 
@@ -704,6 +705,7 @@ class Synthesis:
             vocab_size=49152,
             config={**self.recipe.section("model"), "vocab_size": 49152},
             device="cuda:0",
+            initial_weights=sha256_bytes(b"weights of the seed"),
         )
 
     def pretrain(self) -> bool:

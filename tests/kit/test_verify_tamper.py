@@ -123,7 +123,8 @@ def test_an_interface_that_went_away_during_the_run_is_no_forgery(tmp_path: Path
 def test_a_real_run_through_the_supervisor_passes(cpu_run: Path) -> None:
     report = verify_result(cpu_run / "result.json")
     assert report.verdict == "consistent", explain(report)
-    assert not [f for f in report.findings if f.status == "warn"], explain(report)
+    # On a busy machine the CPU may well be slower after the run.
+    assert {f.check for f in report.findings if f.status == "warn"} <= {"V12"}, explain(report)
 
 
 # --- V01: form ---------------------------------------------------------------------------------
@@ -564,6 +565,13 @@ def scale(draft: Draft, factor: float, clocks: str, telemetry: bool = True) -> N
         record.pop("gpu_energy_j", None)
 
 
+def step_times(draft: Draft, factor: float) -> None:
+    """The trainer's two clocks say that each step took `factor` times as long."""
+    for event in draft.of("step"):
+        for name in ("dt_s", "cuda_s"):
+            event["data"][name] = round(event["data"][name] * factor, 6)
+
+
 @mutation("libfaketime at 0.98", "V06", kind="draft")
 def _(draft: Draft) -> None:
     scale(draft, 0.98, "twr", telemetry=False)
@@ -606,6 +614,18 @@ def _(draft: Draft) -> None:
     middle = draft.events.index(draft.of("step")[24])
     for event in draft.events[middle:]:
         event["t_ns"] -= 5 * 10**9
+
+
+@mutation("the GPU's own clock counts twice the time", "V06", kind="draft")
+def _(draft: Draft) -> None:
+    for event in draft.of("step"):
+        event["data"]["cuda_s"] *= 2
+
+
+@mutation("a trainer whose clock runs slow beside its GPU's", "V06", kind="draft")
+def _(draft: Draft) -> None:
+    for event in draft.of("step"):
+        event["data"]["dt_s"] *= 0.97
 
 
 # --- V07: figures ------------------------------------------------------------------------------
@@ -871,8 +891,7 @@ def _(draft: Draft) -> None:
 @mutation("all times halved, on every clock", "V13", kind="draft")
 def _(draft: Draft) -> None:
     scale(draft, 0.5, "twrsu")
-    for event in draft.of("step"):
-        event["data"]["dt_s"] = round(event["data"]["dt_s"] / 2, 6)
+    step_times(draft, 0.5)
 
 
 @mutation("a model that costs less than it is large", "V13", kind="draft")
@@ -910,11 +929,12 @@ def _(draft: Draft) -> None:
 def _(draft: Draft) -> None:
     for event in draft.of("step"):
         event["data"]["dt_s"] = round(event["data"]["dt_s"] * 1.5, 6)
+        del event["data"]["cuda_s"]
 
 
 @mutation("a step of negative duration", "V14", kind="draft")
 def _(draft: Draft) -> None:
-    draft.of("step")[20]["data"]["dt_s"] = -11.6
+    draft.of("step")[20]["data"].update(dt_s=-11.6, cuda_s=-11.6)
 
 
 # --- V15, V16: energy and settings -------------------------------------------------------------
@@ -1009,6 +1029,22 @@ def _(draft: Draft) -> None:
 @mutation("better than the card can be", "V17", kind="draft")
 def _(draft: Draft) -> None:
     draft.of("eval", "pretrain")[-1]["data"]["value"] = 0.55
+
+
+@mutation("a trainer that does not say what it began with", "V18", kind="draft")
+def _(draft: Draft) -> None:
+    for event in draft.of("model"):
+        del event["data"]["initial_weights"]
+
+
+@mutation("other weights after a resume", "V18", kind="draft", base="resumed")
+def _(draft: Draft) -> None:
+    draft.of("model")[-1]["data"]["initial_weights"] = sha(b"better ones")
+
+
+@mutation("initial weights that are no digest", "V18", kind="draft")
+def _(draft: Draft) -> None:
+    draft.of("model")[0]["data"]["initial_weights"] = "from scratch, honestly"
 
 
 typed("typed seed", "V19", "seed", "value", value=7)
@@ -1225,9 +1261,8 @@ def test_a_tampered_run_is_refused_by_its_own_check(
 
 def test_the_suite_has_a_mutation_for_every_check_that_refuses() -> None:
     refused = {check for case in MUTATIONS for check in case.expected}
-    # V18 waits for trainers that report their initial weights; V22 and V23 need a real model:
-    # tests/integration has them.
-    never = {"V18", "V22", "V23"}
+    # These need a real model: test_verify_evaluate.py and test_verify_replay.py have them.
+    never = {"V22", "V23", "V26"}
     assert refused == {check.id for check in CHECKS} - never
     assert len(MUTATIONS) >= 80
     assert len({case.name for case in MUTATIONS}) == len(MUTATIONS)

@@ -1,0 +1,122 @@
+"""Stage `replay`: does stretches of a finished pretraining again, for whoever doubts them.
+
+`paths.replay` is a JSON file: {"windows": [{"step": S, "progress": [...]}], "validate": bool}.
+Each window begins at step S, from the seed's own weights (S = 0) or from the snapshot before it
+under `paths.base`, and does one step for each progress value. Every step is reported with the loss
+that it had here; `validate` adds the bits per byte of the final weights. Nothing is stored.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from reference.checkpoint import load_model, weights_digest
+from reference.dataloader import PackedLoader, validation_batches
+from reference.dataset import Documents, find_shards, token_folder
+from reference.device import set_up_device
+from reference.estimate import estimate
+from reference.events import Events
+from reference.metrics import evaluate_bpb
+from reference.model import GPT, ModelConfig
+from reference.optim import MuonAdamW, parameter_groups
+from reference.pretrain import report_model
+from reference.request import Request
+from reference.schedule import ScheduleConfig, schedule_at
+from reference.snapshot import load_snapshot, snapshot_path
+from reference.stage import Stopped, stop_requested
+from reference.tokenizer import Tokenizer
+from reference.tokenizer_stage import tokenize_corpus
+from reference.train_step import maybe_compile, train_step
+
+
+def run(request: Request, events: Events) -> None:
+    """Reports the initial weights' digest, the windows' losses and, when asked, val_bpb."""
+    asked = json.loads(request.path("replay").read_text())
+    device = set_up_device(request)
+    tokenizer = Tokenizer.load(request.path("tokenizer"))
+    config = ModelConfig.from_recipe(request.recipe["model"], tokenizer.vocab_size)
+    model = GPT(config)
+    model.init_weights(request.seed)
+    report_model(events, model, device, weights_digest(model))
+    if not asked["windows"] and not asked["validate"]:
+        return
+    cache = token_folder(request.path("cache"), request.run_id)
+    _tokenize(request, cache, tokenizer, events, training=bool(asked["windows"]))
+    for window in asked["windows"]:
+        _window(request, events, Documents.open(cache, "train", tokenizer), device, config, window)
+    if asked["validate"]:
+        _validate(request, events, cache, tokenizer, device)
+
+
+def _tokenize(
+    request: Request, cache: Path, tokenizer: Tokenizer, events: Events, *, training: bool
+) -> None:
+    shards = find_shards(request.path("data"))
+    if not training:  # the validation shard stands for both
+        shards = shards._replace(train=shards.validation)
+    column = request.recipe["data"]["text_column"]
+    tokenize_corpus(shards, cache, tokenizer, column, request.threads, events)
+
+
+def _window(
+    request: Request,
+    events: Events,
+    documents: Documents,
+    device: torch.device,
+    config: ModelConfig,
+    window: dict[str, Any],
+) -> None:
+    """The same steps as in `reference.pretrain`, from a given start."""
+    section = request.recipe["pretrain"]
+    horizon = estimate(request.recipe)["tokens"]
+    model = GPT(config)
+    first: int = window["step"]
+    state: dict[str, Any] | None = None
+    if first:
+        _, state = load_snapshot(snapshot_path(request.path("base"), first))
+    else:
+        model.init_weights(request.seed)
+    model.place(device)
+    optimizer = MuonAdamW(parameter_groups(model, section, tokens=horizon))
+    if state is not None:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+    schedule = ScheduleConfig.from_recipe(section)
+    batch_size, T = section["device_batch_size"], config.seq_len
+    micro_batches = section["total_batch_size"] // (batch_size * T)
+    position = state and state["loader"]
+    loader = PackedLoader(documents, batch_size, T, request.seed, device=device, state=position)
+    maybe_compile(model, section["compile"], device, tokens=horizon)
+    try:
+        for step, progress in enumerate(window["progress"], start=first):
+            if stop_requested():
+                raise Stopped
+            batches = [loader.next_batch() for _ in range(micro_batches)]
+            loss = train_step(model, optimizer, batches, schedule_at(progress, step, schedule))
+            tokens = (step + 1) * section["total_batch_size"]
+            events.emit("step", step=step, tokens=tokens, loss=loss, window=first)
+    finally:
+        loader.close()
+
+
+def _validate(
+    request: Request, events: Events, cache: Path, tokenizer: Tokenizer, device: torch.device
+) -> None:
+    """Bits per byte of the final weights, as the run itself measured them."""
+    section = request.recipe["pretrain"]
+    dtype = request.recipe["model"]["dtype"]
+    model, config = load_model(request.path("base"), device, dtype)
+    batches = validation_batches(
+        Documents.open(cache, "validation", tokenizer),
+        section["device_batch_size"],
+        config.seq_len,
+        max_tokens=section["eval_tokens"],
+        device=device,
+    )
+    token_bytes = torch.from_numpy(tokenizer.token_bytes()).to(device)
+    value = evaluate_bpb(model, batches, token_bytes)
+    events.emit("eval", name="val_bpb", value=value)

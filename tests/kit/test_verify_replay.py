@@ -1,0 +1,125 @@
+"""V26, V18 and V22 on a small real run: steps done again tell what was only typed in."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tamper
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+
+from kit.trust.digest import sha256_bytes
+from kit.verify import Options, Report, verify_result
+
+pytestmark = pytest.mark.slow
+pytest.importorskip("torch")
+TINY = Path(__file__).parents[1] / "assets/tiny.toml"
+SNAPSHOT = "checkpoints/pretrain/snapshots/step-00000008.safetensors"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixteen steps with a snapshot in the middle, through the supervisor."""
+    work = tmp_path_factory.mktemp("replay")
+    text = TINY.read_text()
+    for old, new in (
+        ('["tokenizer", "pretrain", "sft"]', '["tokenizer", "pretrain"]'),
+        ("num_steps = 40", "num_steps = 16\nsnapshot_every = 8"),
+        ("stories = 600", "stories = 200"),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    (work / "tiny.toml").write_text(text)
+    command = [sys.executable, "-m", "kit.cli.main", "run", "-q", "--no-probe"]
+    command += ["-r", str(work / "tiny.toml"), "--work", str(work)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return next((work / "runs").iterdir())
+
+
+@pytest.fixture
+def check(run: Path, tmp_path: Path) -> Callable[..., Report]:
+    work = run.parents[1]
+    key = load_ssh_private_key((work / "keys/n4090_ed25519").read_bytes(), password=None)
+    data = next((work / "data").iterdir()) / "pretrain"
+    everything = Options(replay=2, replay_steps=3, re_evaluate=True, data=data)
+
+    def look(change: Callable[[tamper.Draft], None], **options: object) -> Report:
+        draft = tamper.load_draft(run, key)
+        change(draft)
+        path = draft.write(tmp_path / "run")
+        return verify_result(path, replace(everything, **options))  # type: ignore[arg-type]
+
+    return look
+
+
+def test_an_honest_run_is_done_again_to_the_bit(check: Callable[..., Report]) -> None:
+    report = check(lambda draft: None)
+    assert report.verdict == "consistent", report.to_json()
+    messages = {check: report.of(check)[0].message for check in ("V18", "V22", "V26")}
+    assert "6 steps done again, from 0, 8: losses within 0" in messages["V26"]
+    assert messages["V18"].endswith("as the seed gives it")
+    assert messages["V22"].startswith("val_bpb")
+
+
+def test_losses_that_nobody_trained_are_refused_by_v26(check: Callable[..., Report]) -> None:
+    def smooth(draft: tamper.Draft) -> None:
+        for event in draft.of("step", "pretrain")[8:]:
+            event["data"]["loss"] -= 0.05
+
+    assert check(smooth).refused_by == ["V26"]
+
+
+def test_a_snapshot_of_another_training_is_refused_by_v26(check: Callable[..., Report]) -> None:
+    def swap(draft: tamper.Draft) -> None:
+        content = bytearray(draft.files[SNAPSHOT])
+        begin = content.index(b"model.lm_head.weight")
+        offsets = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        assert begin
+        first, last = offsets[".model.lm_head.weight"]["data_offsets"]
+        body = 8 + int.from_bytes(content[:8], "little")
+        content[body + first : body + last] = b"\0" * (last - first)
+        draft.files[SNAPSHOT] = bytes(content)
+        event = next(e for e in draft.of("artifacts") if e["data"]["stage"] == "pretrain")
+        del event["data"]["files"]
+
+    assert check(swap, re_evaluate=False).refused_by == ["V26"]
+
+
+def test_a_typed_val_bpb_is_refused_by_v22(check: Callable[..., Report]) -> None:
+    def typed(draft: tamper.Draft) -> None:
+        draft.of("eval", "pretrain")[-1]["data"]["value"] -= 0.01
+
+    assert check(typed, replay=0).refused_by == ["V22"]
+
+
+def test_weights_that_the_seed_does_not_give_are_refused_by_v18(
+    check: Callable[..., Report],
+) -> None:
+    def warm(draft: tamper.Draft) -> None:
+        for event in draft.of("model"):
+            event["data"]["initial_weights"] = sha256_bytes(b"warm")
+
+    assert check(warm, replay=0, data=None).refused_by == ["V18"]
+
+
+def test_other_data_and_code_of_ones_own_are_no_evidence(
+    check: Callable[..., Report], tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/shard.parquet").write_bytes(b"")
+    report = check(lambda draft: None, data=tmp_path / "data", re_evaluate=False)
+    assert report.refused_by == [] and report.of("V26")[0].missing
+
+
+def test_a_recipe_with_a_trainer_of_its_own_is_not_run(tmp_path: Path) -> None:
+    draft = tamper.gpu_run()
+    draft.recipe += '[trainer]\ncommand = ["python", "{recipe_dir}/evil.py"]\n'
+    draft.header()["recipe"]["digest"] = sha256_bytes(draft.recipe.encode())
+    report = verify_result(draft.write(tmp_path / "run"), Options(replay=1, data=tmp_path))
+    assert report.status("V26") == "skip" and "runs none" in report.of("V26")[0].message
