@@ -19,6 +19,7 @@ from kit.run.log import LOG_KIND
 from kit.timing import utc_from_ms
 from kit.trust.chain import Chain, read_chain
 from kit.trust.digest import sha256_file
+from kit.trust.sign import result_id
 
 SCHEMA_VERSION = 1
 NANOCHAT_SKIPPED_STEPS = 10  # nanochat's own training time leaves these out
@@ -140,11 +141,11 @@ def build_result(run: Path) -> dict[str, Any]:
             "bytes": story.chain.bytes,
         },
         "environment": environment_section(story),
-        "runs": {"id": header["run"], "group": None, "index": None},
+        "runs": runs_section(story),
         "submitter": {
             "public_key": header["signer"]["public_key"],
             "key_created_for_this_work_folder": header["signer"]["created"],
-            "identities": {},
+            "identities": header["signer"].get("identities", {}),
         },
         "claims": {
             "status": stop["status"],
@@ -344,11 +345,28 @@ def chat_section(document: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def energy_section(story: Story) -> dict[str, Any]:
-    """Energy of the run in kWh, as telemetry could read it."""
+    """Energy of the run in kWh, as telemetry could read it, and its cost at a stated price."""
     summary = story.telemetry.get("energy") if story.telemetry else None
     if not summary:
         return {"kwh": None, "source": None, "reason": "no telemetry"}
-    return dict(summary)
+    price = story.header["data"].get("price")
+    if not price:
+        return dict(summary)
+    kwh = summary["kwh"]
+    cost = None if kwh is None else round(kwh * price["per_kwh"], 4)
+    stated = {"price_per_kwh": price["per_kwh"], "currency": price["currency"], "cost": cost}
+    return {**summary, **stated}
+
+
+def runs_section(story: Story) -> dict[str, Any]:
+    """The run's name, and its place in a registered group."""
+    header = story.header["data"]
+    group = header.get("group")
+    return {
+        "id": header["run"],
+        "group": result_id(group["registration"]) if group else None,
+        "index": group["index"] if group else None,
+    }
 
 
 def environment_section(story: Story) -> dict[str, Any]:

@@ -84,6 +84,32 @@ def revoke(work: Path, key: Path | None, reason: str) -> None:
     click.echo(f"{signer.fingerprint} is in {path}; publish the list with your results", err=True)
 
 
+@keys.command("identify")
+@WORK
+@click.option("--github", multiple=True, metavar="USER", help="A GitHub account.")
+@click.option(
+    "--hf", multiple=True, metavar="USER", help="A Hugging Face account (dataset n4090-keys)."
+)
+@click.option("--out", type=FILE, help="Where to; default WORK/keys/identities.json.")
+def identify(work: Path, github: tuple[str, ...], hf: tuple[str, ...], out: Path | None) -> None:
+    """Look up which keys accounts show in public, and keep that with the date.
+
+    With network, and only when asked. Runs of this work folder then name the accounts that show
+    their key; `verify --identities` takes such a file from whoever checks.
+    """
+    from kit.trust.identities import SNAPSHOT_NAME, Account, fetch_snapshot, merge_snapshot
+
+    accounts = [Account("github", user) for user in github] + [Account("hf", user) for user in hf]
+    if not accounts:
+        raise click.UsageError("name an account with --github or --hf")
+    snapshot = fetch_snapshot(accounts)
+    path = out or work / "keys" / SNAPSHOT_NAME
+    merge_snapshot(path, snapshot)
+    for entry in snapshot["accounts"]:
+        click.echo(f"{entry['service']}:{entry['user']} shows {len(entry['keys'])} keys", err=True)
+    click.echo(f"kept in {path}", err=True)
+
+
 @keys.command("sign")
 @click.argument("result", type=click.Path(path_type=Path))
 @WORK

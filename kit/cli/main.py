@@ -17,6 +17,7 @@ from kit.errors import KitError
 # Command -> where it lives, and the line that --help shows without loading it.
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("kit.cli.run:run", "Run a recipe to a signed result."),
+    "register": ("kit.cli.register:register", "Announce a group of runs before the first."),
     "launch": ("kit.cli.launch:launch", "Run a command in the pinned container."),
     "prepare": ("kit.cli.prepare:prepare", "Fetch what a recipe reads, off the clock."),
     "verify": ("kit.cli.verify:verify", "Check a result: signature, log, clocks, scores, files."),

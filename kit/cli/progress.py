@@ -213,6 +213,11 @@ def print_summary(result: dict[str, Any], path: Path) -> None:
         table.add_row("chat", f"{chat['value']:.4f}, turns ended {chat['ended_rate']:.0%}")
     if result["training"]["tokens_per_s"]:
         table.add_row("speed", f"{result['training']['tokens_per_s']:,.0f} tokens/s")
+    energy = result["energy"]
+    if energy["kwh"] is not None:
+        price = energy.get("cost")
+        cost = "" if price is None else f", {price:.2f} {energy['currency']}"
+        table.add_row("energy", f"{energy['kwh']:.3g} kWh{cost}")
     if not claims["ranked"]:
         table.add_row("not ranked", "; ".join(claims["why_not_ranked"]))
     console.print(table)

@@ -36,6 +36,16 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option(
     "--key", type=FILE, envvar="N4090_KEY", help="OpenSSH key to sign with; made if absent."
 )
+@click.option(
+    "--group", "group_name", metavar="ID", help="Make this the next run of a registered group."
+)
+@click.option(
+    "--price-kwh",
+    type=click.FloatRange(0, 100),
+    envvar="N4090_PRICE_KWH",
+    help="What a kWh costs here, for the result's cost.",
+)
+@click.option("--currency", default="EUR", show_default=True, help="Of --price-kwh, three letters.")
 @click.option("--no-probe", is_flag=True, help="Do not measure the machine (the result says so).")
 @click.option("--quiet", "-q", is_flag=True, help="Only errors and the final table.")
 @click.option(
@@ -52,6 +62,9 @@ def run(
     device: str | None,
     seed: int | None,
     key: Path | None,
+    group_name: str | None,
+    price_kwh: float | None,
+    currency: str,
     no_probe: bool,
     quiet: bool,
     as_json: bool,
@@ -64,7 +77,8 @@ def run(
     from kit.cli.prepare import fetch_for_run
     from kit.cli.progress import make_display
     from kit.recipe import load_recipe
-    from kit.run.plan import load_plan, plan_run
+    from kit.run.group import open_group
+    from kit.run.plan import Price, load_plan, plan_run
     from kit.run.preflight import check
     from kit.run.process import StopFlag
     from kit.run.supervisor import stop_on_signals, supervise
@@ -72,6 +86,8 @@ def run(
 
     if (recipe_name is None) == (resume is None):
         raise click.UsageError("give either --recipe NAME or --resume RUN")
+    if not (len(currency) == 3 and currency.isalpha() and currency.isascii()):
+        raise click.UsageError(f"{currency!r} is no currency of three letters")
     work = work.resolve()
     if resume is not None:
         plan = load_plan(resume.resolve())
@@ -82,7 +98,15 @@ def run(
         given = {"data": data, "sft": sft, "chat_eval": chat_eval, "core": core}
         fetch = fetch_for_run(quiet=quiet or as_json)
         plan = plan_run(
-            recipe, work, given, device=device, seed=seed, probe=not no_probe, fetch=fetch
+            recipe,
+            work,
+            given,
+            device=device,
+            seed=seed,
+            probe=not no_probe,
+            fetch=fetch,
+            group=open_group(work, group_name) if group_name else None,
+            price=None if price_kwh is None else Price(price_kwh, currency.upper()),
         )
     signer = load_or_create_signer(plan.work / "keys", key)
     stop = StopFlag()
@@ -116,6 +140,7 @@ def summary(result: dict[str, Any], path: Path) -> dict[str, Any]:
         "core": core and {key: core[key] for key in ("value", "partial", "bundle")},
         "chat": chat and {key: chat[key] for key in ("value", "ended_rate")},
         "tokens_per_s": training["tokens_per_s"],
+        "energy": {key: result["energy"].get(key) for key in ("kwh", "cost", "currency")},
         "ranked": result["claims"]["ranked"],
         "why_not_ranked": result["claims"]["why_not_ranked"],
         "result": str(path),

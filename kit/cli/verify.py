@@ -45,6 +45,11 @@ _VERDICT = {
     "--offline", is_flag=True, help="Ask nobody (checks that need a network are skipped)."
 )
 @click.option("--allowed-signers", type=FILE, help="OpenSSH file that says whose key is whose.")
+@click.option(
+    "--identities",
+    type=FILE,
+    help="Snapshot of accounts' keys, as `keys identify --out` writes it.",
+)
 @click.option("--revoked", type=FILE, help="List of revoked keys, as `keys revoke` writes it.")
 @click.option("--group", type=FILE, multiple=True, help="Other results of the same group.")
 @click.option("--re-evaluate", is_flag=True, help="Score the checkpoint again (needs torch).")
@@ -81,6 +86,7 @@ def verify(
     show_all: bool,
     offline: bool,
     allowed_signers: Path | None,
+    identities: Path | None,
     revoked: Path | None,
     group: tuple[Path, ...],
     re_evaluate: bool,
@@ -106,6 +112,7 @@ def verify(
     options = Options(
         strict=strict,
         allowed_signers=allowed_signers,
+        identities=identities,
         revoked=revoked,
         re_evaluate=re_evaluate,
         replay=replay,

@@ -15,12 +15,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from kit.errors import PrerequisiteError
 from kit.files import write_bytes, write_json
 from kit.prepare.fetch import Fetch, inputs_for_run
 from kit.recipe import Recipe, parse_recipe
 from kit.run.contract import Redactor, build_request, trainer_command
+from kit.run.group import Group
 from kit.run.inputs import Inputs, prepared_folder
 from kit.run.process import StopFlag, run_stage
 from kit.run.separation import trainer_user
@@ -45,6 +47,24 @@ class RunPlan:
     device: str
     threads: int
     probe: bool = True
+    group: GroupRun | None = None
+    price: Price | None = None
+
+
+@dataclass(frozen=True)
+class GroupRun:
+    """Which run of which registered group this is."""
+
+    registration: dict[str, Any]
+    index: int
+
+
+@dataclass(frozen=True)
+class Price:
+    """What a kilowatt-hour costs where the run is made."""
+
+    per_kwh: float
+    currency: str
 
 
 def plan_run(
@@ -56,11 +76,14 @@ def plan_run(
     seed: int | None = None,
     probe: bool = True,
     fetch: Fetch | None = None,
+    group: Group | None = None,
+    price: Price | None = None,
 ) -> RunPlan:
     """Decides what a new run will do; prepares made data. Nothing is on the clock yet.
 
     Args:
         fetch: Brings inputs that are missing; None: they are an error.
+        group: Makes this the group's next run, with the seed that its challenge gives.
 
     Raises:
         PrerequisiteError: Something the run needs is missing.
@@ -68,24 +91,47 @@ def plan_run(
     threads = recipe.document["threads"] or len(os.sched_getaffinity(0))
     if recipe.section("data")["kind"] == "stories" and given.get("data") is None:
         make_stories(recipe, work, threads)
-    if seed is not None:
+    started = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    run = work / "runs" / f"{recipe.name}-{started}-{secrets.token_hex(2)}"
+    inputs = inputs_for_run(recipe, work, given, fetch)
+    member = None
+    if group is not None:
+        member = GroupRun(group.document, _claim(group, recipe, run.name, seed))
+        value, source = group.seed(member.index), "challenge"
+    elif seed is not None:
         value, source = seed, "command line"
     elif recipe.section("seed")["policy"] == "random":
         value, source = secrets.randbits(31), "random"
     else:
         value, source = recipe.section("seed")["value"], "recipe"
-    started = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     return RunPlan(
         recipe=recipe,
         work=work,
-        run=work / "runs" / f"{recipe.name}-{started}-{secrets.token_hex(2)}",
-        inputs=inputs_for_run(recipe, work, given, fetch),
+        run=run,
+        inputs=inputs,
         seed=value,
         seed_source=source,
         device=device or recipe.document["device"],
         threads=threads,
         probe=probe,
+        group=member,
+        price=price,
     )
+
+
+def _claim(group: Group, recipe: Recipe, run: str, seed: int | None) -> int:
+    if group.document["recipe"]["digest"] != recipe.digest:
+        raise PrerequisiteError(
+            f"group {group.id} was registered for another recipe",
+            hint="Run the very file that was registered; a changed one needs a new group.",
+            registered=group.document["recipe"]["digest"],
+            given=recipe.digest,
+        )
+    if seed is not None:
+        raise PrerequisiteError(
+            "a registered run takes its seed from its group", hint="Leave --seed out."
+        )
+    return group.claim(run)
 
 
 def load_plan(run: Path) -> RunPlan:
@@ -114,6 +160,8 @@ def load_plan(run: Path) -> RunPlan:
         device=plan["device"],
         threads=plan["threads"],
         probe=plan["probe"],
+        group=GroupRun(**plan["group"]) if plan.get("group") else None,
+        price=Price(**plan["price"]) if plan.get("price") else None,
     )
 
 
@@ -189,6 +237,8 @@ def save_plan(plan: RunPlan) -> None:
             "device": plan.device,
             "threads": plan.threads,
             "probe": plan.probe,
+            "group": plan.group and vars(plan.group),
+            "price": plan.price and vars(plan.price),
         },
     )
 

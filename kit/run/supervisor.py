@@ -54,6 +54,7 @@ from kit.run.separation import trainer_user
 from kit.run.telemetry import TelemetrySampler
 from kit.trust.chain import read_chain
 from kit.trust.digest import manifest_digest, tree_digest, tree_manifest
+from kit.trust.identities import claimed_identities
 from kit.trust.keys import Signer
 from kit.trust.sign import sign_document
 
@@ -102,6 +103,13 @@ def supervise(plan: RunPlan, signer: Signer, *, observe: Observe, stop: StopFlag
             "this run was begun with another signing key",
             hint="Resume with the same --key; a result has one submitter.",
             begun_with=progress.public_key,
+            given=signer.public_key,
+        )
+    if plan.group and plan.group.registration["public_key"] != signer.public_key:
+        raise PrerequisiteError(
+            "the group was registered with another signing key",
+            hint="Run with the --key that registered it.",
+            registered_with=plan.group.registration["public_key"],
             given=signer.public_key,
         )
     reserve = run / _RESERVE
@@ -157,7 +165,13 @@ def _open_log(log: EventLog, plan: RunPlan, signer: Signer) -> None:
             "image": describe_image(),
             "recipe": {"name": recipe.name, "track": recipe.track, "digest": recipe.digest},
             "seed": {"value": plan.seed, "source": plan.seed_source},
-            "signer": {"public_key": signer.public_key, "created": signer.created},
+            "signer": {
+                "public_key": signer.public_key,
+                "created": signer.created,
+                "identities": claimed_identities(plan.work / "keys", signer.public_key),
+            },
+            "group": plan.group and vars(plan.group),
+            "price": plan.price and vars(plan.price),
             "software": software(),
             "device": plan.device,
             "threads": plan.threads,

@@ -43,6 +43,7 @@ class Options:
     strict: bool = False
     allowed_signers: Path | None = None
     revoked: Path | None = None
+    identities: Path | None = None  # a snapshot that `keys identify` wrote
     re_evaluate: bool = False
     core: Path | None = None
     data: Path | None = None

@@ -9,10 +9,11 @@ from typing import Any
 
 from kit.errors import SignatureError
 from kit.trust import sshsig
+from kit.trust.identities import read_snapshot
 from kit.trust.keys import revoked_keys
 from kit.trust.sign import signed_bytes
 from kit.verify.evidence import Evidence
-from kit.verify.finding import Check, Finding, fail, ok, skip, warn
+from kit.verify.finding import Check, Finding, fail, missing, ok, skip, warn
 
 
 def name_of(document: dict[str, Any]) -> str:
@@ -81,8 +82,9 @@ def owner(evidence: Evidence) -> Iterator[Finding]:
     for name, stated in (
         ("public_key", submitter["public_key"]),
         ("created", submitter["key_created_for_this_work_folder"]),
+        ("identities", submitter["identities"]),
     ):
-        if began.get(name) != stated:
+        if began.get(name, {}) != stated:
             yield fail(
                 "the run was begun with another key than the submitter's",
                 "submitter",
@@ -104,16 +106,40 @@ def owner(evidence: Evidence) -> Iterator[Finding]:
         else:
             yield ok(f"signed by {', '.join(sorted(names))}")
         return
-    if identities:
-        named = ", ".join(f"{where}:{who}" for where, who in sorted(identities.items()))
+    if identities and options.identities is not None:
+        yield from _accounts(identities, options.identities, submitter["public_key"])
+    elif identities:
+        named = ", ".join(f"{where}:{who['user']}" for where, who in sorted(identities.items()))
         yield warn(
-            f"claims to be {named[:200]}, which was not checked: give --allowed-signers",
+            f"claims to be {named[:200]}, which was not checked: give --identities",
             "submitter.identities",
         )
     elif submitter["key_created_for_this_work_folder"]:
         yield ok("names nobody: the kit made this key for the run; it only says `the same hands`")
     else:
         yield skip("no account is named; the key speaks for itself")
+
+
+def _accounts(identities: dict[str, Any], path: Path, key: str) -> Iterator[Finding]:
+    """Each claimed account showed the key when the verifier's own snapshot was made."""
+    seen = {(e["service"], e["user"]): e for e in read_snapshot(path)["accounts"]}
+    good = []
+    for service, claim in sorted(identities.items()):
+        place = f"submitter.identities.{service}"
+        entry = seen.get((service, claim["user"]))
+        if entry is None:
+            yield missing(f"the snapshot does not hold {service}:{claim['user']}")
+        elif key not in entry["keys"]:
+            yield fail(
+                f"{service}:{claim['user']} did not show this key on {entry['fetched_at'][:10]}",
+                place,
+                expected=f"one of {len(entry['keys'])} keys",
+                found=key,
+            )
+        else:
+            good.append(f"{service}:{claim['user']} on {entry['fetched_at'][:10]}")
+    if len(good) == len(identities):
+        yield ok(f"the key was shown by {', '.join(good)}")
 
 
 def _principals(path: Path, keys: list[str]) -> set[str]:
@@ -141,7 +167,7 @@ CHECKS = (
         "V03",
         "Signer",
         "Impersonation, and keys that their owner has given up.",
-        "submitter, --allowed-signers, --revoked",
+        "submitter, --allowed-signers, --identities, --revoked",
         owner,
     ),
 )

@@ -10,6 +10,7 @@ from kit.result import (
     environment_section,
     quality_section,
     reasons_not_ranked,
+    runs_section,
     timing_section,
     training_section,
 )
@@ -55,7 +56,7 @@ def headline(evidence: Evidence) -> Iterator[Finding]:
         "ranked": not why,
         "why_not_ranked": why,
     }
-    expected["runs"] = {**document["runs"], "id": evidence.header["run"]}
+    expected["runs"] = runs_section(story)
     found = [
         difference
         for section in expected

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+from kit.errors import SignatureError
+from kit.run.group import challenge_seed, registration_problem
+from kit.schemas import problems as schema_problems
+from kit.trust import sshsig
 from kit.trust.canonical import parse_strict
+from kit.trust.sign import signed_bytes
 from kit.verify.evidence import MAX_RESULT_BYTES, Evidence, Irrelevant
-from kit.verify.finding import Check, Finding, fail, ok, warn
+from kit.verify.finding import Check, Finding, fail, ok, skip, warn
+from kit.verify.identity import name_of
 from kit.verify.numbers import differences
-
-
-def challenge_seed(challenge: str, public_key: str, index: int) -> int:
-    """The seed of run `index` of a registered group: 31 bits nobody could choose."""
-    text = json.dumps([challenge, public_key, index], separators=(",", ":"))
-    return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) >> 1
 
 
 def seed(evidence: Evidence) -> Iterator[Finding]:
@@ -38,13 +37,15 @@ def seed(evidence: Evidence) -> Iterator[Finding]:
                 found=stated["value"],
             )
     elif stated["source"] == "challenge":
-        challenge = stated.get("challenge") or header["seed"].get("challenge")
-        index = document["runs"]["index"]
-        if not isinstance(challenge, str) or not isinstance(index, int):
+        member = header.get("group")
+        if not member:
             problems += 1
-            yield fail("a challenge seed without its challenge or index", "seed")
+            yield fail("a challenge seed without a registered group", "seed")
         else:
-            expected = challenge_seed(challenge, document["submitter"]["public_key"], index)
+            registration = member["registration"]
+            challenge = registration["challenge"]["value"]
+            key = document["submitter"]["public_key"]
+            expected = challenge_seed(challenge, key, member["index"])
             if expected != stated["value"]:
                 problems += 1
                 yield fail(
@@ -52,6 +53,12 @@ def seed(evidence: Evidence) -> Iterator[Finding]:
                     "seed.value",
                     expected=expected,
                     found=stated["value"],
+                )
+            if registration["challenge"]["source"] == "own" and evidence.track == "rtx4090-24h":
+                problems += 1
+                yield warn(
+                    "the challenge was drawn by who registered: seeds could have been tried",
+                    "seed",
                 )
     elif stated["source"] == "command line" and evidence.track == "rtx4090-24h":
         problems += 1
@@ -61,39 +68,101 @@ def seed(evidence: Evidence) -> Iterator[Finding]:
 
 
 def group(evidence: Evidence) -> Iterator[Finding]:
-    """Every registered run is there, each with a seed of its own."""
-    document = evidence.document
-    name, index = document["runs"]["group"], document["runs"]["index"]
-    if name is None:
+    """The registration is its owner's, and every registered run is there, once."""
+    member = evidence.header.get("group")
+    if member is None:
         raise Irrelevant("the run belongs to no registered group")
+    registration, index = member["registration"], member["index"]
+    findings = list(_registration(evidence, registration, index))
+    yield from findings
+    if findings:
+        return
     if not evidence.options.group:
-        raise Irrelevant("the other results of the group were not given (--group)")
-    others: list[dict[str, Any]] = []
-    for path in evidence.options.group:
-        data = path.read_bytes()
-        others.append(parse_strict(data, max_bytes=MAX_RESULT_BYTES, name=path.name))
-    members = [other for other in others if other["runs"]["group"] == name]
-    problems = 0
-    seeds = {index: document["seed"]["value"]}
-    for other in members:
-        number, value = other["runs"]["index"], other["seed"]["value"]
-        if number == index:
-            continue
-        if value in seeds.values():
-            problems += 1
-            yield fail("two runs of the group have one seed", "seed.value", found=value)
-        seeds[number] = value
-    present = sorted(number for number in seeds if isinstance(number, int))
-    if present != list(range(len(present))):
-        problems += 1
-        yield fail(
-            "runs of the group are missing",
-            "runs.index",
-            expected=f"0 to {max(present)}",
-            found=", ".join(map(str, present)),
+        yield skip(
+            f"run {index} of {registration['runs']}; the others were not given (--group RESULT)"
         )
-    if not problems:
-        yield ok(f"{len(present)} runs, each with its own seed")
+        return
+    name = evidence.document["runs"]["group"]
+    members = {index: evidence.document}
+    for path in evidence.options.group:
+        path = path / "result.json" if path.is_dir() else path
+        other = parse_strict(path.read_bytes(), max_bytes=MAX_RESULT_BYTES, name=path.name)
+        if schema_problems(other, "result"):
+            yield fail("a result of the group is malformed (V01)", path.name)
+            return
+        if other["runs"]["group"] != name:
+            continue
+        number = other["runs"]["index"]
+        if number in members and name_of(members[number]) != name_of(other):
+            yield fail("two results for one registered run", f"runs.index {number}")
+            return
+        if not _signed(other, registration["public_key"]):
+            yield fail("a result of the group is not signed by who registered it", path.name)
+            return
+        expected = challenge_seed(
+            registration["challenge"]["value"], registration["public_key"], number
+        )
+        if other["seed"]["value"] != expected:
+            yield fail(
+                "a run of the group has a seed that its challenge does not give",
+                f"runs.index {number}",
+                expected=expected,
+                found=other["seed"]["value"],
+            )
+            return
+        members[number] = other
+    absent = [number for number in range(registration["runs"]) if number not in members]
+    if absent:
+        yield fail(
+            "registered runs are missing",
+            "runs.index",
+            expected=f"0 to {registration['runs'] - 1}",
+            found="without " + ", ".join(map(str, absent)),
+        )
+        return
+    complete = [m for m in members.values() if m["claims"]["status"] == "complete"]
+    yield ok(f"all {len(members)} registered runs, {len(complete)} of them complete")
+
+
+def _registration(
+    evidence: Evidence, registration: dict[str, Any], index: int
+) -> Iterator[Finding]:
+    problem = registration_problem(registration)
+    if problem:
+        yield fail(f"the registration is not valid: {problem}", "the log's header")
+        return
+    document = evidence.document
+    key = document["submitter"]["public_key"]
+    for what, expected, found in (
+        ("key", registration["public_key"], key),
+        ("recipe", registration["recipe"]["digest"], document["recipe"]["digest"]),
+    ):
+        if expected != found:
+            yield fail(f"registered for another {what}", "group", expected=expected, found=found)
+    if not 0 <= index < registration["runs"]:
+        yield fail("a run that was not registered", "runs.index", found=index)
+    started = document["timing"]["started_at"]
+    if started is not None and started < registration["registered_at"]:
+        yield fail(
+            "the run began before its group was registered",
+            "timing.started_at",
+            expected=f"after {registration['registered_at']}",
+            found=started,
+        )
+
+
+def _signed(document: dict[str, Any], key: str) -> bool:
+    """Whether `key` is the submitter's and signed the result."""
+    if document["submitter"]["public_key"] != key:
+        return False
+    for entry in document["signatures"]:
+        with contextlib.suppress(SignatureError):
+            found = sshsig.verify(
+                signed_bytes(document), entry["signature"], sshsig.RESULT_NAMESPACE
+            )
+            if found.line == key:
+                return True
+    return False
 
 
 CHECKS = (
@@ -108,7 +177,7 @@ CHECKS = (
         "V20",
         "Group",
         "Cherry-picking: runs that were registered and not shown.",
-        "runs, --group",
+        "the registration in the log's header, runs, --group",
         group,
     ),
 )

@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from kit.hardware.fingerprint import classify
 from kit.recipe import parse_recipe
 from kit.result import build_result
+from kit.run.group import REGISTER_NAMESPACE, challenge_seed
 from kit.run.log import LOG_KIND
 from kit.run.telemetry import TELEMETRY_KIND, Summary
 from kit.trust import sshsig
@@ -232,11 +233,12 @@ loader = "bigram_trainer.py:load"
 """
 
 
-def supervised_run(root: Path, prefix: tuple[str, ...] = ()) -> Path:
+def supervised_run(root: Path, prefix: tuple[str, ...] = (), options: tuple[str, ...] = ()) -> Path:
     """A real run through the supervisor with the forty-line trainer; returns its folder.
 
     Args:
         prefix: Words before the command, as `faketime` or `unshare` want it.
+        options: More options of `run`.
     """
     import pyarrow
     from pyarrow import parquet
@@ -259,6 +261,7 @@ def supervised_run(root: Path, prefix: tuple[str, ...] = ()) -> Path:
         *("run", "--quiet", "--device", "cpu", "-r", str(root / "bigram.toml")),
         *("--work", str(root / "work"), "--data", str(root / "data")),
         *("--sft", str(root / "sft"), "--chat-eval", str(root / "chat_eval")),
+        *options,
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -380,6 +383,35 @@ def fingerprint_4090(
 def reclassify(fingerprint: dict[str, Any]) -> None:
     """What an honest kit writes after a figure of the fingerprint changed."""
     fingerprint["class"] = classify(fingerprint["gpus"], fingerprint["probes"]["gpu"])
+
+
+def registration(key: Any = KEY, recipe: str = RECIPE, **changes: Any) -> dict[str, Any]:
+    """A group of three runs, announced before the synthetic days begin, signed by `key`."""
+    parsed = parse_recipe(recipe, folder=Path(), label="recipe")
+    line = sshsig.public_key(key).line
+    document = {
+        "schema_version": 1,
+        "recipe": {"name": parsed.name, "track": parsed.track, "digest": parsed.digest},
+        "runs": 3,
+        "challenge": {"value": "drawn by the board", "source": "given"},
+        "public_key": line,
+        "registered_at": "2026-09-01T12:00:00Z",
+        "signatures": [],
+        **changes,
+    }
+    armored = sshsig.sign(signed_bytes(document), REGISTER_NAMESPACE, key)
+    entry = {"format": "sshsig", "namespace": REGISTER_NAMESPACE, "public_key": line}
+    return {**document, "signatures": [{**entry, "signature": armored}]}
+
+
+def enrol(draft: Draft, index: int, document: dict[str, Any] | None = None) -> Draft:
+    """Makes the draft run `index` of a group, with its seed."""
+    document = document or registration()
+    challenge = document["challenge"]["value"]
+    value = challenge_seed(challenge, document["public_key"], index)
+    draft.header()["seed"] = {"value": value, "source": "challenge"}
+    draft.header()["group"] = {"registration": document, "index": index}
+    return draft
 
 
 class Clock:
@@ -789,5 +821,6 @@ HONEST: dict[str, Callable[[], Draft]] = {
     "4090, resumed after a reboot": lambda: gpu_run(seed=6, resume_at=37, reboot=True),
     "4090, slept half an hour": lambda: gpu_run(seed=7, sleep_at=40),
     "4090, out of memory": lambda: gpu_run(seed=8, fail_at=33),
+    "4090, one of a registered group": lambda: enrol(gpu_run(seed=10), 1),
     "4090, stopped": lambda: gpu_run(seed=9, stop_at=1),
 }

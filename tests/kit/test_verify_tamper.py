@@ -322,6 +322,19 @@ def with_list(name: str, content: str) -> Callable[[Path], Options]:
     return options
 
 
+def accounts() -> Callable[[Path], Options]:
+    """A verifier who looked up what alice shows: another key."""
+
+    def options(folder: Path) -> Options:
+        path = folder.with_name(folder.name + "-accounts")
+        entry = {"service": "github", "user": "alice", "keys": [OTHER_LINE]}
+        entry["fetched_at"] = "2026-11-01T00:00:00Z"
+        path.write_text(json.dumps({"schema_version": 1, "accounts": [entry]}))
+        return Options(identities=path)
+
+    return options
+
+
 HONEST_LINE, OTHER_LINE = (sshsig.public_key(key).line for key in (tamper.KEY, tamper.OTHER_KEY))
 mutation(
     "revoked key", "V03", kind="file", options=with_list("revoked", f"# lost\n{HONEST_LINE}\n")
@@ -1058,24 +1071,80 @@ def _(draft: Draft) -> None:
 
 @mutation("a seed that its challenge does not give", "V19", kind="draft")
 def _(draft: Draft) -> None:
-    draft.header()["seed"] = {"value": 4711, "source": "challenge"}
-    draft.result_edits.append(lambda result: result["runs"].update(group="g1", index=0))
+    tamper.enrol(draft, 0)
+    draft.header()["seed"]["value"] = 4711
 
 
-def group_mutation(name: str, index: int, seed: int) -> None:
+@mutation("a challenge seed without a group", "V19", kind="draft")
+def _(draft: Draft) -> None:
+    draft.header()["seed"]["source"] = "challenge"
+
+
+def group_mutation(name: str, expected: str = "V20", others: Any = None, **enrolment: Any) -> None:
+    """Run 0 of a group; `others` are (index, change) of the results shown beside it."""
+
     def options(folder: Path) -> Options:
-        other = gpu_run(seed=77)
-        other.header()["seed"] = {"value": seed, "source": "random"}
-        other.result_edits.append(lambda result: result["runs"].update(group="g1", index=index))
-        return Options(group=(other.write(folder.with_name(folder.name + "-other")),))
+        paths = []
+        for place, (index, change) in enumerate(others):
+            draft = tamper.enrol(gpu_run(seed=70 + place, steps=24), index)
+            if change:
+                change(draft)
+            paths.append(draft.write(folder.with_name(f"{folder.name}-other{place}")))
+        return Options(group=tuple(paths))
 
-    @mutation(name, "V20", kind="draft", options=options)
+    extra = {"options": options} if others is not None else {}
+
+    @mutation(name, expected, kind="draft", **extra)
     def apply(draft: Draft) -> None:
-        draft.result_edits.append(lambda result: result["runs"].update(group="g1", index=0))
+        tamper.enrol(draft, enrolment.pop("index", 0), enrolment.get("document"))
 
 
-group_mutation("a run of the group not shown", 2, 1)
-group_mutation("one seed for two runs of the group", 1, 20260921)
+def lucky(draft: Draft) -> None:
+    draft.header()["seed"]["value"] = 4711
+
+
+def strangers(draft: Draft) -> None:
+    draft.key = tamper.OTHER_KEY
+
+
+def forged_registration() -> dict[str, Any]:
+    """One more run than was signed for."""
+    return {**tamper.registration(), "runs": 4}
+
+
+group_mutation("the last run of the group not shown", others=[(1, None)])
+group_mutation("a run in the middle of the group not shown", others=[(2, None)])
+group_mutation("a lucky seed among the group's runs", others=[(1, lucky), (2, None)])
+group_mutation("two results for one registered run", others=[(1, None), (1, None), (2, None)])
+group_mutation("a stranger's run among the group's", others=[(1, strangers), (2, None)])
+group_mutation("a registration changed after signing", document=forged_registration())
+group_mutation(
+    "somebody else's registration", "V19 V20", document=tamper.registration(tamper.OTHER_KEY)
+)
+group_mutation(
+    "registered for another recipe",
+    document=tamper.registration(recipe=tamper.RECIPE.replace("d20", "d21")),
+)
+group_mutation(
+    "registered after the run", document=tamper.registration(registered_at="2027-01-01T00:00:00Z")
+)
+group_mutation("a run past the registered ones", index=3)
+typed("typed group", "V07", "runs", "group", value="0123456789abcdef")
+
+
+@mutation("an account that does not show the key", "V03", kind="draft", options=accounts())
+def _(draft: Draft) -> None:
+    claim = {"github": {"user": "alice", "fetched_at": "2026-09-01T12:00:00Z"}}
+    draft.header()["signer"]["identities"] = claim
+
+
+typed(
+    "an account typed into the result",
+    "V03",
+    "submitter",
+    "identities",
+    value={"hf": {"user": "alice", "fetched_at": "2026-09-01T12:00:00Z"}},
+)
 
 # --- V21: checkpoint ---------------------------------------------------------------------------
 

@@ -1,0 +1,101 @@
+"""Registered groups: numbers given out once, seeds from the challenge, all runs shown."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import tamper
+from click.testing import CliRunner, Result
+
+from kit.cli.main import cli
+from kit.errors import KitError, PrerequisiteError
+from kit.recipe import load_recipe, parse_recipe
+from kit.result import energy_section, runs_section
+from kit.run.group import challenge_seed, open_group, register, registration_problem
+from kit.trust.keys import load_or_create_signer
+from kit.verify import Options, verify_result
+
+RECIPE = parse_recipe(tamper.RECIPE, folder=Path(), label="recipe")
+
+
+def call(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+def test_numbers_are_given_out_once_and_seeds_follow_the_challenge(tmp_path: Path) -> None:
+    signer = load_or_create_signer(tmp_path / "keys")
+    made = register(tmp_path, RECIPE, 2, signer, "what the board drew")
+    group = open_group(tmp_path, made.id)
+    assert registration_problem(group.document) is None and group.id == made.id
+    assert [group.claim("a"), group.claim("b")] == [0, 1]
+    with pytest.raises(PrerequisiteError, match="all 2 runs"):
+        group.claim("c")
+    seeds = [challenge_seed("what the board drew", signer.public_key, i) for i in range(2)]
+    assert [group.seed(0), group.seed(1)] == seeds and seeds[0] != seeds[1]
+    assert all(0 <= seed < 2**31 for seed in seeds)
+    other = register(tmp_path, RECIPE, 2, signer)
+    assert other.id != group.id and other.document["challenge"]["source"] == "own"
+
+
+def test_what_is_no_registration_is_said(tmp_path: Path) -> None:
+    with pytest.raises(PrerequisiteError, match="no group"):
+        open_group(tmp_path, "0123456789abcdef")
+    (tmp_path / "r.json").write_text("{}")
+    with pytest.raises(KitError, match="no registration"):
+        open_group(tmp_path, str(tmp_path / "r.json"))
+    assert registration_problem({**tamper.registration(), "runs": 9}) is not None
+
+
+def test_the_commands_open_a_group_and_refuse_what_does_not_belong(tmp_path: Path) -> None:
+    done = call("register", "-r", "smoke", "--runs", "3", "--work", tmp_path)
+    assert done.exit_code == 0, done.output
+    name = done.stdout.strip().splitlines()[-1]
+    assert (tmp_path / "groups" / name / "registration.json").exists()
+    assert call("register", "-r", "smoke", "--runs", "0", "--work", tmp_path).exit_code == 2
+    short = call("register", "-r", "smoke", "--runs", "3", "--challenge", "x", "--work", tmp_path)
+    assert isinstance(short.exception, PrerequisiteError)
+
+
+def test_a_whole_group_is_verified_together(tmp_path: Path) -> None:
+    paths = [
+        tamper.enrol(tamper.gpu_run(seed=60 + index, steps=24), index).write(tmp_path / str(index))
+        for index in range(3)
+    ]
+    alone = verify_result(paths[0])
+    assert alone.exit_code == 0 and alone.status("V20") == "skip"
+    report = verify_result(paths[0], Options(group=tuple(paths)))
+    assert report.verdict == "consistent", report.refused_by
+    assert "all 3 registered runs" in report.of("V20")[0].message
+
+
+def test_cost_is_energy_times_the_stated_price(tmp_path: Path) -> None:
+    draft = tamper.gpu_run(steps=24)
+    draft.header()["price"] = {"per_kwh": 0.4, "currency": "EUR"}
+    report = verify_result(draft.write(tmp_path / "run"))
+    assert report.verdict == "consistent", report.refused_by
+    from kit.result import Story
+
+    story = Story.read(tmp_path / "run")
+    energy = energy_section(story)
+    assert energy["cost"] == pytest.approx(energy["kwh"] * 0.4, abs=1e-4)
+    assert energy["currency"] == "EUR" and runs_section(story)["group"] is None
+
+
+@pytest.mark.slow
+def test_a_registered_run_with_a_price_through_the_supervisor(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    work = tmp_path / "work"
+    (tmp_path / "bigram.toml").write_text(tamper.CPU_RECIPE)
+    recipe = load_recipe(str(tmp_path / "bigram.toml"))
+    group = register(work, recipe, 2, load_or_create_signer(work / "keys"), "what the board drew")
+    options = ("--group", group.id, "--price-kwh", "0.25")
+    run = tamper.supervised_run(tmp_path, options=options)
+    result = json.loads((run / "result.json").read_text())
+    assert result["runs"] == {"id": run.name, "group": group.id, "index": 0}
+    assert result["seed"] == {"value": group.seed(0), "source": "challenge"}
+    assert result["energy"]["price_per_kwh"] == 0.25
+    report = verify_result(run)
+    assert report.verdict == "consistent", report.to_json()
+    assert verify_result(run, Options(group=(run,))).refused_by == ["V20"]
