@@ -16,7 +16,8 @@ Two kinds of files are left alone: few-shot examples (`*_dev`), and programming 
 scoring them means running code that the model wrote (HumanEval). A `note` names what is left out.
 
 `ended_rate` is the share of generated answers that end with `<|assistant_end|>` within
-max_new_tokens. A model that does not hand the turn back is not usable, however right it is.
+max_new_tokens. A model that does not hand the turn back is not usable, however right it is. How the
+model behaves otherwise is measured on fixed prompts (`reference/behaviour.py`), beside the score.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from reference.behaviour import evaluate_behaviour
+from reference.behaviour import figures as behaviour_figures
+from reference.behaviour import to_json as behaviour_to_json
 from reference.checkpoint import load_model
 from reference.conversation import render_prompt
 from reference.dataset import write_whole
@@ -117,11 +121,18 @@ def run(request: Request, events: Events) -> None:
         events.emit("eval", name="chat_task", task=task.name, value=value, **summary)
         events.emit("progress", done=done, total=total, unit="questions")
 
+    behaviour = evaluate_behaviour(
+        model, tokenizer, section["max_new_tokens"], check=lambda: check_time(request)
+    )
+    shown = behaviour_figures(behaviour)
+    events.emit("eval", name="behaviour", value=shown["followed"], **shown)
+
     aggregate = summarize(results)
     document = {
         "format": 1,
         "tasks": {name: asdict(result) for name, result in results.items()},
         "aggregate": aggregate,
+        "behaviour": behaviour_to_json(behaviour),
         "max_per_task": section["max_per_task"],
         "max_new_tokens": section["max_new_tokens"],
         "left_out": left_out,

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kit.cli.eval_chat import chat
+
 if TYPE_CHECKING:
     from kit.core_eval.model import EvalModel
     from kit.core_eval.report import Document
@@ -26,6 +28,9 @@ def evaluate() -> None:
 
     MODEL is a checkpoint folder, a Hugging Face folder (safetensors) or a GGUF file.
     """
+
+
+evaluate.add_command(chat)
 
 
 def _model_options(command: Callable[..., Any]) -> Callable[..., Any]:

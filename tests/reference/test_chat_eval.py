@@ -340,7 +340,14 @@ def test_stage_writes_outcomes_and_reports_the_files_digest(
         assert len(result["ended"]) == (result["n"] if generated else 0)
         assert (result["baseline"] is None) == (result["kind"] == "free")
     evals = [data for ev, data in events.seen if ev == "eval"]
-    assert [e["task"] for e in evals[:-1]] == sorted(document["tasks"])
+    assert [e["task"] for e in evals[:-2]] == sorted(document["tasks"])
+    answers = document["behaviour"].pop("answers")
+    assert len(answers) == 32
+    assert evals[-2] == {
+        "name": "behaviour",
+        "value": document["behaviour"]["followed"],
+        **document["behaviour"],
+    }
     assert evals[-1]["name"] == "chat"
     assert evals[-1]["sha256"] == f"sha256:{hashlib.sha256(data).hexdigest()}"
     assert any("humaneval" in data["text"] for ev, data in events.seen if ev == "note")
