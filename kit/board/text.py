@@ -29,9 +29,11 @@ def plain(value: Any, limit: int) -> str:
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
+_MARKUP = frozenset("\\`*_{}[]<>|&~$@#!:")
+
+
 def markdown(value: Any, limit: int) -> str:
-    """`value` for a cell of a Markdown table: no markup, link, mention or formula in it works."""
+    """`value` for Markdown, a table's cell too: no markup, link, mention or HTML in it works."""
     line = plain(value, limit)
-    for character in "\\`*_{}[]()<>#+-.!|~$=@:/&":
-        line = line.replace(character, f"&#{ord(character)};") if character in line else line
-    return line
+    escaped = "".join(f"&#{ord(c)};" if c in _MARKUP else c for c in line)
+    return escaped.replace("www.", "www&#46;").replace("WWW.", "WWW&#46;")

@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("kit.cli.doctor:doctor", "Say what this machine can run and what is missing."),
     "eval": ("kit.cli.eval:evaluate", "Score any model: CORE, bits per byte, comparisons."),
     "bench": ("kit.cli.bench:bench", "Measure speed on this machine."),
+    "submit": ("kit.cli.submit:submit", "Submit a verified result to the leaderboard."),
     "board": ("kit.cli.board:board", "The leaderboard: judge, derive, state doubts."),
     "keys": ("kit.cli.keys:keys", "Make, show and revoke signing keys."),
     "fingerprint": ("kit.cli.fingerprint:fingerprint", "Measure this machine."),

@@ -1,0 +1,81 @@
+"""Runs of different people on different cards, for boards to be filled with."""
+
+import copy
+import functools
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import tamper
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from kit.trust import sshsig
+from kit.trust.keys import Signer
+
+
+def key_of(name: str) -> Ed25519PrivateKey:
+    return Ed25519PrivateKey.from_private_bytes(hashlib.sha256(name.encode()).digest())
+
+
+def signer_of(name: str) -> Signer:
+    key = key_of(name)
+    return Signer(sshsig.public_key(key).line, False, "file", Path(name), key)
+
+
+def _number(*parts: object) -> int:
+    return int(hashlib.sha256(repr(parts).encode()).hexdigest()[:8], 16)
+
+
+@functools.cache
+def _day() -> tamper.Draft:
+    return tamper.gpu_run(seed=1, steps=24)
+
+
+def gpu_run(
+    folder: Path,
+    who: str = "alice",
+    *,
+    seed: int = 11,
+    bpb: float = 0.8412,
+    card: str = "",
+    recipe: str | None = None,
+    notes: tuple[str, ...] = (),
+    changes: Any = None,
+) -> Path:
+    """A signed, consistent run of `who` on their own 4090; returns its folder.
+
+    `changes` is called with the draft before it is chained and signed.
+    """
+    draft = _day().copy()
+    card_hash = "sha256:" + hashlib.sha256((card or f"card of {who}").encode()).hexdigest()
+    header = draft.header()
+    header["signer"]["public_key"] = sshsig.public_key(key_of(who)).line
+    header["seed"]["value"] = seed
+    for fingerprint in draft.fingerprints():
+        fingerprint["gpus"][0]["uuid_hash"] = card_hash
+    for record in draft.telemetry:
+        if "gpu_uuid_hash" in record:
+            record["gpu_uuid_hash"] = card_hash
+    for name in draft.files:
+        if name.endswith(".safetensors"):
+            draft.files[name] = tamper.safetensors(_number(name, who, seed))
+    draft.of("eval", "pretrain")[-1]["data"]["value"] = bpb
+    for text in notes:
+        place = draft.events.index(draft.of("memory")[0])
+        note = {**copy.deepcopy(draft.events[place]), "ev": "note", "data": {"text": text}}
+        draft.events.insert(place, note)
+    if recipe is not None:
+        draft.recipe = recipe
+        digest = "sha256:" + hashlib.sha256(recipe.encode()).hexdigest()
+        header["recipe"] = {**header["recipe"], "digest": digest}
+    draft.key = key_of(who)
+    if changes is not None:
+        changes(draft)
+    draft.write(folder)
+    return folder
+
+
+def result_of(folder: Path) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((folder / "result.json").read_bytes())
+    return document
