@@ -10,6 +10,10 @@ BOARD_COMMANDS = {
     "publish": ("kit.cli.board_publish:publish", "Judge what is new and write the table."),
     "site": ("kit.cli.board_site:site", "Write the static site: table, charts, a page a row."),
     "rebuild": ("kit.cli.board_publish:rebuild", "Derive the table again, or check that it is."),
+    "dispute": ("kit.cli.board_statements:dispute", "Doubt a row in public, under your key."),
+    "withdraw": ("kit.cli.board_statements:withdraw", "Take a row back."),
+    "rescore": ("kit.cli.board_statements:rescore", "Correct a row's figures (maintainers)."),
+    "resolve": ("kit.cli.board_statements:resolve", "Answer a dispute (maintainers)."),
 }
 
 

@@ -27,8 +27,9 @@ WORK = click.option(
 @BOARD
 @WORK
 @click.option("--recheck", is_flag=True, help="Judge everything again with this kit's checks.")
+@click.option("--merge", is_flag=True, help="Merge pull requests that were accepted (Hub).")
 @click.option("--json", "as_json", is_flag=True, help="What was done, as JSON.")
-def publish(target: str, work: Path, recheck: bool, as_json: bool) -> None:
+def publish(target: str, work: Path, recheck: bool, merge: bool, as_json: bool) -> None:
     """Judge new submissions, reproductions and statements; write the events and the table.
 
     Submitted files are read, hashed and parsed, never executed. What was judged before and has not
@@ -36,16 +37,27 @@ def publish(target: str, work: Path, recheck: bool, as_json: bool) -> None:
     """
     from kit.board.layout import board_root
     from kit.board.publish import publish as run_publish
+    from kit.cli.submit import is_folder
     from kit.errors import PrerequisiteError
     from kit.trust.digest import DigestCache
 
-    root = Path(target)
-    if not root.is_dir():
+    cache = DigestCache(work / "cache" / "board-digests.json")
+    if not is_folder(target):
+        from kit.board.hub import Hub, client
+        from kit.board.hub_publish import publish_to_hub
+
+        hub = Hub(client(), tell=_tell)
+        mirror = work / "boards" / target.replace("/", "--")
+        done = publish_to_hub(
+            hub, target, mirror, cache=cache, recheck=recheck, merge=merge, tell=_tell
+        )
+        _show(done, mirror, as_json)
+        return
+    if not Path(target).is_dir():
         raise PrerequisiteError(
             f"there is no folder `{target}`", hint="make it, or give another with --board"
         )
-    root = board_root(root)
-    cache = DigestCache(work / "cache" / "board-digests.json")
+    root = board_root(Path(target))
     done = run_publish(root, cache=cache, recheck=recheck, tell=_tell)
     _show(done, root, as_json)
 

@@ -1,14 +1,13 @@
 """Submitting: into a folder, and with the real Hub client into real git repositories."""
 
 import json
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import board_runs
-import git_hub
 import pytest
+from board_hub import BOARD, SETTINGS, TOKENS, git
+from board_hub import hub as hub
 from click.testing import CliRunner, Result
 from git_hub import Fault, GitHub
 
@@ -16,9 +15,7 @@ from kit.cli.main import cli
 
 # huggingface_hub 2.4 hands a file to httpx2 under its old argument's name.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
-BOARD = "n4090/leaderboard"
-TOKEN = "hf_secretOfAlice"
-SETTINGS = {"schema_version": 1, "name": "test board", "repository": BOARD, "maintainers": []}
+TOKEN = TOKENS["alice"]
 
 
 def n4090(*arguments: object) -> Result:
@@ -30,37 +27,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return board_runs.gpu_run(tmp_path_factory.mktemp("alice") / "run", "alice")
 
 
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[GitHub]:
-    from huggingface_hub import constants
-
-    from kit.prepare.transfer import Retry
-
-    accounts = {TOKEN: "alice", "hf_ofTheMaintainer": "n4090", "hf_bobs": "bob"}
-    hub = GitHub(tmp_path / "hub", accounts)
-    hub.create("datasets", BOARD, {"submissions/board.json": json.dumps(SETTINGS).encode()})
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
-    monkeypatch.setattr(Retry, "delay_s", lambda self, failures: 0.0)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    with git_hub.serving(hub):
-        monkeypatch.setenv("HF_ENDPOINT", hub.url)
-        yield hub
-
-
 def submit(run: Path, *more: object) -> dict[str, Any]:
     done = n4090("submit", run, "--board", BOARD, "--yes", "--json", *more)
     assert done.exit_code == 0, (done.output, done.exception)
     outcome: dict[str, Any] = json.loads(done.stdout)
     return outcome
-
-
-def git(repo: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        ["git", "-C", str(repo), *arguments], capture_output=True, text=True, check=True
-    )
-    return done.stdout
 
 
 def assert_sound(hub: GitHub, run: Path) -> str:

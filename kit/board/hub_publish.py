@@ -1,0 +1,476 @@
+"""Publishing on the Hub: the board's text mirrored, pull requests judged, the table sent back.
+
+The mirror is a folder that holds what main holds, and the submissions of open pull requests beside
+it, so that the rest is the same as for a board in a folder. Only what changed is fetched; a pull
+request is refused before any of it is fetched when it touches what is not its author's to touch.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kit.board.decisions import Decisions
+from kit.board.hub import Hub, blob_id
+from kit.board.inspect import Inspection
+from kit.board.layout import (
+    BOARD_FOLDER,
+    MAX_DOCUMENT_BYTES,
+    TEXT_LIMITS,
+    Layout,
+    SubmissionPath,
+    document_name,
+)
+from kit.board.load import read_document
+from kit.board.package import Item
+from kit.board.publish import IN_FOLDER, Origin, Published, publish
+from kit.board.text import markdown
+from kit.errors import KitError
+from kit.files import write_bytes, write_json
+from kit.trust.digest import DigestCache, sha256_bytes
+from kit.verify.evidence import MAX_TELEMETRY_BYTES
+from kit.verify.finding import Finding, fail, warn
+
+Tell = Callable[[str], None]
+_STATE = "mirror.json"
+_OURS = ("board-events.jsonl", "leaderboard.jsonl", "leaderboard.parquet")
+_HEADER = re.compile(r"^diff --git a/(.+) b/(.+)$", re.MULTILINE)
+_MAX_SMALL = 16 * 2**20  # a checkpoint's files that git keeps itself
+_MAX_FILES = 20
+
+
+@dataclass
+class PullRequest:
+    """One pull request as its diff and its head show it."""
+
+    number: int
+    author: str
+    status: str
+    commit: str
+    submission: SubmissionPath | None = None
+    files: list[str] = field(default_factory=list)  # below the board
+    problem: str | None = None
+
+
+def publish_to_hub(
+    hub: Hub,
+    repository: str,
+    mirror: Path,
+    *,
+    cache: DigestCache | None = None,
+    recheck: bool = False,
+    merge: bool = False,
+    tell: Tell = lambda text: None,
+) -> Published:
+    """One pass over the board in the dataset `repository`.
+
+    Args:
+        mirror: A folder of this command's own; made when it is not there.
+        merge: Also merge the pull requests whose submissions were accepted.
+    """
+    root = mirror / BOARD_FOLDER
+    layout = Layout(root)
+    main = hub.head(repository, "dataset")
+    hub.settings(repository, main)
+    on_main = _mirror_main(hub, repository, main, mirror)
+    decisions = Decisions.read(layout)
+    requests = _pull_requests(hub, repository, decisions, on_main, mirror)
+    bring = [one for one in requests if one.status != "merged" and one.problem is None]
+    _mirror_requests(hub, repository, bring, mirror, on_main)
+    by_path = {str(one.submission): one for one in requests if one.submission}
+
+    def origin(path: SubmissionPath) -> Origin:
+        return _origin(hub, layout, path, by_path.get(str(path)), decisions, mirror)
+
+    done = publish(root, origin=origin, cache=cache, recheck=recheck, tell=tell)
+    if done.events or _differs(hub, repository, root, on_main):
+        items = [Item(f"{BOARD_FOLDER}/{name}", root / name) for name in _OURS]
+        message = f"Publish: {len(done.new)} judged, {done.rows} rows"
+        hub.commit(repository, "dataset", items, message, parent=main)
+    _comment(hub, repository, done, requests, mirror)
+    if merge:
+        _merge(hub, repository, requests, Decisions.read(layout), tell)
+    return done
+
+
+# --- main ---------------------------------------------------------------------------------------
+
+
+def _mirror_main(hub: Hub, repository: str, main: str, mirror: Path) -> dict[str, str]:
+    """Makes the mirror's files those of main; returns their paths below the board with blob ids."""
+    from huggingface_hub.hf_api import RepoFile
+
+    root = mirror / BOARD_FOLDER
+    root.mkdir(parents=True, exist_ok=True)
+    state = _state(mirror)
+    entries = hub.ask(
+        f"files of {repository}",
+        lambda: list(
+            hub.api.list_repo_tree(
+                repository, BOARD_FOLDER, recursive=True, revision=main, repo_type="dataset"
+            )
+        ),
+    )
+    known: dict[str, str] = {}
+    for entry in entries:
+        relative = entry.path.removeprefix(f"{BOARD_FOLDER}/")
+        if not isinstance(entry, RepoFile) or not _may_mirror(relative):
+            continue
+        known[relative] = entry.blob_id
+        target = root / relative
+        if state["main"].get(relative) == entry.blob_id and target.is_file():
+            continue
+        limit = _limit(relative)
+        if entry.size > limit:
+            raise KitError(f"`{relative}` on main is too large", bytes=entry.size, limit=limit)
+        write_bytes(target, hub.read(repository, "dataset", entry.path, main, limit))
+    for relative in set(state["main"]) - set(known):
+        (root / relative).unlink(missing_ok=True)
+    state["main"] = known
+    write_json(mirror / _STATE, state)
+    return known
+
+
+def _state(mirror: Path) -> dict[str, Any]:
+    path = mirror / _STATE
+    if path.exists():
+        state: dict[str, Any] = json.loads(path.read_bytes())
+        return state
+    return {"main": {}, "requests": {}, "commented": {}}
+
+
+def _may_mirror(relative: str) -> bool:
+    """Whether a path below the board is one of a board: nothing else is ever written here."""
+    parts = relative.split("/")
+    if len(parts) == 1:
+        return relative in (*_OURS, "board.json", "references.json", "revoked_keys")
+    return _is_submission_file(relative) or _is_document(relative)
+
+
+def _is_submission_file(relative: str) -> bool:
+    parts = relative.split("/")
+    path = SubmissionPath.parse("/".join(parts[:3]))
+    return path is not None and "/".join(parts[3:]) in TEXT_LIMITS
+
+
+def _is_document(relative: str) -> bool:
+    parts = relative.split("/")
+    return (
+        len(parts) == 3
+        and parts[0] in ("reproductions", "statements")
+        and re.fullmatch(r"[0-9a-f]{16}", parts[1]) is not None
+        and document_name(parts[2]) is not None
+    )
+
+
+def _limit(relative: str) -> int:
+    parts = relative.split("/")
+    if _is_submission_file(relative):
+        return TEXT_LIMITS["/".join(parts[3:])]
+    return MAX_DOCUMENT_BYTES if _is_document(relative) else 2**31
+
+
+# --- pull requests ------------------------------------------------------------------------------
+
+
+def _pull_requests(
+    hub: Hub, repository: str, decisions: Decisions, on_main: dict[str, str], mirror: Path
+) -> list[PullRequest]:
+    """Open pull requests, and merged ones not yet seen as such, judged by what they touch."""
+    state = _state(mirror)
+    found = []
+    for one in hub.pull_requests(repository):
+        if one.status not in ("open", "draft", "merged"):
+            _forget(state, one.num, mirror, on_main)
+            continue
+        status = "merged" if one.status == "merged" else "open"
+        ref = f"refs/pr/{one.num}"
+        remembered = state["requests"].get(str(one.num))
+        if status == "merged" and remembered and remembered["status"] == "merged":
+            found.append(_remembered(one.num, remembered))
+            continue
+        commit = hub.head(repository, "dataset", ref)
+        if remembered and remembered["commit"] == commit and remembered["status"] == status:
+            found.append(_remembered(one.num, remembered))
+            continue
+        details = hub.ask(
+            f"pull request {one.num}",
+            lambda one=one: hub.api.get_discussion_details(  # type: ignore[misc]
+                repository, one.num, repo_type="dataset"
+            ),
+        )
+        request = PullRequest(one.num, one.author, status, commit)
+        touched = _touched(details.diff or "")
+        _classify(request, touched, on_main if status == "open" else {})
+        state["requests"][str(one.num)] = {
+            "author": request.author,
+            "status": status,
+            "commit": commit,
+            "submission": str(request.submission) if request.submission else None,
+            "files": request.files,
+            "problem": request.problem,
+        }
+        found.append(request)
+    write_json(mirror / _STATE, state)
+    return found
+
+
+def _remembered(number: int, entry: dict[str, Any]) -> PullRequest:
+    return PullRequest(
+        number,
+        entry["author"],
+        entry["status"],
+        entry["commit"],
+        SubmissionPath.parse(entry["submission"] or ""),
+        entry["files"],
+        entry["problem"],
+    )
+
+
+def _touched(diff: str) -> set[str]:
+    """Paths that a git diff names. Quoted names (odd bytes) stay quoted, and are refused so."""
+    return {path for match in _HEADER.finditer(diff) for path in match.groups()} | {
+        line for line in re.findall(r'^diff --git "(.+)"$', diff, re.MULTILINE)
+    }
+
+
+def _classify(request: PullRequest, touched: set[str], on_main: dict[str, str]) -> None:
+    """Sorts what a pull request touches; notes the first thing it may not."""
+    if not touched:
+        request.problem = "it changes nothing that can be seen"
+    elif len(touched) > _MAX_FILES:
+        request.problem = f"it touches {len(touched)} files; a submission has at most {_MAX_FILES}"
+    for path in sorted(touched):
+        relative = path.removeprefix(f"{BOARD_FOLDER}/")
+        if path == relative or not (_is_submission_file(relative) or _is_document(relative)):
+            request.problem = f"it touches `{path[:200]}`, which is no part of a submission"
+        elif relative in on_main:
+            request.problem = f"it changes `{relative[:200]}`, which is on the board already"
+        elif _is_document(relative):
+            who = (document_name(relative.split("/")[2]) or ("",))[0]
+            if who != request.author:
+                request.problem = f"it adds a document in the name of {who}"
+        else:
+            folder = SubmissionPath.parse("/".join(relative.split("/")[:3]))
+            if folder is None or folder.submitter != request.author:
+                request.problem = "it writes into another's folder"
+            elif request.submission not in (None, folder):
+                request.problem = "it holds more than one submission"
+            else:
+                request.submission = folder
+        if request.problem:
+            request.submission = None
+            return
+        request.files.append(relative)
+
+
+def _mirror_requests(
+    hub: Hub,
+    repository: str,
+    requests: Iterable[PullRequest],
+    mirror: Path,
+    on_main: dict[str, str],
+) -> None:
+    """Brings the files of open pull requests into the mirror, each at its head."""
+    root = mirror / BOARD_FOLDER
+    for one in requests:
+        paths = [f"{BOARD_FOLDER}/{relative}" for relative in one.files]
+        infos = hub.there(repository, "dataset", paths, one.commit)
+        for relative, path in zip(one.files, paths, strict=True):
+            info, target = infos.get(path), root / relative
+            if info is None or relative in on_main:
+                continue
+            if info.size > _limit(relative):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(b"")  # the checks say that it is missing or broken
+                continue
+            if target.is_file() and blob_id(target.read_bytes()) == info.blob_id:
+                continue
+            data = hub.read(repository, "dataset", path, one.commit, _limit(relative))
+            write_bytes(target, data)
+
+
+def _forget(state: dict[str, Any], number: int, mirror: Path, on_main: dict[str, str]) -> None:
+    """Takes what a closed pull request had brought out of the mirror again."""
+    entry = state["requests"].pop(str(number), None)
+    for relative in entry["files"] if entry else ():
+        if relative not in on_main:
+            (mirror / BOARD_FOLDER / relative).unlink(missing_ok=True)
+    if entry and entry["submission"]:
+        folder = mirror / BOARD_FOLDER / entry["submission"]
+        if folder.is_dir() and not any(path.is_file() for path in folder.rglob("*")):
+            shutil.rmtree(folder)
+
+
+# --- where a submission came from ---------------------------------------------------------------
+
+
+def _origin(
+    hub: Hub,
+    layout: Layout,
+    path: SubmissionPath,
+    request: PullRequest | None,
+    decisions: Decisions,
+    mirror: Path,
+) -> Origin:
+    source = IN_FOLDER
+    if request is not None:
+        source = {
+            "kind": request.status,
+            "number": request.number,
+            "author": request.author,
+            "commit": request.commit,
+        }
+    decided = decisions.submissions.get(path.result_id)
+    if decided is not None and decided.source["kind"] == source["kind"]:
+        return Origin(source)
+    extra, weights = _model_files(hub, layout, path, mirror)
+    return Origin(source, extra, tuple(weights))
+
+
+def _model_files(
+    hub: Hub, layout: Layout, path: SubmissionPath, mirror: Path
+) -> tuple[dict[str, Path], list[Finding]]:
+    """V21 at the pinned commit: the Hub's own digests of the weights are those that were signed.
+
+    Large files are not fetched: the Hub names their SHA-256. Small ones are, and telemetry that was
+    too large for the board.
+    """
+    folder = layout.submission(path)
+    try:
+        pin = read_document(folder / "submission.json", TEXT_LIMITS["submission.json"])["model"]
+        result = read_document(folder / "result.json", TEXT_LIMITS["result.json"])
+        if not pin or not isinstance(pin["revision"], str) or pin["repository"].count("/") != 1:
+            return {}, []
+        wanted = {
+            f"{artifact['folder']}/{file['path']}": file["sha256"]
+            for artifact in result["checkpoint"].values()
+            if artifact
+            for file in artifact["files"]
+        }
+        telemetry = result["telemetry"]["digest"]
+    except (KitError, KeyError, TypeError, AttributeError):
+        return {}, []
+    repository, revision = pin["repository"], pin["revision"]
+    extra: dict[str, Path] = {}
+    findings: list[Finding] = []
+    try:
+        infos = hub.there(repository, "model", [*wanted, "telemetry.jsonl"], revision)
+        for name, digest in wanted.items():
+            found = _remote_digest(hub, repository, revision, name, infos.get(name))
+            if found != digest:
+                told = "not in the model repository" if found is None else "not the signed file"
+                findings.append(fail(told, name, expected=digest, found=found))
+        if telemetry and not (folder / "telemetry.jsonl").exists() and "telemetry.jsonl" in infos:
+            data = hub.read(repository, "model", "telemetry.jsonl", revision, MAX_TELEMETRY_BYTES)
+            extra["telemetry.jsonl"] = mirror / "telemetry" / f"{path.result_id}.jsonl"
+            write_bytes(extra["telemetry.jsonl"], data)
+    except KitError as error:
+        findings.append(warn(f"the model repository cannot be read: {error.message}", repository))
+    return extra, findings
+
+
+def _remote_digest(hub: Hub, repository: str, revision: str, name: str, info: Any) -> str | None:
+    if info is None:
+        return None
+    if info.lfs is not None:
+        return f"sha256:{info.lfs.sha256}"
+    if info.size > _MAX_SMALL:
+        return None
+    return sha256_bytes(hub.read(repository, "model", name, revision, _MAX_SMALL))
+
+
+# --- what goes back -----------------------------------------------------------------------------
+
+
+def _differs(hub: Hub, repository: str, root: Path, on_main: dict[str, str]) -> bool:
+    return any(
+        name not in on_main or blob_id((root / name).read_bytes()) != on_main[name]
+        for name in ("leaderboard.jsonl",)
+    )
+
+
+def _comment(
+    hub: Hub,
+    repository: str,
+    done: Published,
+    requests: list[PullRequest],
+    mirror: Path,
+) -> None:
+    """Tells every author what was found, once for each head of the pull request."""
+    state = _state(mirror)
+    judged = {str(one.path): one for one in done.new}
+    documents = {one.path: one for one in done.documents}
+    for one in requests:
+        if one.status == "merged":
+            continue
+        found = judged.get(str(one.submission))
+        told = [documents[path] for path in one.files if path in documents]
+        key = f"{one.number}@{one.commit}"
+        if state["commented"].get(str(one.number)) != key and (one.problem or found or told):
+            text = comment(one, found, [(d.path, d.judged.accepted, d.judged.reason) for d in told])
+            hub.ask(
+                f"comment on pull request {one.number}",
+                lambda one=one, text=text: hub.api.comment_discussion(  # type: ignore[misc]
+                    repository, one.number, text, repo_type="dataset"
+                ),
+            )
+            state["commented"][str(one.number)] = key
+            write_json(mirror / _STATE, state)
+
+
+def _merge(
+    hub: Hub, repository: str, requests: list[PullRequest], decisions: Decisions, tell: Tell
+) -> None:
+    """Merges the open pull requests of which everything was accepted."""
+    for one in requests:
+        submission = one.submission and decisions.submissions.get(one.submission.result_id)
+        documents = [decisions.documents.get(path) for path in one.files if _is_document(path)]
+        if (
+            one.status == "merged"
+            or one.problem
+            or (one.submission and not (submission and submission.accepted))
+            or not all(document and document.accepted for document in documents)
+        ):
+            continue
+        hub.ask(
+            f"merge of pull request {one.number}",
+            lambda one=one: hub.api.merge_pull_request(  # type: ignore[misc]
+                repository, one.number, repo_type="dataset"
+            ),
+        )
+        tell(f"pull request {one.number} merged")
+
+
+def comment(
+    request: PullRequest,
+    found: Inspection | None,
+    documents: list[tuple[str, bool, str]],
+) -> str:
+    """The check table for a pull request. Its text is others'; none of its markup works here."""
+    if request.problem:
+        return (
+            f"Not accepted: {markdown(request.problem, 500)}.\n\nNothing of it was read further. "
+            "A submission adds files in its author's own folder and touches nothing else."
+        )
+    lines = []
+    if found:
+        word = "Accepted" if found.accepted else "Not accepted"
+        lines += [f"{word}: {markdown(found.reason, 1000)}.", ""]
+        lines += ["| check | outcome | |", "|---|---|---|"]
+        for check in found.report.checks():
+            status = found.report.status(check)
+            said = [f for f in found.report.of(check) if f.status == status]
+            place = f" ({said[0].place})" if said and said[0].place else ""
+            message = f"{said[0].message}{place}" if said else ""
+            lines.append(f"| {check} | {status} | {markdown(message, 300)} |")
+        lines += ["", "`n4090-kit verify` shows the same on your machine."]
+    for path, accepted, reason in documents:
+        word = "Accepted" if accepted else "Not accepted"
+        lines += ["", f"{word}: {markdown(path, 200)}: {markdown(reason, 1000)}."]
+    return "\n".join(lines)

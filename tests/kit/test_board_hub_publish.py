@@ -1,0 +1,176 @@
+"""Publishing on the Hub: pull requests judged, pending rows, merges, refusals; git as witness."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import board_runs
+import pytest
+from board_hub import BOARD, TOKENS, git
+from board_hub import hub as hub
+from click.testing import CliRunner
+from git_hub import Fault, GitHub
+
+from kit.cli.main import cli
+
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return board_runs.gpu_run(tmp_path_factory.mktemp("alice") / "run", "alice")
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs a command as somebody; gives its JSON."""
+
+    def run_as(who: str, *arguments: object) -> dict[str, Any]:
+        monkeypatch.setenv("HF_TOKEN", TOKENS[who])
+        words = [*map(str, arguments), "--board", BOARD, "--json"]
+        words += ["--work", str(tmp_path / "work")] if "publish" in words else ["--yes"]
+        done = CliRunner().invoke(cli, words)
+        assert done.exit_code == 0, (done.output, repr(done.exception))
+        answer: dict[str, Any] = json.loads(done.stdout)
+        return answer
+
+    return run_as
+
+
+def rows(hub: GitHub) -> list[dict[str, Any]]:
+    text = hub.content("datasets", BOARD, "main", "submissions/leaderboard.jsonl").decode()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def comments(hub: GitHub, number: int = 1) -> list[str]:
+    events = hub.discussions[BOARD][number - 1]["events"]
+    return [event["data"]["latest"]["raw"] for event in events]
+
+
+def test_an_open_pull_request_is_a_pending_row_and_a_merged_one_is_listed(
+    hub: GitHub, run: Path, command: Any
+) -> None:
+    command("alice", "submit", run)
+    first = command("n4090", "board", "publish")
+    assert [one["accepted"] for one in first["submissions"]] == [True]
+    (row,) = rows(hub)
+    assert (row["state"], row["tier"], row["rank"]) == ("pending", "T1", None)
+    assert row["checks"]["V21"] == "skip"
+    (said,) = comments(hub)
+    assert said.startswith("Accepted: consistent") and "| V04 | pass |" in said
+    commits = git(hub.path("datasets", BOARD), "rev-list", "--count", "main")
+
+    quiet = command("n4090", "board", "publish")
+    assert (quiet["events"], quiet["unchanged"], len(comments(hub))) == (0, 1, 1)
+    assert git(hub.path("datasets", BOARD), "rev-list", "--count", "main") == commits
+
+    command("n4090", "board", "publish", "--merge")
+    git_dir = hub.path("datasets", BOARD)
+    assert hub.discussions[BOARD][0]["status"] == "merged"
+    command("n4090", "board", "publish")
+    (row,) = rows(hub)
+    assert (row["state"], row["rank"]) == ("listed", 1)
+    git(git_dir, "fsck", "--strict", "--no-dangling")
+    chain = git(git_dir, "show", "main:submissions/board-events.jsonl").splitlines()
+    events = [json.loads(line) for line in chain]
+    states = [(e["data"]["from"], e["data"]["to"]) for e in events if e["ev"] == "state"]
+    assert states == [(None, "pending"), ("pending", "listed")]
+    sources = [e["data"]["source"] for e in events if e["ev"] == "submission"]
+    assert sources[-1]["kind"] == "merged" and sources[-1]["author"] == "alice"
+
+
+def test_swapped_weights_are_refused_without_fetching_them(
+    hub: GitHub, run: Path, command: Any
+) -> None:
+    model = command("alice", "submit", run)["model"]
+    repository, _, commit = model.partition("@")
+    repo = hub.path("models", repository)
+    pointer = git(repo, "show", f"{commit}:checkpoints/sft/model.safetensors")
+    other = pointer.replace(pointer[54:58], "beef").encode()
+    swapped = hub.write(
+        repo, "refs/heads/main", commit, {"checkpoints/sft/model.safetensors": other}, "swap"
+    )
+    board = hub.path("datasets", BOARD)
+    ref = "refs/pr/1"
+    (pin,) = [
+        p for p in git(board, "ls-tree", "-r", "--name-only", ref).split() if "submission.js" in p
+    ]
+    text = git(board, "show", f"{ref}:{pin}").replace(commit, swapped)
+    hub.write(board, ref, git(board, "rev-parse", ref).strip(), {pin: text.encode()}, "repin")
+    before = len(hub.requests)
+    (judged,) = command("n4090", "board", "publish")["submissions"]
+    assert not judged["accepted"] and judged["checks"]["V21"] == "fail"
+    assert "not the signed file" in judged["reason"]
+    assert not any("safetensors" in asked for asked in hub.requests[before:] if "GET" in asked)
+    assert comments(hub)[0].startswith("Not accepted: refused by V21")
+
+
+FOREIGN = {
+    "another's folder": "submissions/2026/bob/{id}/result.json",
+    "the events": "submissions/board-events.jsonl",
+    "the workflow": ".github/workflows/run.yml",
+    "a script": "submissions/2026/alice/{id}/run.py",
+    "a name without end": "submissions/2026/alice/" + "x" * 200,
+    "a statement in another's name": "submissions/statements/{id}/bob-0123456789abcdef.json",
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_pull_request_that_touches_anything_else_is_refused_unread(
+    hub: GitHub, run: Path, command: Any, name: str, tmp_path: Path
+) -> None:
+    command("alice", "submit", run)
+    board, ref = hub.path("datasets", BOARD), "refs/pr/1"
+    (result,) = [
+        p for p in git(board, "ls-tree", "-r", "--name-only", ref).split() if "result.js" in p
+    ]
+    path = FOREIGN[name].format(id=result.split("/")[3])
+    hub.write(board, ref, git(board, "rev-parse", ref).strip(), {path: b"{}"}, "more")
+    before = len(hub.requests)
+    done = command("n4090", "board", "publish")
+    assert done["submissions"] == [] and rows(hub) == []
+    assert comments(hub)[0].startswith("Not accepted: it ")
+    assert not any("/resolve/" in asked and "/alice/" in asked for asked in hub.requests[before:])
+    command("n4090", "board", "publish")
+    assert len(comments(hub)) == 1
+
+
+def test_publishing_goes_on_after_a_bad_line_and_tells_each_author_once(
+    hub: GitHub, run: Path, command: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    command("alice", "submit", run)
+    hub.faults = [
+        Fault("GET /datasets/.*resolve", cut_request=0),
+        Fault("GET /api/datasets/.*/tree", status=503),
+        Fault("POST /api/datasets/.*/commit/main", lose_reply=True),
+    ]
+    command("n4090", "board", "publish")
+    assert all(fault.times == 0 for fault in hub.faults)
+    assert len(rows(hub)) == 1 and len(comments(hub)) == 1
+
+
+def test_another_machine_continues_the_same_events(
+    hub: GitHub, run: Path, command: Any, tmp_path: Path
+) -> None:
+    command("alice", "submit", run)
+    command("n4090", "board", "publish")
+    shutil.rmtree(tmp_path / "work")
+    again = command("n4090", "board", "publish")
+    assert again["events"] == 0
+    head = hub.content("datasets", BOARD, "main", "submissions/board-events.jsonl")
+    assert head.count(b"\n") == 4
+
+
+def test_a_board_that_moved_on_is_not_overwritten(
+    hub: GitHub, run: Path, command: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    command("alice", "submit", run)
+    hub.faults = [Fault("POST /api/datasets/.*/commit/main", status=412)]
+    monkeypatch.setenv("HF_TOKEN", TOKENS["n4090"])
+    words = ["board", "publish", "--board", BOARD, "--work", str(tmp_path / "work")]
+    done = CliRunner().invoke(cli, words)
+    assert done.exit_code != 0
+    assert "moved on" in done.exception.hint  # type: ignore[union-attr]
+    command("n4090", "board", "publish")
+    assert len(rows(hub)) == 1
