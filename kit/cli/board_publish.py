@@ -19,7 +19,7 @@ WORK = click.option(
     type=click.Path(file_okay=False, path_type=Path),
     envvar="N4090_WORK",
     default=Path(),
-    help="Work folder, for what is remembered of unchanged files [.].",
+    help="Work folder: keys, and what is remembered of unchanged files [.].",
 )
 
 
