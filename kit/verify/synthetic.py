@@ -1,0 +1,574 @@
+"""A day of an RTX 4090 that never was, written from public figures: to test and time `verify`.
+
+Clocks drift and tick as real ones do, power and step times vary with the measured spreads, and the
+day can be hot, throttled, interrupted, rebooted, asleep or out of memory. Its key is public, so
+nobody can mistake it for a result.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kit.core_eval.bundle import core_facts
+from kit.hardware.fingerprint import classify
+from kit.recipe import parse_recipe
+from kit.run.log import LOG_KIND
+from kit.trust import sshsig
+from kit.trust.digest import FileDigest, manifest_digest, sha256_bytes
+from kit.verify.draft import KEY, Draft, Event
+from kit.verify.physics import flops_per_token
+from kit.verify.thresholds import CORE_TASKS
+
+RECIPE = """
+schema_version = 1
+name = "d20"
+title = "a run as the reference recipe makes them"
+track = "rtx4090-24h"
+division = "closed"
+budget_s = 86400
+device = "cuda"
+stages = ["tokenizer", "pretrain", "core", "sft", "chat_eval"]
+
+[seed]
+policy = "random"
+
+[data]
+kind = "folder"
+
+[tokenizer]
+vocab_size = 49152
+
+[model]
+n_layer = 20
+n_embd = 1280
+n_head = 10
+n_kv_head = 10
+seq_len = 2048
+
+[pretrain]
+hours = 20.0
+device_batch_size = 4
+total_batch_size = 524288
+
+[sft]
+num_steps = 22
+device_batch_size = 4
+total_batch_size = 524288
+"""
+
+UUID_HASH = "sha256:" + "4" * 64
+BOOT, SECOND_BOOT = "b007" * 4, "b008" * 4
+GIB = 2**30
+
+
+def gpu_4090(**changes: Any) -> dict[str, Any]:
+    """What NVML says of a stock card."""
+    facts: dict[str, Any] = {
+        "name": "NVIDIA GeForce RTX 4090",
+        "uuid_hash": UUID_HASH,
+        "pci_id": "10de:2684",
+        "board": "1043:889d",
+        "vbios": "95.02.18.80.c1",
+        "architecture": 8,
+        "capability": [8, 9],
+        "cuda_cores": 16384,
+        "memory_bytes": 25757220864,
+        "memory_used_bytes": 400_000_000,
+        "memory_bus_bits": 384,
+        "bar1_bytes": 34359738368,
+        "pcie_generation": 4,
+        "pcie_width": 16,
+        "sm_clock_max_mhz": 3105,
+        "memory_clock_max_mhz": 10501,
+        "sm_offset_mhz": 0,
+        "memory_offset_mhz": 0,
+        "power_limit_w": 450.0,
+        "power_default_w": 450.0,
+        "power_limits_w": [150.0, 600.0],
+        "temperature_c": 41,
+        "ecc": False,
+        "mig": None,
+        "display_active": False,
+        "processes": 0,
+        "foreign_processes": 0,
+        "reasons": {"mig": "Not Supported"},
+    }
+    return {**facts, **changes}
+
+
+def probe_4090(rng: random.Random, **changes: Any) -> dict[str, Any]:
+    """What the probes measure on one, from the bands."""
+    figures: dict[str, Any] = {
+        "name": "NVIDIA GeForce RTX 4090",
+        "count_visible": 1,
+        "capability": [8, 9],
+        "sm_count": 128,
+        "memory_bytes": 25386352640,
+        "l2_bytes": 75497472,
+        "torch": "2.13.0",
+        "bf16_tflops": round(rng.gauss(165.6, 1.0), 2),
+        "fp16_fp32acc_tflops": 165.1,
+        "fp16_fp16acc_tflops": 287.5,
+        "fp8_tflops": 310.2,
+        "int8_tops": 505.0,
+        "fp32_tflops": 53.1,
+        "fp64_tflops": 1.291,
+        "copy_gb_s": round(rng.gauss(910, 4), 1),
+        "l2_sweep_gb_s": {"16": 3500.0, "32": 3300.0, "64": 1100.0, "256": 910.0},
+        "l2_knee_bytes": 67108864.0,
+        "pcie_to_gpu_gb_s": 25.1,
+        "pcie_from_gpu_gb_s": 26.2,
+        "fp16_accumulation_ratio": 1.7414,
+        "fp64_share": 0.0243,
+        "elapsed_s": 62.0,
+        "reasons": {},
+    }
+    return {**figures, **changes}
+
+
+def fingerprint_4090(
+    rng: random.Random, gpu: dict[str, Any] | None = None, probe: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    gpus = [gpu or gpu_4090()]
+    measured = probe or probe_4090(rng)
+    return {
+        "format": 1,
+        "host": {
+            "cpu_model": "AMD Ryzen 9 7950X 16-Core Processor",
+            "cores_logical": 32,
+            "cores_allowed": 32,
+            "ram_bytes": 67108864000,
+            "swap_bytes": 0,
+            "kernel": "6.8.0-45-generic",
+            "system": "Ubuntu 24.04",
+            "architecture": "x86_64",
+            "cgroup_cpus": None,
+            "cgroup_memory_bytes": None,
+            "virtualisation": "none seen",
+            "reasons": {},
+        },
+        "driver": "580.65.06",
+        "cuda_driver": "13.0",
+        "gpus": gpus,
+        "probes": {
+            "cpu": {
+                "matmul_gflops": round(rng.gauss(1500, 40), 1),
+                "copy_gb_s": round(rng.gauss(38, 1), 2),
+                "sha256_mb_s": 2100.0,
+                "python_mops": 45.0,
+                "elapsed_s": 2.1,
+                "reasons": {},
+            },
+            "gpu": measured,
+        },
+        "class": classify(gpus, measured),
+        "reasons": {},
+    }
+
+
+def reclassify(fingerprint: dict[str, Any]) -> None:
+    """What an honest kit writes after a figure of the fingerprint changed."""
+    fingerprint["class"] = classify(fingerprint["gpus"], fingerprint["probes"]["gpu"])
+
+
+class Clock:
+    """A machine's clocks, with their real flaws: drift, granularity, a stamp a little later."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
+        self.t_s = 0.02
+        self.wall_ms = 1_790_000_000_000
+        self.boot_s = 0.0
+        self.slept_s = 0.0
+        self.wall_step_s = 0.0
+
+    def advance(self, seconds: float) -> None:
+        self.t_s += seconds
+
+    def stamp(self) -> dict[str, Any]:
+        self.t_s += abs(self.rng.gauss(8e-6, 3e-6))
+        since = self.t_s - self.boot_s
+        raw = (since - self.slept_s) * (1 + 2e-6)
+        return {
+            "t_ns": int(self.t_s * 1e9),
+            "wall_ms": int(self.wall_ms + (self.t_s * (1 + 1e-5) + self.wall_step_s) * 1000),
+            "clocks": {
+                "raw_ns": int(raw * 1e9),
+                "syscall_ns": int(raw * 1e9) + self.rng.randrange(300, 90_000),
+                "uptime_ms": int(since * 100) * 10,
+            },
+        }
+
+
+def safetensors(seed: int, size: int = 4096) -> bytes:
+    """A small but whole safetensors file."""
+    header = json.dumps({"w": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
+    return struct.pack("<Q", len(header)) + header + random.Random(seed).randbytes(size)
+
+
+def core_document(rng: random.Random) -> dict[str, Any]:
+    """eval/core.json of a model a little below the target."""
+    tasks = []
+    for label, (count, baseline) in CORE_TASKS.items():
+        chance = 0.01 * baseline + 0.22 * (1 - 0.01 * baseline)
+        outcomes = "".join("1" if rng.random() < chance else "0" for _ in range(count))
+        tasks.append({"label": label, "file": label, "baseline": baseline, "outcomes": outcomes})
+    return {
+        "format": 1,
+        "metric": "CORE",
+        "partial": False,
+        "bundle": {"kind": "core", "digest": core_facts()["digest"], "tasks": len(tasks)},
+        "interval": {"low": 0.21, "high": 0.23},
+        "tasks": tasks,
+    }
+
+
+@dataclass
+class Plan:
+    """What kind of a day the synthetic card has."""
+
+    seed: int = 1
+    steps: int = 48
+    step_s: float = 11.6
+    power_w: float = 415.0
+    temperature_c: float = 66.0
+    throttle: int = 0x4
+    resume_at: int | None = None
+    reboot: bool = False
+    fail_at: int | None = None
+    sleep_at: int | None = None
+    stop_at: int | None = None
+    batch: int = 524288
+
+
+class Synthesis:
+    """Writes the log and telemetry of a day as the supervisor would."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.rng = random.Random(plan.seed)
+        self.clock = Clock(self.rng)
+        self.events: list[Event] = []
+        self.telemetry: list[Event] = []
+        self.files: dict[str, bytes] = {}
+        self.energy_j = 1e6
+        self.next_sample_s = 0.0
+        self.sampling = False
+        self.busy = False
+        self.text = RECIPE.replace("524288", str(plan.batch))
+        self.recipe = parse_recipe(self.text, folder=Path(), label="recipe")
+
+    def say(self, src: str, ev: str, **data: Any) -> Event:
+        event = {**self.clock.stamp(), "src": src, "ev": ev, "data": data}
+        self.events.append(event)
+        return event
+
+    def wait(self, seconds: float) -> None:
+        """Lets time pass, sampling once a second."""
+        end = self.clock.t_s + seconds
+        while self.sampling and self.next_sample_s <= end:
+            self.clock.t_s = max(self.clock.t_s, self.next_sample_s)
+            self.sample()
+            self.next_sample_s += 1.0
+        self.clock.t_s = max(self.clock.t_s, end)
+
+    def sample(self) -> None:
+        plan, rng, clock = self.plan, self.rng, self.clock
+        power = rng.gauss(plan.power_w, 9) if self.busy else rng.gauss(62, 3)
+        self.energy_j += power * 1.0 * (1 + rng.gauss(0, 0.002))
+        self.telemetry.append(
+            {
+                "ev": "sample",
+                "t_ms": int(clock.t_s * 1000),
+                "wall_ms": clock.stamp()["wall_ms"],
+                "load": 2.1,
+                "cpu_util": round(rng.uniform(4, 9), 1),
+                "ram_used_bytes": 21_000_000_000 + rng.randrange(10**7),
+                "gpu_sm_mhz": 2520 - rng.randrange(4) * 15 if self.busy else 210,
+                "gpu_mem_mhz": 10251 if self.busy else 405,
+                "gpu_power_w": round(power, 3),
+                "gpu_temp_c": int(rng.gauss(plan.temperature_c, 1)),
+                "gpu_used_bytes": 22_400_000_000,
+                "gpu_util": 100 if self.busy else 0,
+                "gpu_throttle": plan.throttle if self.busy else 0x1,
+                "gpu_energy_j": round(self.energy_j, 3),
+            }
+        )
+
+    def start_telemetry(self) -> None:
+        stamp = self.clock.stamp()
+        self.telemetry.append(
+            {
+                "ev": "start",
+                "t_ms": stamp["t_ns"] // 10**6,
+                "wall_ms": stamp["wall_ms"],
+                "interval_s": 1.0,
+                "gpu_uuid_hash": UUID_HASH,
+                "reasons": {"rapl": "no RAPL counter can be read"},
+            }
+        )
+        self.sampling = True
+        self.next_sample_s = self.clock.t_s
+
+    def run(self) -> Draft:
+        plan = self.plan
+        self.open()
+        self.say("sup", "run_start", compile_caches=sha256_bytes(b""))
+        status: dict[str, Any] = {"status": "complete", "reason": None}
+        for stage in self.recipe.stages:
+            if plan.stop_at is not None and stage == "core":
+                status = {
+                    "status": "stopped",
+                    "reason": "stopped",
+                    "message": "stopped on request",
+                    "stage": "core",
+                }
+                break
+            if not self.stage(stage):
+                status = {
+                    "status": "failed",
+                    "reason": "out_of_memory",
+                    "message": "CUDA out of memory",
+                    "stage": stage,
+                }
+                break
+        self.say("sup", "run_stop", **status)
+        self.close()
+        return Draft(self.events, self.telemetry, self.text, self.files)
+
+    def open(self) -> None:
+        recipe = self.recipe
+        self.say(
+            "sup",
+            "header",
+            log=LOG_KIND,
+            contract=1,
+            run="d20-20260921-120000-abcd",
+            kit={"version": "0.0.1", "code": sha256_bytes(b"code")},
+            image={"digest": sha256_bytes(b"image"), "reason": None},
+            recipe={"name": recipe.name, "track": recipe.track, "digest": recipe.digest},
+            seed={"value": 20260921, "source": "random"},
+            signer={"public_key": sshsig.public_key(KEY).line, "created": False},
+            software={"python": "3.12.3", "torch": "2.13.0"},
+            device="cuda",
+            threads=16,
+            boot=BOOT,
+            environment={
+                "rx_bytes": 1000,
+                "tx_bytes": 1000,
+                "ld_preload": False,
+                "time_namespace": "none",
+                "container": "docker",
+            },
+        )
+        shards = [
+            FileDigest(f"shard_{i:05d}.parquet", 100_000_000 + i, sha256_bytes(b"%d" % i))
+            for i in range(6)
+        ]
+        talk = [FileDigest("smoltalk.jsonl", 5_000_000, sha256_bytes(b"talk"))]
+        core = [FileDigest("core.yaml", 3199, sha256_bytes(b"core"))]
+        inputs = {"data": shards, "sft": talk, "chat_eval": talk, "core": core}
+        self.say(
+            "sup",
+            "inputs",
+            **{
+                name: {
+                    "digest": manifest_digest(files),
+                    "bytes": sum(file.bytes for file in files),
+                    "files": [
+                        {"path": f.path, "bytes": f.bytes, "sha256": f.digest} for f in files
+                    ],
+                }
+                for name, files in inputs.items()
+            },
+        )
+        self.clock.advance(64)
+        self.say("sup", "fingerprint", when="before", fingerprint=fingerprint_4090(self.rng))
+        self.start_telemetry()
+        self.wait(0.05)
+
+    def close(self) -> None:
+        self.sampling = False
+        self.sample()
+        self.say("sup", "telemetry")
+        self.clock.advance(64)
+        self.say("sup", "fingerprint", when="after", fingerprint=fingerprint_4090(self.rng))
+        environment = {**self.events[0]["data"]["environment"], "rx_bytes": 2500, "tx_bytes": 1800}
+        self.say("sup", "end", environment=environment)
+
+    def begin(self, stage: str, attempt: int = 0) -> None:
+        self.say(
+            "sup",
+            "stage_start",
+            stage=stage,
+            attempt=attempt,
+            command=["python", "-m", "reference"],
+        )
+        self.wait(2.0)
+
+    def end(self, stage: str, attempt: int = 0, status: str = "complete", **more: Any) -> None:
+        self.say(
+            "sup",
+            "stage_stop",
+            stage=stage,
+            attempt=attempt,
+            status=status,
+            reason=more.get("reason"),
+            exit_code=0 if status == "complete" else 1,
+            accepted=10,
+            dropped=0,
+        )
+
+    def outputs(self, stage: str, folder: str, files: dict[str, bytes], **more: Any) -> None:
+        self.files.update({f"{folder}/{name}": content for name, content in files.items()})
+        self.say("sup", "artifacts", stage=stage, folder=folder, **more)
+
+    def stage(self, stage: str) -> bool:
+        if stage == "pretrain":
+            return self.pretrain()
+        self.begin(stage)
+        self.busy = stage != "tokenizer"
+        if stage == "tokenizer":
+            self.wait(8)
+            self.outputs(stage, "tokenizer", {"tokenizer.json": b'{"kind":"bpe"}'})
+        elif stage == "core":
+            self.wait(25)
+            self.say("eval", "note", text="model loaded in 3.1 s")
+            document = json.dumps(core_document(self.rng)).encode()
+            self.outputs(stage, "eval", {"core.json": document}, names=["core.json"])
+        elif stage == "sft":
+            for step in range(22):
+                self.wait(max(0.1, self.rng.gauss(self.plan.step_s, 0.01)))
+                self.step(step, 1.6 - 0.01 * step + self.rng.gauss(0, 0.01), self.plan.batch)
+            self.say("trainer", "eval", name="val_loss", step=22, value=1.31)
+            self.outputs(stage, "checkpoints/sft", self.model(2))
+        else:
+            self.wait(12)
+            tasks = {
+                name: {
+                    "outcomes": [int(self.rng.random() < 0.35) for _ in range(200)],
+                    "ended": [int(self.rng.random() < 0.97) for _ in range(200)],
+                    "baseline": 0.25,
+                }
+                for name in ("arc_easy", "mmlu")
+            }
+            content = json.dumps({"tasks": tasks}).encode()
+            self.outputs(stage, "eval", {"chat.json": content}, names=["chat.json"])
+        self.busy = False
+        self.wait(0.4)
+        self.end(stage)
+        return True
+
+    def model(self, seed: int) -> dict[str, bytes]:
+        return {
+            "config.json": b'{"loader": "reference"}',
+            "model.safetensors": safetensors(seed),
+            "tokenizer.json": b'{"kind":"bpe"}',
+        }
+
+    def step(self, step: int, loss: float, batch: int) -> None:
+        self.say(
+            "trainer",
+            "step",
+            step=step,
+            tokens=(step + 1) * batch,
+            loss=round(loss, 6),
+            lr=1.0,
+            progress=round(step / 1000, 6),
+            micro_batches=64,
+            step_tokens=batch,
+            dt_s=(took_s := round(self.plan.step_s + self.rng.gauss(0, 0.012), 6)),
+            cuda_s=round(took_s - abs(self.rng.gauss(2e-4, 1e-4)), 6),
+            wait_s=0.001,
+        )
+
+    def describe(self) -> None:
+        model = {**self.recipe.section("model"), "vocab_size": 49152}
+        self.say(
+            "trainer",
+            "model",
+            parameters=560_988_160,
+            flops_per_token=flops_per_token(model),
+            vocab_size=49152,
+            config=model,
+            device="cuda:0",
+            initial_weights=sha256_bytes(b"weights of the seed"),
+        )
+
+    def pretrain(self) -> bool:
+        plan, rng = self.plan, self.rng
+        self.begin("pretrain")
+        self.wait(30)
+        self.describe()
+        self.say("trainer", "eval", name="val_bpb", step=0, value=3.24)
+        attempt, step = 0, 0
+        while step < plan.steps:
+            self.busy = True
+            self.wait(max(0.1, rng.gauss(plan.step_s, 0.012)))
+            share = step / plan.steps
+            self.step(
+                step, math.log(49152) * (1 - 0.72 * share**0.15) + rng.gauss(0, 0.02), plan.batch
+            )
+            step += 1
+            if plan.fail_at == step:
+                self.say(
+                    "trainer", "error", kind="out_of_memory", message="CUDA out of memory", hint=""
+                )
+                self.end("pretrain", attempt, "failed", reason="out_of_memory")
+                return False
+            if plan.sleep_at == step:
+                self.busy = False
+                self.sampling, sampled = False, self.sampling
+                self.clock.slept_s += 1800
+                self.clock.advance(1800)
+                self.next_sample_s = self.clock.t_s + 0.5
+                self.sampling = sampled
+                self.say("trainer", "eval", name="val_bpb", step=step, value=1.02)
+            if step % 30 == 0:
+                self.wait(11)
+                self.say(
+                    "trainer",
+                    "eval",
+                    name="val_bpb",
+                    step=step,
+                    value=0.84 + 2.4 * math.exp(-3 * share),
+                )
+                self.say("trainer", "checkpoint", step=step, bytes=9_000_000_000, elapsed_s=10.0)
+            if plan.resume_at == step:
+                attempt += 1
+                self.resume()
+                self.begin("pretrain", attempt)
+                self.wait(30)
+                self.describe()
+                step = step // 30 * 30
+                plan.resume_at = None
+        self.say("trainer", "memory", step=step, peak_bytes=22_400_000_000)
+        self.say("trainer", "eval", name="val_bpb", step=step, value=0.8412)
+        self.busy = False
+        self.wait(6)
+        self.outputs("pretrain", "checkpoints/pretrain", self.model(1))
+        self.end("pretrain", attempt)
+        return True
+
+    def resume(self) -> None:
+        """Everything dies; forty seconds later (or after a reboot) it goes on."""
+        self.busy = self.sampling = False
+        last_s = self.clock.t_s
+        self.clock.advance(240 if self.plan.reboot else 40)
+        if self.plan.reboot:
+            self.clock.boot_s = self.clock.t_s
+        down_s = round(self.clock.t_s - last_s, 3)
+        boot = SECOND_BOOT if self.plan.reboot else BOOT
+        self.say("sup", "resume", rebooted=self.plan.reboot, downtime_s=down_s, boot=boot)
+        self.start_telemetry()
+
+
+def gpu_run(**choices: Any) -> Draft:
+    """A day of a 4090, shortened to about a quarter of an hour."""
+    return Synthesis(Plan(**choices)).run()
