@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import click
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from kit.trust.digest import DigestCache
     from kit.verify import Report
 
 FILE = click.Path(path_type=Path)
@@ -43,6 +45,11 @@ _VERDICT = {
 @click.option("--all", "show_all", is_flag=True, help="Show the checks that do not apply, too.")
 @click.option(
     "--offline", is_flag=True, help="Ask nobody (checks that need a network are skipped)."
+)
+@click.option(
+    "--cached",
+    is_flag=True,
+    help="Take digests of files that have not changed since they were hashed here.",
 )
 @click.option("--allowed-signers", type=FILE, help="OpenSSH file that says whose key is whose.")
 @click.option(
@@ -85,6 +92,7 @@ def verify(
     html: Path | None,
     show_all: bool,
     offline: bool,
+    cached: bool,
     allowed_signers: Path | None,
     identities: Path | None,
     revoked: Path | None,
@@ -122,8 +130,11 @@ def verify(
         device=device,
         group=group,
     )
+    cache = _digest_cache() if cached else None
     with _hashing(result) as progress:
-        report = verify_result(result, replace(options, progress=progress))
+        report = verify_result(result, replace(options, progress=progress, cache=cache))
+    if cache is not None:
+        cache.save()
     if html is not None:
         from kit.verify.html import page
 
@@ -166,6 +177,14 @@ def canon(result: Path) -> None:
     if not isinstance(document, dict):
         raise SchemaError(f"`{path.name}` holds no JSON object")
     sys.stdout.buffer.write(signed_bytes(document))
+
+
+def _digest_cache() -> DigestCache:
+    """This user's own; whoever can write it can fool `--cached`, and nobody else."""
+    from kit.trust.digest import DigestCache
+
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return DigestCache(folder / "n4090-kit" / "digests.json")
 
 
 @contextmanager

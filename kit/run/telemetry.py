@@ -9,6 +9,7 @@ fell off the bus) is counted and never stops a run.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import threading
 import time
@@ -61,8 +62,10 @@ class Summary:
     has_power: bool = False
     has_counter: bool = False
     has_rapl: bool = False
-    totals: dict[str, list[float]] = field(default_factory=dict)  # peak, sum, count
-    throttled: dict[str, int] = field(default_factory=dict)
+    totals: dict[str, list[float]] = field(  # peak, sum, count
+        default_factory=lambda: {key: [-math.inf, 0.0, 0] for key in _FIGURES}
+    )
+    masks: dict[int, int] = field(default_factory=dict)  # samples by throttle reasons
     reasons: dict[str, str] = field(default_factory=dict)
     _previous: Record | None = None
 
@@ -79,22 +82,16 @@ class Summary:
         self.samples += 1
         self.first_ms = at_ms if self.first_ms is None else self.first_ms
         self.last_ms = at_ms
-        for key in _FIGURES:
+        for key, total in self.totals.items():
             value = record.get(key)
             if value is not None:
-                total = self.totals.get(key)
-                if total is None:
-                    self.totals[key] = [value, value, 1]
-                    continue
                 if value > total[0]:
                     total[0] = value
                 total[1] += value
                 total[2] += 1
         reasons = record.get("gpu_throttle")
         if reasons:
-            for bit, name in THROTTLE_BITS.items():
-                if reasons & bit:
-                    self.throttled[name] = self.throttled.get(name, 0) + 1
+            self.masks[reasons] = self.masks.get(reasons, 0) + 1
         self.has_power |= record.get("gpu_power_w") is not None
         self.has_counter |= record.get("gpu_energy_j") is not None
         self.has_rapl |= record.get("rapl_j") is not None
@@ -129,18 +126,27 @@ class Summary:
             "starts": self.starts,
             "span_s": round(span_s, 3),
             "gap_s": round(self.gap_s, 3),
-            "peaks": {key: self.totals[key][0] if key in self.totals else None for key in _PEAKS},
+            "peaks": {key: self.totals[key][0] if self.totals[key][2] else None for key in _PEAKS},
             "means": {
-                key: round(total[1] / total[2], 3) if (total := self.totals.get(key)) else None
+                key: round(total[1] / total[2], 3) if (total := self.totals[key])[2] else None
                 for key in _MEANS
             },
             "throttled_share": {
                 name: round(count / self.samples, 4)
-                for name, count in sorted(self.throttled.items())
+                for name, count in sorted(self._throttled().items())
             },
             "energy": self._energy(),
             "reasons": dict(sorted(self.reasons.items())),
         }
+
+    def _throttled(self) -> dict[str, int]:
+        """Samples by reason; a sample may have several."""
+        found: dict[str, int] = {}
+        for mask, count in self.masks.items():
+            for bit, name in THROTTLE_BITS.items():
+                if mask & bit:
+                    found[name] = found.get(name, 0) + count
+        return found
 
     def _energy(self) -> dict[str, Any]:
         energy: dict[str, Any] = {

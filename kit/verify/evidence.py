@@ -22,7 +22,7 @@ from kit.run.log import LOG_KIND
 from kit.run.telemetry import TELEMETRY_KIND, Summary
 from kit.trust.canonical import parse_strict
 from kit.trust.chain import Chain, ChainProblem, read_chain, scan_chain
-from kit.trust.digest import Progress, sha256_bytes, sha256_file
+from kit.trust.digest import DigestCache, Progress, sha256_bytes, sha256_file
 
 if TYPE_CHECKING:
     from kit.verify.replay import Replay
@@ -51,6 +51,7 @@ class Options:
     group: tuple[Path, ...] = ()
     replay: int = 0  # windows of steps to do again
     replay_steps: int = 8  # steps of each
+    cache: DigestCache | None = None  # digests of this machine's files, computed here before
     progress: Progress | None = None  # called with the bytes hashed since its last call
 
 
@@ -297,7 +298,8 @@ class Evidence:
         return True
 
     def digest(self, relative: str) -> str:
-        return sha256_file(self.folder / relative, progress=self.options.progress)
+        options = self.options
+        return sha256_file(self.folder / relative, progress=options.progress, cache=options.cache)
 
     def listing(self, folder: str) -> Iterator[os.DirEntry[str]]:
         """Everything under a folder of the run, links not followed."""

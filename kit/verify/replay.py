@@ -118,7 +118,10 @@ def _check_data(evidence: Evidence, folder: Path) -> None:
         odd = sorted(names ^ set(listed))
         raise Absent(f"the data given are not the run's: {len(odd)} files differ, first {odd[0]}")
     for name, digest in listed.items():
-        if sha256_file(folder / name, progress=evidence.options.progress) != digest:
+        found = sha256_file(
+            folder / name, progress=evidence.options.progress, cache=evidence.options.cache
+        )
+        if found != digest:
             raise Absent(f"the data given are not the run's: {name} has another content")
 
 

@@ -1,0 +1,110 @@
+"""What supervision costs: a run's stages under the supervisor, and the same requests without it.
+
+The supervisor's own CPU seconds are exact and hardly depend on what else the machine does; the
+ratio of wall times does, and wants a quiet machine and several rounds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from kit.errors import KitError
+from kit.run.contract import EVENTS_FD_VARIABLE, stage_command, stage_outputs
+from kit.run.plan import RunPlan, stage_environment
+from kit.run.process import StopFlag
+from kit.run.supervisor import supervise
+from kit.timing import boottime_ns
+from kit.trust.keys import Signer
+
+
+class Round(NamedTuple):
+    """Seconds of one stage, done both ways, and what the supervisor used of its own."""
+
+    supervised_s: float
+    bare_s: float
+    supervisor_cpu_s: float
+
+
+class Overhead(NamedTuple):
+    rounds: list[Round]
+
+    @property
+    def cpu_share(self) -> float:
+        """The supervisor's CPU seconds over the run's wall seconds."""
+        return statistics.median(r.supervisor_cpu_s / r.supervised_s for r in self.rounds)
+
+    @property
+    def wall_ratio(self) -> float:
+        return statistics.median(r.supervised_s / r.bare_s for r in self.rounds)
+
+
+def measure_overhead(
+    make_plan: Callable[[], RunPlan],
+    signer: Signer,
+    *,
+    stage: str,
+    rounds: int,
+    say: Callable[[str], None],
+) -> Overhead:
+    """Times `stage` of fresh runs with and without the supervisor, in turn.
+
+    The bare trainer gets the very request that the supervised one got, in a copy of its run folder
+    with the stage's outputs taken away; its reports go to a pipe that a thread drains unread.
+    """
+    found = []
+    for number in range(rounds):
+        plan = make_plan()
+        began, used = time.perf_counter(), time.process_time()
+        result = json.loads(
+            supervise(plan, signer, observe=lambda event: None, stop=StopFlag()).read_text()
+        )
+        used, whole_s = time.process_time() - used, time.perf_counter() - began
+        if result["claims"]["status"] != "complete":
+            raise KitError(f"the run did not end well: {result['claims']['message']}")
+        parts = {part["stage"]: part["elapsed_s"] for part in result["timing"]["stages"]}
+        cpu_s = used * parts[stage] / whole_s
+        bare_s = _bare(plan, stage)
+        found.append(Round(parts[stage], bare_s, cpu_s))
+        say(
+            f"round {number + 1}: {stage} {parts[stage]:.2f} s supervised, {bare_s:.2f} s bare; "
+            f"the supervisor used {used:.2f} s of CPU in {whole_s:.1f} s"
+        )
+        shutil.rmtree(plan.run)
+    return Overhead(found)
+
+
+def _bare(plan: RunPlan, stage: str) -> float:
+    """Seconds of the stage's command alone."""
+    request = json.loads((plan.run / f"request-{stage}.json").read_text())
+    shutil.rmtree(plan.run / stage_outputs(stage), ignore_errors=True)
+    now, clock = boottime_ns(), request["clock"]
+    shift = now - clock["stage_start_ns"]
+    for name in ("start_ns", "stage_start_ns", "deadline_ns"):
+        clock[name] += shift
+    path = plan.run / "request-bare.json"
+    path.write_text(json.dumps(request))
+    command = [*stage_command(stage, plan.recipe, sys.executable), str(path)]
+    events = os.open(os.devnull, os.O_WRONLY)
+    began = time.perf_counter()
+    try:
+        done = subprocess.run(
+            command,
+            env={**stage_environment(plan.threads, plan.run), EVENTS_FD_VARIABLE: str(events)},
+            pass_fds=(events,),
+            cwd=plan.run / "logs",
+            capture_output=True,
+            check=False,
+        )
+    finally:
+        os.close(events)
+    if done.returncode:
+        raise KitError(f"the bare trainer failed: {done.stderr.decode(errors='replace')[-300:]}")
+    return time.perf_counter() - began
