@@ -15,9 +15,9 @@ import click
 @click.option("--rounds", default=2, show_default=True, help="Runs; each is done both ways.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def bench_supervisor(recipe: str, rounds: int, as_json: bool) -> None:
-    """Time pretraining of a recipe under the supervisor and without it.
+    """Time tokenizer and pretraining of a recipe under the supervisor and without it.
 
-    Tokenizer and pretraining only, minutes a round. Fewer than 0.5 % is the aim.
+    Minutes a round. Fewer than 0.5 % is the aim.
     """
     from kit.recipe import load_recipe
     from kit.run.bench import measure_overhead
@@ -36,7 +36,6 @@ def bench_supervisor(recipe: str, rounds: int, as_json: bool) -> None:
         found = measure_overhead(
             make_plan,
             load_or_create_signer(work / "keys"),
-            stage="pretrain",
             rounds=rounds,
             say=lambda text: click.echo(text, err=True),
         )
