@@ -59,6 +59,14 @@ _VERDICT = {
 )
 @click.option("--revoked", type=FILE, help="List of revoked keys, as `keys revoke` writes it.")
 @click.option("--group", type=FILE, multiple=True, help="Other results of the same group.")
+@click.option(
+    "--against", type=FILE, multiple=True, help="Other rows (results, folders): is this a copy?"
+)
+@click.option(
+    "--contamination",
+    is_flag=True,
+    help="Look for the test's items in the training shards (--core and --data; needs pyarrow).",
+)
 @click.option("--re-evaluate", is_flag=True, help="Score the checkpoint again (needs torch).")
 @click.option(
     "--replay",
@@ -76,7 +84,7 @@ _VERDICT = {
 )
 @click.option("--core", type=FILE, help="CORE bundle, for --re-evaluate.")
 @click.option(
-    "--data", type=FILE, help="The run's training shards, for --re-evaluate and --replay."
+    "--data", type=FILE, help="The run's shards, for --re-evaluate, --replay and --contamination."
 )
 @click.option(
     "--device",
@@ -97,6 +105,8 @@ def verify(
     identities: Path | None,
     revoked: Path | None,
     group: tuple[Path, ...],
+    against: tuple[Path, ...],
+    contamination: bool,
     re_evaluate: bool,
     replay: int,
     replay_steps: int,
@@ -129,6 +139,8 @@ def verify(
         data=data,
         device=device,
         group=group,
+        against=against,
+        contamination=contamination,
     )
     cache = _digest_cache() if cached else None
     with _hashing(result) as progress:

@@ -49,6 +49,8 @@ class Options:
     data: Path | None = None
     device: str = "cpu"
     group: tuple[Path, ...] = ()
+    against: tuple[Path, ...] = ()  # other rows: results, or folders of them
+    contamination: bool = False
     replay: int = 0  # windows of steps to do again
     replay_steps: int = 8  # steps of each
     cache: DigestCache | None = None  # digests of this machine's files, computed here before

@@ -89,7 +89,7 @@ def run_replay(evidence: Evidence) -> Replay:
     windows: list[Window] = []
     validate = options.re_evaluate and options.data is not None and evidence.complete
     if options.data is not None:
-        _check_data(evidence, options.data)
+        check_data(evidence, options.data)
         if options.replay:
             windows = _choose(evidence)
     evidence.artifact_folder("tokenizer")
@@ -107,8 +107,13 @@ def run_replay(evidence: Evidence) -> Replay:
     return found
 
 
-def _check_data(evidence: Evidence, folder: Path) -> None:
-    """The folder holds exactly the shards that the log names."""
+def check_data(evidence: Evidence, folder: Path) -> None:
+    """The folder holds exactly the shards that the log names.
+
+    Raises:
+        Absent: It does not.
+        Irrelevant: The run read none.
+    """
     part = evidence.story.inputs.get("data")
     if part is None:
         raise Irrelevant("the run read no training data")

@@ -12,6 +12,8 @@ from typing import Any
 from kit.errors import KitError, SchemaError
 from kit.trust.canonical import parse_strict
 from kit.verify import (
+    contamination,
+    copies,
     evaluate,
     identity,
     inputs,
@@ -69,6 +71,8 @@ CHECKS: tuple[Check, ...] = tuple(
             *seeds.CHECKS,
             *manifest.CHECKS,
             *evaluate.CHECKS,
+            *contamination.CHECKS,
+            *copies.CHECKS,
             *replay.CHECKS,
         ),
         key=lambda check: check.id,

@@ -88,6 +88,22 @@ RE_EVALUATION_BPB = 0.0005
 REPLAY_LOSS_CPU = 0.001
 REPLAY_LOSS_GPU = 0.01
 
+# --- contamination (V24) -------------------------------------------------------------------------
+# An item is found when this share of its 13-grams (end of the question and the answer) is.
+CONTAMINATED_ITEM = 0.8
+# GPT-2's authors found 1 to 6 % of test sets' 8-grams in their web text (3.2 % on average); whole
+# questions with answers are rarer. A planted task shows nearly all of its items. Provisional.
+CONTAMINATED_WARN = 0.02
+CONTAMINATED_FAIL = 0.20
+CONTAMINATED_MIN_ITEMS = 20
+
+# --- copies (V25) --------------------------------------------------------------------------------
+# Noise of the same steps in two runs: independent runs of 50 steps correlate by 0.2 (one sd, as
+# neighbouring values share losses); a copy with as much noise of its own added still by 0.7.
+CURVE_CORRELATION = 0.6
+CURVE_MIN_STEPS = 50
+CURVE_SKIPPED_SHARE = 0.2
+
 # --- score (V10) ---------------------------------------------------------------------------------
 # Examples and random baseline (percent) of CORE's tasks: the published bundle's files and its
 # eval_meta_data.csv, version 1, which nanochat scores by.

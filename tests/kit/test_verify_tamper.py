@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
@@ -70,6 +71,7 @@ def base(request: pytest.FixtureRequest) -> Callable[[str], Draft]:
     made: dict[str, Draft] = {}
     synthetic: dict[str, Callable[[], Draft]] = {
         "4090": gpu_run,
+        "long": lambda: gpu_run(steps=90),
         "resumed": lambda: gpu_run(seed=4, resume_at=37),
         "failed": lambda: gpu_run(seed=8, fail_at=33),
     }
@@ -1146,6 +1148,78 @@ typed(
     value={"hf": {"user": "alice", "fetched_at": "2026-09-01T12:00:00Z"}},
 )
 
+# --- V25: copies -------------------------------------------------------------------------------
+
+
+def copy_mutation(name: str, change: Callable[[Draft, Draft], Any], **other: Any) -> None:
+    """`change` gets the run and another row, of another seed, key and day."""
+
+    def options(folder: Path) -> Options:
+        return Options(against=(folder.with_name(folder.name + "-board"),))
+
+    def write_row(folder: Path) -> None:
+        draft = row()
+        draft.write(folder.with_name(folder.name + "-board") / "row")
+
+    def row() -> Draft:
+        draft = gpu_run(seed=88, steps=90, **other)
+        draft.header()["seed"]["value"] = 88
+        draft.header()["signer"]["public_key"] = OTHER_LINE
+        draft.key = tamper.OTHER_KEY
+        draft.header()["run"] = "d20-20260920-120000-0000"
+        for found in draft.fingerprints():
+            found["gpus"][0]["uuid_hash"] = "sha256:" + "8" * 64
+        draft.telemetry[0]["gpu_uuid_hash"] = "sha256:" + "8" * 64
+        return draft
+
+    @mutation(
+        name, "V25", kind="draft", base="long", options=lambda f: (write_row(f), options(f))[1]
+    )
+    def apply(draft: Draft) -> None:
+        change(draft, row())
+
+
+def same_weights(draft: Draft, other: Draft) -> None:
+    for name, content in other.files.items():
+        if name.startswith("checkpoints/pretrain"):
+            draft.files[name] = content
+
+
+def same_answers(draft: Draft, other: Draft) -> None:
+    draft.files["eval/core.json"] = other.files["eval/core.json"]
+
+
+def same_losses(draft: Draft, other: Draft, noise: float = 0.0) -> None:
+    rng = random.Random(4)
+    for mine, theirs in zip(
+        draft.of("step", "pretrain"), other.of("step", "pretrain"), strict=True
+    ):
+        loss = theirs["data"]["loss"]
+        mine["data"]["loss"] = loss + (rng.gauss(0, noise) if mine["data"]["step"] else 0.0)
+
+
+def same_telemetry(draft: Draft, other: Draft) -> None:
+    """The row's whole machine, telemetry included, under another recipe of the day."""
+    draft.events, draft.telemetry, draft.files = other.events, other.telemetry, other.files
+    draft.header()["signer"]["public_key"] = HONEST_LINE
+    for event in draft.of("step", "pretrain")[1:]:
+        event["data"]["loss"] *= 1.01
+    draft.files = {
+        name: tamper.safetensors(5) if name.endswith("safetensors") else content + b" "
+        for name, content in draft.files.items()
+    }
+
+
+copy_mutation("another row's weights", same_weights)
+copy_mutation("another row's answers", same_answers)
+copy_mutation("another row's losses", same_losses)
+copy_mutation(
+    "another row's losses with noise of one's own",
+    lambda draft, other: same_losses(draft, other, 0.012),
+)
+copy_mutation("another row's telemetry", same_telemetry)
+
+
 # --- V21: checkpoint ---------------------------------------------------------------------------
 
 WEIGHTS = "checkpoints/pretrain/model.safetensors"
@@ -1304,6 +1378,17 @@ def table() -> Iterator[list[tuple[str, str, str, str]]]:
         Path(target).write_text("\n".join(lines) + "\n")
 
 
+def test_honest_rows_beside_each_other_are_no_copies(tmp_path: Path) -> None:
+    for seed in range(6):
+        draft = gpu_run(seed=seed, steps=90)
+        draft.header()["seed"]["value"] = seed
+        draft.write(tmp_path / "board" / str(seed))
+    for seed in range(6):
+        options = Options(against=(tmp_path / "board",))
+        report = verify_result(tmp_path / "board" / str(seed), options)
+        assert report.status("V25") == "pass", explain(report)
+
+
 @pytest.mark.parametrize("case", MUTATIONS, ids=lambda case: case.name.replace(" ", "-"))
 def test_a_tampered_run_is_refused_by_its_own_check(
     tmp_path: Path,
@@ -1330,8 +1415,8 @@ def test_a_tampered_run_is_refused_by_its_own_check(
 
 def test_the_suite_has_a_mutation_for_every_check_that_refuses() -> None:
     refused = {check for case in MUTATIONS for check in case.expected}
-    # These need a real model: test_verify_evaluate.py and test_verify_replay.py have them.
-    never = {"V22", "V23", "V26"}
+    # These need a model or a corpus: test_verify_evaluate, _replay and _contamination have them.
+    never = {"V22", "V23", "V24", "V26"}
     assert refused == {check.id for check in CHECKS} - never
     assert len(MUTATIONS) >= 80
     assert len({case.name for case in MUTATIONS}) == len(MUTATIONS)
