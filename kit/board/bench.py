@@ -1,0 +1,249 @@
+"""Times publishing on a board that has thousands of rows already.
+
+The board is generated: each row has a signed result of its own, varied from one real submission,
+and counts as judged in earlier passes. Its logs are links to one log, so the first pass hashes less
+than a real one would; later passes hash nothing that is unchanged either way. New submissions are
+whole: their log is chained anew, their result built from it and signed, so that judging them is the
+real work. The command is run as its own process, and its peak memory is what the kernel says.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import kit
+from kit.board.decisions import Decisions, Minutes
+from kit.board.documents import now
+from kit.board.inspect import tree_of
+from kit.board.layout import REPRODUCTION_NAMESPACE, Layout, SubmissionPath
+from kit.board.package import document_items
+from kit.board.publish import IN_FOLDER
+from kit.board.statistics import figures_of
+from kit.board.submit import place
+from kit.errors import KitError
+from kit.result import build_result
+from kit.run.log import LOG_KIND
+from kit.trust.chain import ChainWriter, read_chain
+from kit.trust.digest import DigestCache
+from kit.trust.keys import Signer, load_signer, make_key
+from kit.trust.sign import result_id, sign_document
+
+Document = dict[str, Any]
+BENCH_SEED = 7
+_LINKED = ("events.jsonl", "eval/core.json", "eval/chat.json", "telemetry.jsonl", "README.md")
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One run of `board publish`."""
+
+    name: str
+    elapsed_s: float
+    peak_bytes: int
+    judged: int
+    rows: int
+    events: int
+
+
+def bench_board(template: Path, rows: int, new: int, work: Path) -> tuple[float, list[Pass]]:
+    """Generates a board of `rows` rows in `work` and times passes over it.
+
+    Returns:
+        Seconds spent generating, and the passes: all rows read for the first time on this machine,
+        nothing new, `new` submissions to judge, the same after it.
+    """
+    began = time.perf_counter()
+    root = work / "board"
+    signers = _people(work / "keys", min(100, rows))
+    _generate(template, root, rows, signers)
+    generated_s = time.perf_counter() - began
+    passes = [_publish("first on this machine", root, work), _publish("nothing new", root, work)]
+    for number in range(new):
+        _add_new(template, root, number, signers[number % len(signers)])
+    passes.append(_publish(f"{new} new", root, work))
+    passes.append(_publish("nothing new", root, work))
+    if passes[2].judged != new or passes[2].rows != rows + new:
+        raise KitError("the generated submissions were not accepted", rows=passes[2].rows)
+    return generated_s, passes
+
+
+def _people(folder: Path, count: int) -> list[Signer]:
+    signers = []
+    for number in range(count):
+        path = folder / f"person{number}"
+        make_key(path)
+        signers.append(load_signer(path))
+    return signers
+
+
+def _generate(template: Path, root: Path, rows: int, signers: list[Signer]) -> None:
+    """A board of `rows` ranked rows, a reproduction for every fiftieth, all judged earlier."""
+    layout = Layout(root)
+    root.mkdir(parents=True)
+    base = json.loads((template / "result.json").read_bytes())
+    pin = json.loads((template / "submission.json").read_bytes())
+    rng = random.Random(BENCH_SEED)
+    cache = DigestCache(root.parent / "unused.json")
+    minutes = Minutes(layout, Decisions(), "a generated board", kit.__version__, now())
+    checks = {f"V{number:02}": "pass" for number in range(1, 22)}
+    earlier: tuple[str, Document] | None = None
+    for number in range(rows):
+        who = number % len(signers)
+        result = _varied(base, rng, number, signers[who])
+        path = SubmissionPath("2026", f"person{who}", result_id(result))
+        folder = layout.submission(path)
+        (folder / "eval").mkdir(parents=True)
+        (folder / "result.json").write_text(json.dumps(result, indent=2, ensure_ascii=False))
+        mine = {**pin, "result_id": path.result_id, "submitter": path.submitter}
+        (folder / "submission.json").write_text(json.dumps(mine, indent=2))
+        for name in _LINKED:
+            if (template / name).is_file():
+                _link(template / name, folder / name, root.parent)
+        minutes.append(
+            "submission",
+            path.result_id,
+            "consistent: 21 checks passed",
+            path=str(path),
+            tree=tree_of(folder, cache),
+            decision="accepted",
+            verdict="consistent",
+            checks=checks,
+            findings=[],
+            source=IN_FOLDER,
+            kit=kit.__version__,
+        )
+        if number % 50 == 1 and earlier is not None:
+            statement = _reproduction(earlier, path.result_id, result, signers[who], who)
+            place(root, document_items([statement]))
+        earlier = (path.result_id, result)
+    minutes.close()
+
+
+def _link(source: Path, target: Path, work: Path) -> None:
+    """A hard link where it can be: ten thousand copies of one log would only fill the disk."""
+    copied = work / "shared" / source.name
+    if not copied.exists():
+        copied.parent.mkdir(exist_ok=True)
+        shutil.copyfile(source, copied)
+    try:
+        os.link(copied, target)
+    except OSError:
+        shutil.copyfile(copied, target)
+
+
+def _varied(base: Document, rng: random.Random, number: int, signer: Signer) -> Document:
+    """A result of the ranked track with figures of its own."""
+    result = copy.deepcopy(base)
+    result["recipe"]["track"] = "rtx4090-24h"
+    result["runs"]["id"] = f"generated-{number}"
+    result["seed"]["value"] = number
+    result["timing"]["total_s"] = round(rng.uniform(60_000, 86_000), 3)
+    result["submitter"]["public_key"] = signer.public_key
+    result["log"]["head"] = f"sha256:{number:064x}"
+    result["claims"] |= {"ranked": True, "why_not_ranked": [], "status": "complete"}
+    result["quality"]["val_bpb"] = {"first": 3.2, "last": round(rng.gauss(0.8, 0.01), 6)}
+    core = result["quality"]["core"]
+    core |= {"value": round(rng.gauss(0.25, 0.012), 6), "partial": False, "bundle": "core"}
+    before = result["hardware"]["before"]
+    gpu = {"name": "a generated card", "uuid_hash": f"sha256:{number:064x}", "power_limit_w": 450}
+    before["gpus"], before["class"] = [gpu], {"name": "4090", "reasons": []}
+    for part in ("base", "chat"):
+        for file in (result["checkpoint"][part] or {"files": []})["files"]:
+            file["sha256"] = f"sha256:{rng.getrandbits(256):064x}"
+    return sign_document({**result, "signatures": []}, signer)
+
+
+def _reproduction(
+    claim: tuple[str, Document], own_id: str, own: Document, signer: Signer, who: int
+) -> Document:
+    of_id, of = claim
+    document = {
+        "schema_version": 1,
+        "kind": "run",
+        "of": {"result_id": of_id, "recipe_digest": of["recipe"]["digest"], "image": None},
+        "by": {"name": f"person{who}", "public_key": signer.public_key},
+        "at": now(),
+        "kit": {"version": kit.__version__, "code": None},
+        "result_id": own_id,
+        "claimed": figures_of(of),
+        "found": figures_of(own),
+        "checks": [
+            {
+                "name": "val_bpb",
+                "status": "skip",
+                "message": "generated",
+                "claimed": None,
+                "found": None,
+                "limit": None,
+            }
+        ],
+        "verdict": "inconclusive",
+        "notes": [],
+    }
+    return sign_document(document, signer, REPRODUCTION_NAMESPACE)
+
+
+def _add_new(template: Path, root: Path, number: int, signer: Signer) -> None:
+    """A whole submission: the template's log chained anew for another run and key."""
+    base = json.loads((template / "result.json").read_bytes())
+    with tempfile.TemporaryDirectory(dir=root.parent) as name:
+        run = Path(name)
+        (run / "eval").mkdir()
+        (run / "recipe.toml").write_text(base["recipe"]["text"])
+        for file in ("eval/core.json", "eval/chat.json", "telemetry.jsonl"):
+            if (template / file).is_file():
+                shutil.copyfile(template / file, run / file)
+        records = read_chain(template / "events.jsonl", LOG_KIND).records
+        records[0]["data"]["run"] = f"new-{number}"
+        records[0]["data"]["signer"] = {"public_key": signer.public_key, "created": False}
+        with ChainWriter(run / "events.jsonl", LOG_KIND) as chain:
+            for record in records:
+                chain.append({k: v for k, v in record.items() if k not in ("seq", "prev")})
+        result = sign_document(build_result(run), signer)
+        who = f"newcomer{number}"
+        path = SubmissionPath("2026", who, result_id(result))
+        folder = Layout(root).submission(path)
+        (folder / "eval").mkdir(parents=True)
+        (folder / "result.json").write_text(json.dumps(result, indent=2, ensure_ascii=False))
+        pin = {
+            "schema_version": 1,
+            "result_id": path.result_id,
+            "submitter": who,
+            "model": None,
+            "files": [],
+        }
+        (folder / "submission.json").write_text(json.dumps(pin))
+        (folder / "README.md").write_text("# A generated submission\n")
+        for file in ("events.jsonl", "eval/core.json", "eval/chat.json", "telemetry.jsonl"):
+            if (run / file).is_file():
+                shutil.copyfile(run / file, folder / file)
+
+
+def _publish(name: str, root: Path, work: Path) -> Pass:
+    """`board publish` in a process of its own."""
+    command = [sys.executable, "-m", "kit.cli.main", "board", "publish", "--json"]
+    command += ["--board", str(root), "--work", str(work)]
+    began = time.perf_counter()
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.DEVNULL)
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        elapsed_s = time.perf_counter() - began
+        output.seek(0)
+        if process.returncode != 0:
+            raise KitError("`board publish` failed", exit_code=process.returncode)
+        told = json.loads(output.read())
+    peak = used.ru_maxrss * 1024
+    judged = len(told["submissions"])
+    return Pass(name, elapsed_s, peak, judged, told["rows"], told["events"])
