@@ -55,13 +55,13 @@ class Known:
     """What earlier submissions were, for finding copies."""
 
     by_log: dict[str, str] = field(default_factory=dict)
-    by_weights: dict[str, str] = field(default_factory=dict)
+    by_print: dict[tuple[str, str], str] = field(default_factory=dict)
     keys: dict[str, set[str]] = field(default_factory=dict)  # submitter -> public keys
 
     def add(self, facts: Facts) -> None:
         self.by_log.setdefault(facts.log_head, facts.id)
-        for digest in facts.weights:
-            self.by_weights.setdefault(digest, facts.id)
+        for one in facts.prints:
+            self.by_print.setdefault(one, facts.id)
         self.keys.setdefault(facts.path.submitter, set()).add(facts.key)
 
 
@@ -178,17 +178,20 @@ def _bring(source: Path, target: Path) -> None:
 
 
 def _likeness(facts: Facts, known: Known) -> list[Finding]:
-    """V25: the same log or weights as another row; V03: another key than the submitter's before."""
+    """V25: log, weights, answers or losses of another row; V03: another key than before."""
     found: list[Finding] = []
     other = known.by_log.get(facts.log_head)
     if other and other != facts.id:
         found.append(fail(f"the event log is that of {other}", "log.head"))
-    same = {known.by_weights[d] for d in facts.weights if d in known.by_weights} - {facts.id}
-    if same:
-        message = f"the weights are those of {', '.join(sorted(same)[:5])}"
-        # Two runs of one seed give the same bits on a CPU; on a GPU they do not.
-        say = warn if facts.gpu_hash is None else fail
-        found.append(say(message, "checkpoint"))
+    for what in ("weights", "answers", "losses"):
+        same = {
+            known.by_print[one] for one in facts.prints if one[0] == what and one in known.by_print
+        }
+        if same := same - {facts.id}:
+            message = f"the {what} are those of {', '.join(sorted(same)[:5])}"
+            # Two runs of one seed give the same bits on a CPU; on a GPU they do not.
+            say = warn if facts.gpu_hash is None else fail
+            found.append(say(message, "checkpoint" if what == "weights" else "quality"))
     earlier = known.keys.get(facts.path.submitter, {facts.key})
     if facts.key not in earlier:
         found.append(warn("another key than this submitter's earlier ones", "submitter"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from kit.board.layout import SubmissionPath
@@ -32,7 +33,7 @@ class Facts(NamedTuple):
     gpu_hash: str | None
     seed: int
     log_head: str
-    weights: tuple[str, ...]  # digests of the base and chat weights
+    prints: tuple[tuple[str, str], ...]  # (what, value) that no two honest GPU runs share
     core: float | None  # all of CORE; what ranks
     score: float | None  # whatever was scored
     total_s: float
@@ -128,18 +129,27 @@ def facts_of(path: SubmissionPath, result: Document, pin: Document, row: Documen
         gpu_hash=row["gpu"]["hash"] if row["gpu"] else None,
         seed=result["seed"]["value"],
         log_head=result["log"]["head"],
-        weights=tuple(
-            file["sha256"]
-            for part in ("base", "chat")
-            if result["checkpoint"][part]
-            for file in result["checkpoint"][part]["files"]
-            if file["path"].endswith(".safetensors")
-        ),
+        prints=tuple(_prints(result)),
         core=core["value"] if core and core["bundle"] == "core" and not core["partial"] else None,
         score=core["value"] if core else None,
         total_s=row["total_s"],
         has_model=pin["model"] is not None,
     )
+
+
+def _prints(result: Document) -> Iterator[tuple[str, str]]:
+    """What two different runs do not have in common: weights, answers, losses to the last digit."""
+    for part in ("base", "chat"):
+        for file in (result["checkpoint"][part] or {"files": []})["files"]:
+            if file["path"].endswith(".safetensors"):
+                yield "weights", file["sha256"]
+    for name in ("core", "chat"):
+        if section := result["quality"][name]:
+            yield "answers", section["digest"]
+    training, bpb = result["training"], result["quality"]["val_bpb"]
+    if training["steps"] > 1 and bpb:
+        losses = (training["first_loss"], training["final_loss"], bpb["last"])
+        yield "losses", " ".join(f"{loss:.6f}" for loss in losses)
 
 
 def title_of(recipe: Document) -> str:

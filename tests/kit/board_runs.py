@@ -4,6 +4,7 @@ import copy
 import functools
 import hashlib
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,12 @@ def gpu_run(
     for name in draft.files:
         if name.endswith(".safetensors"):
             draft.files[name] = tamper.safetensors(_number(name, who, seed))
+    rng = random.Random(_number(who, seed))
+    draft.files["eval/core.json"] = json.dumps(tamper.core_document(rng)).encode()
+    chat = json.loads(draft.files["eval/chat.json"])
+    for task in chat["tasks"].values():
+        rng.shuffle(task["outcomes"])
+    draft.files["eval/chat.json"] = json.dumps(chat).encode()
     draft.of("eval", "pretrain")[-1]["data"]["value"] = bpb
     for text in notes:
         place = draft.events.index(draft.of("memory")[0])

@@ -37,7 +37,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "bob": board_runs.gpu_run(root / "bob", "bob", seed=12, bpb=0.8413),
         "carol": board_runs.gpu_run(root / "carol", "carol", seed=13, bpb=0.8520),
         "dave": board_runs.gpu_run(root / "dave", "dave", seed=14, bpb=0.8531),
-        "erin": board_runs.gpu_run(root / "erin", "erin", seed=15, card="card of alice"),
+        "erin": board_runs.gpu_run(
+            root / "erin", "erin", seed=15, bpb=0.8411, card="card of alice"
+        ),
     }
 
 
@@ -528,3 +530,112 @@ def test_this_repositorys_board_is_whole() -> None:
     kinds = {row["kind"] for row in board.rows}
     assert kinds == {"submission", "reference"}
     assert all(row["rank"] is None for row in board.rows)
+
+
+# --- groups and records -------------------------------------------------------------------------
+
+
+def row_facts(row_id: str, **changes: Any) -> Any:
+    from kit.board.layout import SubmissionPath
+    from kit.board.row import Facts
+
+    base = Facts(
+        id=row_id,
+        path=SubmissionPath("2026", "ann", row_id),
+        key="key",
+        recipe_digest="recipe",
+        track="rtx4090-24h",
+        division="closed",
+        group=None,
+        group_index=None,
+        status="complete",
+        claimed_ranked=True,
+        why_not=(),
+        gpu_class="4090",
+        gpu_hash="card",
+        seed=int(row_id, 36),
+        log_head=row_id,
+        prints=(),
+        core=0.27,
+        score=0.27,
+        total_s=80_000.0,
+        has_model=True,
+    )
+    return base._replace(**{"score": changes.get("core", 0.27), **changes})
+
+
+def places(*rows: Any) -> dict[str, Any]:
+    from kit.board.ranking import rank_rows
+    from kit.board.tiers import Standing
+
+    facts = {row.id: row for row in rows}
+    listed = {row.id: Standing("T1", "", "listed", "") for row in rows}
+    return rank_rows(facts, listed, {}, {row.id: row.id for row in rows})
+
+
+def group(name: str, count: int, **changes: Any) -> list[Any]:
+    return [
+        row_facts(f"{name}{n}", group=name, group_index=n, key=name, **changes)
+        for n in range(count)
+    ]
+
+
+def test_a_whole_group_is_one_ranked_row_with_the_mean_of_its_runs() -> None:
+    runs = [one._replace(total_s=70_000.0 + 1000 * n) for n, one in enumerate(group("g", 3))]
+    found = places(*runs)
+    assert found["g0"].rank == 1 and found["g0"].pool.total_s.value == 71_000
+    assert found["g0"].pool.members == ("g0", "g1", "g2")
+    assert [found[name].rank for name in ("g1", "g2")] == [None, None]
+    assert "which g0 stands for" in found["g1"].why_not[0]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda runs: runs[:1] + runs[2:], "a missing run counts as failed"),
+        (lambda runs: [*runs[:2], runs[2]._replace(status="failed")], "is failed"),
+        (lambda runs: [runs[0], runs[1]._replace(seed=runs[0].seed)], "a seed twice"),
+    ],
+)
+def test_a_group_with_a_run_missing_failed_or_repeated_does_not_rank(
+    spoil: Any, reason: str
+) -> None:
+    found = places(*spoil(group("g", 3)))
+    assert all(place.rank is None for place in found.values())
+    assert all(any(reason in why for why in place.why_not) for place in found.values())
+
+
+def test_a_record_wants_three_runs_the_target_and_a_gain_beyond_chance() -> None:
+    first = group("a", 3, total_s=80_000.0)
+    found = places(*first)
+    assert found["a0"].standing == "record"
+    # Three runs each: chance explains 1.645 * 2.5 % * sqrt(2/3), 3.4 %.
+    within = group("b", 3, total_s=78_000.0)
+    found = places(*first, *within)
+    assert found["a0"].standing == "record" and found["b0"].standing == "pooled"
+    assert (found["a0"].rank, found["b0"].rank) == (1, 1)
+    beyond = group("c", 3, total_s=77_000.0)
+    found = places(*first, *beyond)
+    assert found["c0"].standing == "record" and found["a0"].rank == 2
+    single = row_facts("d", total_s=40_000.0)
+    found = places(*first, single)
+    assert found["d"].rank == 1 and found["d"].standing == "single"
+    assert found["a0"].standing == "record"
+    below = group("e", 3, core=0.259, total_s=40_000.0)
+    found = places(*first, *below)
+    assert found["e0"].standing == "pooled" and found["e0"].reaches_target is False
+    assert found["e0"].rank == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"track": "open"}, "track open is not ranked"),
+        ({"gpu_class": "5090"}, "measured as class 5090"),
+        ({"core": None}, "not scored on all of CORE"),
+        ({"claimed_ranked": False, "why_not": ("over the time budget",)}, "over the time budget"),
+    ],
+)
+def test_each_reason_against_ranking_is_told(changes: dict[str, Any], reason: str) -> None:
+    (place,) = places(row_facts("a", **changes)).values()
+    assert place.rank is None and any(reason in why for why in place.why_not)
