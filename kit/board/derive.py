@@ -56,7 +56,7 @@ class Rows:
         result = json.loads((folder / "result.json").read_bytes())
         pin = json.loads((folder / "submission.json").read_bytes())
         row = submission_row(path, result, pin)
-        facts = facts_of(path, result, pin, row)
+        facts = facts_of(path, result, pin, row, folder)
         data = json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode()
         self._where[path.result_id] = (self._file.seek(0, 2), len(data))
         self._file.write(data)

@@ -241,6 +241,7 @@ def _touched(diff: str) -> set[str]:
 
 def _classify(request: PullRequest, touched: set[str], on_main: dict[str, str]) -> None:
     """Sorts what a pull request touches; notes the first thing it may not."""
+    taken = {p.split("/")[2]: p for p in on_main if p.endswith("/result.json")}
     if not touched:
         request.problem = "it changes nothing that can be seen"
     elif len(touched) > _MAX_FILES:
@@ -261,6 +262,8 @@ def _classify(request: PullRequest, touched: set[str], on_main: dict[str, str]) 
                 request.problem = "it writes into another's folder"
             elif request.submission not in (None, folder):
                 request.problem = "it holds more than one submission"
+            elif folder.result_id in taken:
+                request.problem = f"its result is on the board as `{taken[folder.result_id]}`"
             else:
                 request.submission = folder
         if request.problem:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from bisect import bisect_left, insort
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,6 +33,7 @@ Document = dict[str, Any]
 
 # The tree of a folder that holds what does not belong there.
 NO_TREE = "sha256:" + "0" * 64
+NEAREST = 10  # rows on either side whose loss curves are compared
 
 
 @dataclass
@@ -52,17 +54,34 @@ class Inspection:
 
 @dataclass
 class Known:
-    """What earlier submissions were, for finding copies."""
+    """What earlier submissions were, for finding copies without reading them all again."""
 
-    by_log: dict[str, str] = field(default_factory=dict)
-    by_print: dict[tuple[str, str], str] = field(default_factory=dict)
     keys: dict[str, set[str]] = field(default_factory=dict)  # submitter -> public keys
+    owners: dict[str, str] = field(default_factory=dict)  # public key -> its first submitter
+    _paths: dict[str, SubmissionPath] = field(default_factory=dict)
+    _by_print: dict[str, str] = field(default_factory=dict)
+    _by_loss: dict[str, list[tuple[float, str]]] = field(default_factory=dict)  # by recipe
 
     def add(self, facts: Facts) -> None:
-        self.by_log.setdefault(facts.log_head, facts.id)
-        for one in facts.prints:
-            self.by_print.setdefault(one, facts.id)
+        self._paths[facts.id] = facts.path
         self.keys.setdefault(facts.path.submitter, set()).add(facts.key)
+        self.owners.setdefault(facts.key, facts.path.submitter)
+        for value in facts.prints:
+            self._by_print.setdefault(value, facts.id)
+        if facts.val_bpb is not None:
+            insort(self._by_loss.setdefault(facts.recipe_digest, []), (facts.val_bpb, facts.id))
+
+    def like(self, facts: Facts) -> list[SubmissionPath]:
+        """Rows that a submission may be a copy of: those with a digest of its own, and those of the
+        same recipe that ended nearest to it.
+        """
+        found = {self._by_print[value] for value in facts.prints if value in self._by_print}
+        if facts.val_bpb is not None:
+            nearest = self._by_loss.get(facts.recipe_digest, [])
+            place = bisect_left(nearest, (facts.val_bpb, ""))
+            for _, row_id in nearest[max(0, place - NEAREST) : place + NEAREST]:
+                found.add(row_id)
+        return [self._paths[row_id] for row_id in sorted(found - {facts.id})]
 
 
 def tree_of(folder: Path, cache: DigestCache | None = None) -> str:
@@ -125,8 +144,17 @@ def inspect(
         owner = pin["model"]["repository"].removeprefix("models/").split("/")[0]
         if owner != path.submitter:
             return refused("names weights in another account's repository", "V21")
-    report = _verify(folder, dict(extra or {}), revoked)
+    facts = _facts(layout, path, folder)
+    against = (
+        tuple(layout.submission(one) / "result.json" for one in known.like(facts)) if facts else ()
+    )
+    report = _verify(folder, dict(extra or {}), Options(revoked=revoked, against=against))
     report.findings += [replace(finding, check="V21") for finding in weights or []]
+    if facts and known.owners.get(facts.key, path.submitter) != path.submitter:
+        return refused(f"signed with the key of {known.owners[facts.key]}", "V03")
+    if facts and facts.key not in known.keys.get(path.submitter, {facts.key}):
+        told = warn("another key than this submitter's earlier ones", "submitter")
+        report.findings.append(replace(told, check="V03"))
     if report.result_id is not None and report.result_id != path.result_id:
         return refused(f"the folder is not named by its result, {report.result_id}")
     if pin["result_id"] != path.result_id:
@@ -138,23 +166,18 @@ def inspect(
     try:
         result = read_document(folder / "result.json", TEXT_LIMITS["result.json"])
         row = submission_row(path, result, pin)
-        facts = facts_of(path, result, pin, row)
+        facts = facts_of(path, result, pin, row, folder)
         filled = {**row, "verdict": report.verdict, "tier": "T0"}
         if wrong := problems(filled, "leaderboard-row"):
             return refused(f"cannot become a row: {wrong[0]}")
     except MALFORMED as error:
         return refused(f"cannot become a row: {type(error).__name__}: {str(error)[:200]}")
-    copies = list(_likeness(facts, known))
-    report.findings += [replace(finding, check="V25") for finding in copies]
-    if any(finding.status == "fail" for finding in copies):
-        return Inspection(path, report, False, copies[0].message, tree)
     return Inspection(path, report, True, _summary(report), tree, facts)
 
 
-def _verify(folder: Path, extra: dict[str, Path], revoked: Path | None) -> Report:
+def _verify(folder: Path, extra: dict[str, Path], options: Options) -> Report:
     from kit.verify import verify_result
 
-    options = Options(revoked=revoked)
     if not extra:
         return verify_result(folder, options)
     with tempfile.TemporaryDirectory(prefix="n4090-board-") as name:
@@ -177,25 +200,14 @@ def _bring(source: Path, target: Path) -> None:
         target.write_bytes(source.read_bytes())
 
 
-def _likeness(facts: Facts, known: Known) -> list[Finding]:
-    """V25: log, weights, answers or losses of another row; V03: another key than before."""
-    found: list[Finding] = []
-    other = known.by_log.get(facts.log_head)
-    if other and other != facts.id:
-        found.append(fail(f"the event log is that of {other}", "log.head"))
-    for what in ("weights", "answers", "losses"):
-        same = {
-            known.by_print[one] for one in facts.prints if one[0] == what and one in known.by_print
-        }
-        if same := same - {facts.id}:
-            message = f"the {what} are those of {', '.join(sorted(same)[:5])}"
-            # Two runs of one seed give the same bits on a CPU; on a GPU they do not.
-            say = warn if facts.gpu_hash is None else fail
-            found.append(say(message, "checkpoint" if what == "weights" else "quality"))
-    earlier = known.keys.get(facts.path.submitter, {facts.key})
-    if facts.key not in earlier:
-        found.append(warn("another key than this submitter's earlier ones", "submitter"))
-    return found
+def _facts(layout: Layout, path: SubmissionPath, folder: Path) -> Facts | None:
+    """What a result says of itself before it was checked; None when it cannot be read."""
+    try:
+        result = read_document(folder / "result.json", TEXT_LIMITS["result.json"])
+        pin = read_document(folder / "submission.json", TEXT_LIMITS["submission.json"])
+        return facts_of(path, result, pin, submission_row(path, result, pin), folder)
+    except (*MALFORMED, OSError):
+        return None
 
 
 def _summary(report: Report) -> str:

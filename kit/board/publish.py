@@ -6,7 +6,7 @@ changed is not judged again, so the time of a pass grows with what is new.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -111,11 +111,8 @@ def _judge_submissions(
     known = Known()
     fresh: list[tuple[SubmissionPath, Origin]] = []
     there: set[str] = set()
-    for path in layout.submissions():
-        if path.result_id in there:
-            continue  # the same result under a second name: the first, by path, is the row
+    for path, came in _each_once(layout, decisions, origin, tell):
         there.add(path.result_id)
-        came = origin(path) if origin else Origin(IN_FOLDER)
         decided = decisions.submissions.get(path.result_id)
         if (
             decided is not None
@@ -152,6 +149,37 @@ def _judge_submissions(
         if decided.accepted and row_id not in there:
             _note_loss(row_id, decided, minutes)
             tell(f"{decided.path}: its folder is gone")
+
+
+def _each_once(
+    layout: Layout,
+    decisions: Decisions,
+    origin: Callable[[SubmissionPath], Origin] | None,
+    tell: Tell,
+) -> Iterator[tuple[SubmissionPath, Origin]]:
+    """Every submission with where it came from; of several with one result, whoever came first.
+
+    A result can be copied into anybody's folder: the row stays with the path that was judged first,
+    or else with the earliest pull request.
+    """
+    paths: dict[str, list[SubmissionPath]] = {}
+    for path in layout.submissions():
+        paths.setdefault(path.result_id, []).append(path)
+    for row_id, same in paths.items():
+        candidates = [(path, origin(path) if origin else Origin(IN_FOLDER)) for path in same]
+        decided = decisions.submissions.get(row_id)
+        chosen = min(
+            candidates,
+            key=lambda one: (
+                decided is None or decided.path != str(one[0]),
+                one[1].source["number"] or 0,
+                str(one[0]),
+            ),
+        )
+        for path, _ in candidates:
+            if path != chosen[0]:
+                tell(f"{path}: passed over, this result is on the board as {chosen[0]}")
+        yield chosen
 
 
 def _note_loss(row_id: str, decided: Any, minutes: Minutes) -> None:

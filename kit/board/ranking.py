@@ -185,7 +185,8 @@ def _groups(facts: Mapping[str, Facts]) -> tuple[dict[str, list[str]], dict[str,
         runs.sort(key=lambda one: (one.group_index if one.group_index is not None else -1, one.id))
         indices = [one.group_index for one in runs]
         failed = [one for one in runs if one.status != "complete"]
-        if indices != list(range(len(runs))):
+        registered = {one.group_runs for one in runs}
+        if registered != {len(runs)} or indices != list(range(len(runs))):
             problem = f"group {name} is not whole: runs {indices}; a missing run counts as failed"
         elif failed:
             problem = f"run {failed[0].group_index} of group {name} is {failed[0].status}"

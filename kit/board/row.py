@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from kit.board.layout import SubmissionPath
 from kit.board.text import plain
 from kit.errors import KitError
+from kit.trust.canonical import parse_strict
 from kit.trust.sshsig import PublicKey
 
 Document = dict[str, Any]
@@ -26,6 +28,7 @@ class Facts(NamedTuple):
     division: str
     group: str | None
     group_index: int | None
+    group_runs: int | None  # how many were registered
     status: str
     claimed_ranked: bool
     why_not: tuple[str, ...]
@@ -33,7 +36,8 @@ class Facts(NamedTuple):
     gpu_hash: str | None
     seed: int
     log_head: str
-    prints: tuple[tuple[str, str], ...]  # (what, value) that no two honest GPU runs share
+    prints: tuple[str, ...]  # digests that no two honest runs on GPUs share
+    val_bpb: float | None
     core: float | None  # all of CORE; what ranks
     score: float | None  # whatever was scored
     total_s: float
@@ -110,8 +114,10 @@ def submission_row(path: SubmissionPath, result: Document, pin: Document) -> Doc
     }
 
 
-def facts_of(path: SubmissionPath, result: Document, pin: Document, row: Document) -> Facts:
-    """What other rows need to know of this one."""
+def facts_of(
+    path: SubmissionPath, result: Document, pin: Document, row: Document, folder: Path
+) -> Facts:
+    """What other rows need to know of this one, whose log lies in `folder`."""
     claims, core = result["claims"], row["core"]
     return Facts(
         id=path.result_id,
@@ -122,6 +128,7 @@ def facts_of(path: SubmissionPath, result: Document, pin: Document, row: Documen
         division=row["division"],
         group=result["runs"]["group"],
         group_index=result["runs"]["index"],
+        group_runs=_registered(folder) if result["runs"]["group"] else None,
         status=claims["status"],
         claimed_ranked=claims["ranked"],
         why_not=tuple(plain(reason, 300) for reason in claims["why_not_ranked"]),
@@ -130,6 +137,7 @@ def facts_of(path: SubmissionPath, result: Document, pin: Document, row: Documen
         seed=result["seed"]["value"],
         log_head=result["log"]["head"],
         prints=tuple(_prints(result)),
+        val_bpb=row["val_bpb"],
         core=core["value"] if core and core["bundle"] == "core" and not core["partial"] else None,
         score=core["value"] if core else None,
         total_s=row["total_s"],
@@ -137,19 +145,28 @@ def facts_of(path: SubmissionPath, result: Document, pin: Document, row: Documen
     )
 
 
-def _prints(result: Document) -> Iterator[tuple[str, str]]:
-    """What two different runs do not have in common: weights, answers, losses to the last digit."""
+def _registered(folder: Path) -> int | None:
+    """How many runs the group of a run was registered with: its log's header has the document."""
+    with (folder / "events.jsonl").open("rb") as file:
+        header = parse_strict(file.readline(2**20), name="the log's header")
+    runs = header["data"]["group"]["registration"]["runs"]
+    return runs if isinstance(runs, int) else None
+
+
+def _prints(result: Document) -> Iterator[str]:
+    """Digests that two different runs do not have in common, and the card's."""
+    yield result["log"]["head"]
     for part in ("base", "chat"):
-        for file in (result["checkpoint"][part] or {"files": []})["files"]:
-            if file["path"].endswith(".safetensors"):
-                yield "weights", file["sha256"]
+        if artifact := result["checkpoint"][part]:
+            yield artifact["digest"]
     for name in ("core", "chat"):
         if section := result["quality"][name]:
-            yield "answers", section["digest"]
-    training, bpb = result["training"], result["quality"]["val_bpb"]
-    if training["steps"] > 1 and bpb:
-        losses = (training["first_loss"], training["final_loss"], bpb["last"])
-        yield "losses", " ".join(f"{loss:.6f}" for loss in losses)
+            yield section["digest"]
+    if result["telemetry"]["digest"]:
+        yield result["telemetry"]["digest"]
+    for gpu in (result["hardware"]["before"] or {}).get("gpus") or []:
+        if isinstance(gpu.get("uuid_hash"), str):
+            yield gpu["uuid_hash"]
 
 
 def title_of(recipe: Document) -> str:

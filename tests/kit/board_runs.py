@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from kit.trust import sshsig
 from kit.trust.keys import Signer
+from kit.verify.synthetic import core_document
 
 
 def key_of(name: str) -> Ed25519PrivateKey:
@@ -50,6 +51,7 @@ def gpu_run(
     """
     draft = _day().copy()
     card_hash = "sha256:" + hashlib.sha256((card or f"card of {who}").encode()).hexdigest()
+    rng = random.Random(_number(who, seed))
     header = draft.header()
     header["signer"]["public_key"] = sshsig.public_key(key_of(who)).line
     header["seed"]["value"] = seed
@@ -58,15 +60,18 @@ def gpu_run(
     for record in draft.telemetry:
         if "gpu_uuid_hash" in record:
             record["gpu_uuid_hash"] = card_hash
+        if "load" in record:
+            record["load"] = round(rng.uniform(1, 3), 2)
     for name in draft.files:
         if name.endswith(".safetensors"):
             draft.files[name] = tamper.safetensors(_number(name, who, seed))
-    rng = random.Random(_number(who, seed))
-    draft.files["eval/core.json"] = json.dumps(tamper.core_document(rng)).encode()
+    draft.files["eval/core.json"] = json.dumps(core_document(rng)).encode()
     chat = json.loads(draft.files["eval/chat.json"])
     for task in chat["tasks"].values():
         rng.shuffle(task["outcomes"])
     draft.files["eval/chat.json"] = json.dumps(chat).encode()
+    for event in draft.of("step"):
+        event["data"]["loss"] = round(event["data"]["loss"] + rng.gauss(0, 0.02), 6)
     draft.of("eval", "pretrain")[-1]["data"]["value"] = bpb
     for text in notes:
         place = draft.events.index(draft.of("memory")[0])

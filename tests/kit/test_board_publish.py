@@ -351,7 +351,29 @@ def test_swapped_weights_and_copied_runs_are_found(
     mallory = add(root, copied, "mallory")
     board = published(root)
     assert len(board.rows) == 1
-    assert f"the weights are those of {alice}" in last_reason(board, f"2026/mallory/{mallory}")
+    assert "the weights of another row" in last_reason(board, f"2026/mallory/{mallory}")
+
+
+def test_nobody_takes_over_a_row_by_copying_it(root: Path, runs: dict[str, Path]) -> None:
+    alice = add(root, runs["alice"], "alice")
+    published(root)
+    copied = root / "2026/aaa" / alice
+    shutil.copytree(root / "2026/alice" / alice, copied)
+    edit_json(copied / "submission.json", submitter="aaa", model=None)
+    (row,) = published(root).rows
+    assert row["submitter"] == "alice"
+
+
+def test_a_key_stays_with_its_first_submitter(
+    root: Path, runs: dict[str, Path], tmp_path: Path
+) -> None:
+    add(root, runs["alice"], "alice")
+    published(root)
+    second = board_runs.gpu_run(tmp_path / "second", "alice", seed=77)
+    taken = add(root, second, "mallory")
+    board = published(root)
+    assert len(board.rows) == 1
+    assert "the key of alice" in last_reason(board, f"2026/mallory/{taken}")
 
 
 def test_a_vanished_submission_leaves_the_table_and_a_reason(
@@ -548,6 +570,7 @@ def row_facts(row_id: str, **changes: Any) -> Any:
         division="closed",
         group=None,
         group_index=None,
+        group_runs=None,
         status="complete",
         claimed_ranked=True,
         why_not=(),
@@ -556,6 +579,7 @@ def row_facts(row_id: str, **changes: Any) -> Any:
         seed=int(row_id, 36),
         log_head=row_id,
         prints=(),
+        val_bpb=None,
         core=0.27,
         score=0.27,
         total_s=80_000.0,
@@ -575,7 +599,7 @@ def places(*rows: Any) -> dict[str, Any]:
 
 def group(name: str, count: int, **changes: Any) -> list[Any]:
     return [
-        row_facts(f"{name}{n}", group=name, group_index=n, key=name, **changes)
+        row_facts(f"{name}{n}", group=name, group_index=n, group_runs=count, key=name, **changes)
         for n in range(count)
     ]
 
@@ -593,8 +617,9 @@ def test_a_whole_group_is_one_ranked_row_with_the_mean_of_its_runs() -> None:
     ("spoil", "reason"),
     [
         (lambda runs: runs[:1] + runs[2:], "a missing run counts as failed"),
+        (lambda runs: runs[:2], "a missing run counts as failed"),
         (lambda runs: [*runs[:2], runs[2]._replace(status="failed")], "is failed"),
-        (lambda runs: [runs[0], runs[1]._replace(seed=runs[0].seed)], "a seed twice"),
+        (lambda runs: [*runs[:2], runs[2]._replace(seed=runs[0].seed)], "a seed twice"),
     ],
 )
 def test_a_group_with_a_run_missing_failed_or_repeated_does_not_rank(
