@@ -58,6 +58,31 @@ def show(name: str, as_json: bool) -> None:
         click.echo("\n".join(f"# {line}" for line in plan_lines(plan)))
 
 
+@recipes.command("check")
+@click.argument("names", nargs=-1, required=True)
+@click.option("--json", "as_json", is_flag=True, help="Each recipe resolved, or its problems.")
+@click.pass_context
+def check(ctx: click.Context, names: tuple[str, ...], as_json: bool) -> None:
+    """Check recipes: names or files, any number of them."""
+    from kit.errors import SchemaError
+    from kit.recipe import load_recipe
+
+    rows: list[dict[str, Any]] = []
+    for name in names:
+        try:
+            rows.append({"name": name, "recipe": load_recipe(name).document, "error": None})
+        except SchemaError as error:
+            told = {"message": error.message, "hint": error.hint}
+            rows.append({"name": name, "recipe": None, "error": told})
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+    for row in rows:
+        if not as_json:
+            click.echo(row["error"]["message"] if row["error"] else f"{row['name']} is right")
+    if any(row["error"] for row in rows):
+        ctx.exit(2)
+
+
 @recipes.command("schema")
 def schema() -> None:
     """Print every field of a recipe with its meaning, limits and default."""

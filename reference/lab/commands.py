@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -280,6 +281,87 @@ def _print_plan(
             row["card"], f"d{row['depth']}", f"{row['flops']:.3g}", core, row["assumes"]
         )
     console.print(compared)
+
+
+@click.command()
+@click.argument(
+    "study_file", metavar="STUDY.toml", type=click.Path(exists=True, dir_okay=False, path_type=Path)
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Its folder [studies/NAME].")
+@click.option("--data", type=click.Path(exists=True, path_type=Path), help="Folder of parquet.")
+@click.option("--core", type=click.Path(exists=True, path_type=Path), help="The CORE bundle.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+@click.option("--jobs", type=click.IntRange(min=1), help="Trials at a time [GPUs, else cores].")
+@click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1))
+@click.option("--ray", "ray_address", metavar="ADDRESS", help="Run the trials on a Ray cluster.")
+@click.option("--keep-weights", is_flag=True, help="Keep each trial's model.")
+@click.option("--report-only", is_flag=True, help="Start nothing; report what is there.")
+@click.option("--json", "as_json", is_flag=True, help="The findings as JSON.")
+@explained
+def ablate(
+    study_file: Path,
+    out: Path | None,
+    data: Path | None,
+    core: Path | None,
+    device: str,
+    jobs: int | None,
+    threads: int,
+    ray_address: str | None,
+    keep_weights: bool,
+    report_only: bool,
+    as_json: bool,
+) -> None:
+    """Compare changes with a baseline on a ladder of small trainings.
+
+    Says which changes are better, worse or undecided, as compute multipliers with intervals, and
+    writes a report. Run the same line again and it goes on where it was.
+    """
+    from reference.lab.ablate import Place, open_study
+    from reference.lab.session import gpu_count, run_session
+    from reference.lab.study import load_study
+
+    study = load_study(study_file)
+    folder = out or Path("studies") / study.name
+    place = Place(folder, data, core, device, threads, keep_weights)
+    gpus = 0 if device == "cpu" else gpu_count()
+    at_a_time = jobs or gpus or max(1, len(os.sched_getaffinity(0)) // threads)
+    run = open_study(study, place)
+    session = run_session(
+        run, jobs=at_a_time, gpus=gpus, ray_address=ray_address, start=not report_only
+    )
+    if as_json:
+        click.echo(json.dumps(session.findings.to_json(), indent=2))
+    else:
+        _print_findings(study.name, session.findings)
+        click.echo(f"\nreport: {session.page}")
+    if session.findings.trials["failed"]:
+        click.echo(
+            f"{session.findings.trials['failed']} trials failed; their folders say why.", err=True
+        )
+        sys.exit(1)
+
+
+def _print_findings(name: str, findings: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from reference.lab.ablate_page import verdict_table
+
+    shown = verdict_table(findings)
+    table = Table(title=f"study {name}", title_justify="left", box=None, pad_edge=False)
+    for index, heading in enumerate(shown["headings"]):
+        justify = "right" if index in shown["numeric"] else "left"
+        table.add_column(heading, header_style="dim", justify=justify)
+    colours = {"better": "green", "worse": "red"}
+    for row in shown["rows"]:
+        table.add_row(*row, style=colours.get(row[1]))
+    console = Console()
+    console.print(table)
+    for row in findings.rows:
+        for text in row.warnings:
+            console.print(f"{row.arm}: {text}", style="yellow")
+    reason = findings.proxy_reason
+    console.print(f"proxy: {reason}" if findings.recommended else f"no proxy: {reason}")
 
 
 def _two_columns(title: str) -> Any:

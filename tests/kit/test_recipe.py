@@ -1,10 +1,13 @@
 """Recipes: every problem at once, each with its path, line, what is allowed, and what was meant."""
 
+import json
 import tomllib
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from kit.cli.main import cli
 from kit.errors import SchemaError
 from kit.recipe import load_recipe, named_recipes, parse_recipe, resolved_toml
 
@@ -96,3 +99,14 @@ def test_a_recipe_too_large_for_a_result_is_refused(tmp_path: Path) -> None:
     path.write_text(MINIMAL + "#" * 70_000)
     with pytest.raises(SchemaError, match="70"):
         load_recipe(str(path))
+
+
+def test_check_names_what_is_wrong_with_each_of_several(tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong.toml"
+    wrong.write_text("schema_version = 1\n")
+    done = CliRunner().invoke(cli, ["recipes", "check", "smoke", str(wrong), "--json"])
+    assert done.exit_code == 2
+    good, bad = json.loads(done.output)
+    assert good["recipe"]["name"] == "smoke" and good["error"] is None
+    assert bad["recipe"] is None and "problem" in bad["error"]["message"]
+    assert CliRunner().invoke(cli, ["recipes", "check", "smoke"]).output == "smoke is right\n"
