@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from reference.lab.ablate import Progress
+from reference.lab.curves import EARLY, early_slope, mean_curve
 from reference.lab.figures import FAINT, INK, draw, series_style
 from reference.lab.findings import Findings
 from reference.lab.page import section, table, write_page
@@ -16,9 +17,7 @@ from reference.lab.study import BASELINE, Study
 from reference.lab.trial import Outcome
 
 X_AXES = (("step", 0), ("tokens", 1), ("FLOPs", 2), ("training seconds", 3))
-EARLY = 0.25  # the share of a run over which the early slope is taken
 SHOWN_ARMS = 6  # curves a figure: the baseline and the ends of the ranking
-GRID = 60
 
 
 def write_study_page(
@@ -239,21 +238,6 @@ def _curves(curves: Mapping[str, Sequence[Outcome]], axis: int, name: str, scale
     )
 
 
-def mean_curve(outcomes: Sequence[Outcome], axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """Seeds' mean of the loss, smoothed over a twentieth of the run, against one axis."""
-    rows = [np.array(outcome.curve) for outcome in outcomes]
-    end = min(row[-1, axis] for row in rows)
-    start = max(row[0, axis] for row in rows)
-    x = np.linspace(start, end, GRID)
-    losses = []
-    for row in rows:
-        width = max(1, len(row) // 20)
-        padded = np.pad(row[:, 4], (width // 2, width - 1 - width // 2), mode="edge")
-        smooth = np.convolve(padded, np.ones(width) / width, mode="valid")
-        losses.append(np.interp(x, row[:, axis], smooth))
-    return x, np.mean(losses, axis=0)
-
-
 def _slope_table(curves: Mapping[str, Sequence[Outcome]]) -> dict[str, Any]:
     rows = []
     for arm, outcomes in curves.items():
@@ -263,12 +247,3 @@ def _slope_table(curves: Mapping[str, Sequence[Outcome]]) -> dict[str, Any]:
             rows.append((arm, f"{np.mean(known):.3f}", f"{np.std(known):.3f}"))
     caption = f"Early slope: loss for each e-fold of tokens, over the first {EARLY:.0%} of steps."
     return table(caption, ("change", "slope", "between seeds"), rows)
-
-
-def early_slope(curve: Sequence[Sequence[float]]) -> float | None:
-    """d loss / d ln tokens over the first quarter; None for a curve too short to say."""
-    early = np.array([row for row in curve if row[1] > 0])
-    early = early[: max(2, round(EARLY * len(early)))]
-    if len(early) < 4:
-        return None
-    return float(np.polyfit(np.log(early[:, 1]), early[:, 4], 1)[0])

@@ -364,6 +364,69 @@ def _print_findings(name: str, findings: Any) -> None:
     console.print(f"proxy: {reason}" if findings.recommended else f"no proxy: {reason}")
 
 
+@click.command()
+@click.argument("run", metavar="RUN", type=click.Path(exists=True, path_type=Path))
+@click.option("--target-bpb", type=click.FloatRange(min=0), help="For FLOPs and time to it.")
+@click.option(
+    "--study",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of an `ablate` study, for its proxy's accuracy.",
+)
+@click.option("--html", type=click.Path(path_type=Path), help="Also write a page here.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@explained
+def report(
+    run: Path, target_bpb: float | None, study: Path | None, html: Path | None, as_json: bool
+) -> None:
+    """Fill the five containers of metrics from RUN, a run folder or its result.json.
+
+    Required FLOPs, effective FLOPs/s, memory fit, convergence efficiency, end-to-end latency.
+    """
+    from reference.lab.report import containers
+    from reference.lab.report_page import write_report_page
+    from reference.lab.run_facts import read_facts
+
+    findings = json.loads((study / "findings.json").read_text()) if study else None
+    facts = read_facts(run, _recipe_of(run))
+    found = containers(facts, target_bpb=target_bpb, study=findings)
+    if html is not None:
+        write_report_page(html, facts, found)
+    if as_json:
+        click.echo(json.dumps([container.to_json() for container in found], indent=2))
+        return
+    from rich.console import Console
+
+    console = Console()
+    for container in found:
+        table = _table(f"{container.number}. {container.title}", "", "", "")
+        table.show_header = False
+        table.columns[1].justify = "right"
+        for figure in container.figures:
+            table.add_row(figure.label, figure.text, figure.note)
+        console.print(table)
+        console.print()
+
+
+def _recipe_of(run: Path) -> dict[str, Any] | None:
+    """The run's recipe with today's defaults; None where it is there no more or no longer right."""
+    import tempfile
+
+    from reference.errors import TrainerError
+    from reference.lab.run_folder import RunFolder
+    from reference.resolve import resolve_recipe
+
+    text = RunFolder.open(run).recipe_text
+    if text is None:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "recipe.toml"
+        file.write_text(text)
+        try:
+            return resolve_recipe(str(file))
+        except TrainerError:
+            return None
+
+
 def _two_columns(title: str) -> Any:
     from rich.table import Table
 

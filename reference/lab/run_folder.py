@@ -61,16 +61,14 @@ class RunFolder:
         header = self.events[0]["data"] if self.events else {}
         return str(header.get("run") or self.path.name)
 
-    @cached_property
-    def recipe(self) -> dict[str, Any]:
-        """The recipe as written, without defaults; {} where the folder has none."""
-        import tomllib
-
+    @property
+    def recipe_text(self) -> str | None:
+        """The recipe as written; None where the folder has none."""
         text = (self.result.get("recipe") or {}).get("text")
         file = self.path / "recipe.toml"
         if text is None and file.is_file():
             text = file.read_text()
-        return tomllib.loads(text) if text else {}
+        return text
 
     def of(self, ev: str, stage: str | None = None) -> list[dict[str, Any]]:
         """Data of all events `ev`, of one stage only where named, with `t_s` since run start."""

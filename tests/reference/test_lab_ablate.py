@@ -290,22 +290,26 @@ def test_ray_without_the_package_is_explained(monkeypatch: pytest.MonkeyPatch) -
         RayExecutor("local", device="cpu", threads=1)
 
 
-def sleep_or_die(trial: Trial, *_: Any) -> Outcome:
-    """On a Ray worker: seed 2 of c0 kills its worker the first time."""
-    import os
-
-    marker = Path(trial.folder).with_suffix(".died")
-    if trial.arm == "c0" and trial.seed == 2 and not marker.exists():
-        marker.parent.mkdir(parents=True, exist_ok=True)
-        marker.touch()
-        os.kill(os.getpid(), 9)
-    return Outcome(COMPLETE, val_bpb=1.0 + 0.1 * trial.seed)
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_a_ray_worker_that_is_killed_costs_one_attempt(tmp_path: Path) -> None:
+def test_a_ray_worker_that_is_killed_costs_one_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "300")  # a busy machine is slow to start it
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     ray = pytest.importorskip("ray")
+
+    def sleep_or_die(trial: Trial, *_: Any) -> Outcome:
+        """On a Ray worker: seed 2 of c0 kills its worker the first time."""
+        import os
+
+        marker = Path(trial.folder).with_suffix(".died")
+        if trial.arm == "c0" and trial.seed == 2 and not marker.exists():
+            marker.parent.mkdir(parents=True, exist_ok=True)
+            marker.touch()
+            os.kill(os.getpid(), 9)
+        return Outcome(COMPLETE, val_bpb=1.0 + 0.1 * trial.seed)
+
     study = study_of(2, tmp_path)
     run = StudyRun(study, Place(tmp_path, None, None, "cpu", 1), recipes_of(study))
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
