@@ -42,6 +42,7 @@ _REPOSITORY = re.compile(rf"{_NAME}/{_NAME}")
 _MAX_TABLE_BYTES = 256 * 2**20
 # What is scored again; the finetuned weights are not.
 _SCORED = ("tokenizer", "base")
+_SNAPSHOT = re.compile(r"/snapshots/[^/]+$")
 
 
 @dataclass(frozen=True)
@@ -123,9 +124,7 @@ def _from_folder(folder: Path, *, board: Path | None, state: str | None = None) 
         pin = read_document(folder / "submission.json", MAX_DOCUMENT_BYTES)
         if board is None and len(folder.resolve().parents) > 3:
             board = folder.resolve().parents[2]
-    return Claim(
-        result, folder, pin and pin["submitter"], pin and pin["model"], board, state
-    )
+    return Claim(result, folder, pin and pin["submitter"], pin and pin["model"], board, state)
 
 
 def _from_hub(repository: str, name: str, revision: str, work: Path, tell: Tell) -> Claim:
@@ -173,15 +172,20 @@ def _row_on_hub(hub: Any, repository: str, wanted: str, commit: str) -> tuple[Su
     return path, str(found[0]["state"])
 
 
-def with_weights(claim: Claim, work: Path, tell: Tell) -> Claim:
+def with_weights(claim: Claim, work: Path, tell: Tell, *, snapshots: bool = False) -> Claim:
     """The claim in a folder that holds its tokenizer and base weights too.
 
-    Their digests are checked by whoever reads them (V21, V22).
+    Their digests are checked by whoever reads them (V22, V26).
+
+    Args:
+        snapshots: Also the weights that were kept along the way, for a replay.
 
     Raises:
         PrerequisiteError: They are not published, or not there any more.
     """
-    paths = _weight_paths(claim.result)
+    paths = [
+        path for path in _weight_paths(claim.result) if snapshots or not _SNAPSHOT.search(path)
+    ]
     if all((claim.folder / path).is_file() for path in paths):
         return claim
     if claim.model is None:

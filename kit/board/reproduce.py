@@ -23,13 +23,14 @@ from kit.errors import KitError, PrerequisiteError, SchemaError
 from kit.recipe import Recipe, parse_recipe
 from kit.run.code import code_digest
 from kit.schemas import problems
+from kit.timing import boottime_ns
 from kit.trust.keys import Signer
 from kit.trust.sign import result_id, sign_document
 from kit.verify import Options, verify_result
-from kit.verify.evaluate import rescore
+from kit.verify.evaluate import OtherBundle, probes, rescore
 from kit.verify.evidence import Absent, Evidence, Irrelevant, Refused
-from kit.verify.evaluate import probes
 from kit.verify.finding import Finding
+from kit.verify.thresholds import RE_EVALUATION_AGREEMENT
 
 Document = dict[str, Any]
 _REFERENCE = (["python", "-m", "reference"], "reference")
@@ -188,36 +189,81 @@ def differences(claimed: Document, own: Document) -> list[str]:
 
 def check_again(
     claim: Claim, *, core: Path | None, data: Path | None, device: str
-) -> tuple[Document, list[Document], str, list[str]]:
-    """The claim's weights scored and probed again: figures, checks, verdict, notes."""
-    options = Options(re_evaluate=True, core=core, data=data, device=device)
-    evidence = Evidence(claim.result, claim.folder, options)
+) -> tuple[Document, list[Document], str]:
+    """The claim's weights scored and probed again: figures, checks, verdict.
+
+    Args:
+        core: The bundle that the row was scored on.
+        data: Its training shards, for val_bpb; None leaves that out.
+
+    Raises:
+        PrerequisiteError: Weights, bundle or loader are missing.
+    """
+    evidence = Evidence(
+        claim.result,
+        claim.folder,
+        Options(re_evaluate=True, core=core, data=data, device=device),
+    )
+    began_ns = boottime_ns()
     claimed = figures_of(claim.result)
     found: Document = dict.fromkeys(claimed)
-    notes: list[str] = []
-    stated = claim.result["quality"]["core"]
     extra: list[Document] = []
-    if stated is not None:
-        if core is None:
-            raise PrerequisiteError(
-                "scoring again needs the bundle that the row was scored on",
-                hint="name its folder with --core DIR",
+    try:
+        stated = evidence.evaluation_file("core")
+        if stated is not None:
+            if core is None:
+                raise PrerequisiteError(
+                    "scoring again needs the bundle that the row was scored on",
+                    hint="name its folder with --core DIR; `n4090-kit prepare` fetches CORE",
+                )
+            again = rescore(evidence, stated)
+            found["score"] = again.score
+            found["core"] = None if claimed["core"] is None else again.score
+            extra.append(
+                {
+                    "name": "answers",
+                    "status": "pass" if again.agreement >= RE_EVALUATION_AGREEMENT else "fail",
+                    "message": f"the same on {again.agreement:.2%} of {again.answers:,} questions",
+                    "claimed": 1.0,
+                    "found": again.agreement,
+                    "limit": RE_EVALUATION_AGREEMENT,
+                }
             )
-        try:
-            again = rescore(evidence)
-        except (Absent, Irrelevant, Refused) as why:
-            raise PrerequisiteError(f"the weights cannot be scored again: {why}") from None
-        found["score"] = again.core
-        if claimed["core"] is not None:
-            found["core"] = again.core
-        extra.append(again.check())
-    probed = list(probes(evidence))
-    extra += [_as_check("probes", finding) for finding in probed]
+        if data is not None and claimed["val_bpb"] is not None:
+            found["val_bpb"] = evidence.replayed.val_bpb
+        extra += [_as_check("probes", finding) for finding in probes(evidence)]
+    except OtherBundle as other:
+        raise PrerequisiteError(str(other), expected=other.expected, found=other.found) from None
+    except (Absent, Irrelevant, Refused) as why:
+        raise PrerequisiteError(f"the weights cannot be scored again: {why}") from None
+    found["total_s"] = round((boottime_ns() - began_ns) / 1e9, 3)
     checks, verdict = compare_check(claimed, found)
-    checks += extra
     if any(check["status"] == "fail" for check in extra):
         verdict = "worse"
-    return found, checks, verdict, notes
+    return found, checks + extra, verdict
+
+
+def replay_again(
+    claim: Claim, *, windows: int, data: Path | None, device: str
+) -> tuple[Document, list[Document], str]:
+    """Random windows of the claim's training done again (V26): figures, checks, verdict.
+
+    Raises:
+        PrerequisiteError: Nothing of it could be done again here.
+    """
+    began_ns = boottime_ns()
+    report = verify_result(claim.folder, Options(replay=windows, data=data, device=device))
+    findings = report.of("V26") + [f for f in report.of("V18") if f.status == "fail"]
+    checks = [_as_check("replay", finding) for finding in findings]
+    found: Document = dict.fromkeys(figures_of(claim.result))
+    found["total_s"] = round((boottime_ns() - began_ns) / 1e9, 3)
+    statuses = {check["status"] for check in checks}
+    if statuses == {"skip"}:
+        raise PrerequisiteError(
+            f"nothing of the run could be done again: {checks[0]['message']}",
+            hint="the row's own shards are needed: --data DIR",
+        )
+    return found, checks, "worse" if "fail" in statuses else "confirmed"
 
 
 def _as_check(name: str, finding: Finding) -> Document:

@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "eval": ("kit.cli.eval:evaluate", "Score any model: CORE, bits per byte, comparisons."),
     "bench": ("kit.cli.bench:bench", "Measure speed on this machine."),
     "submit": ("kit.cli.submit:submit", "Submit a verified result to the leaderboard."),
+    "reproduce": ("kit.cli.reproduce:reproduce", "Run a row again, and sign how it compares."),
     "board": ("kit.cli.board:board", "The leaderboard: judge, derive, state doubts."),
     "keys": ("kit.cli.keys:keys", "Make, show and revoke signing keys."),
     "fingerprint": ("kit.cli.fingerprint:fingerprint", "Measure this machine."),

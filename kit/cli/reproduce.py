@@ -29,9 +29,13 @@ _SENTENCE = {
 @click.command()
 @click.argument("row")
 @click.option(
-    "--board", default="submissions", show_default=True, help="Folder, or OWNER/NAME on the Hub."
+    "--board",
+    default="n4090/leaderboard",
+    envvar="N4090_BOARD",
+    show_default=True,
+    help="A folder, or a dataset on the Hub (OWNER/NAME).",
 )
-@click.option("--name", help="Who you are on the board; on the Hub, your account by default.")
+@click.option("--as", "name", help="Your name on a board in a folder; the account's on the Hub.")
 @click.option("--key", type=FILE, envvar="N4090_KEY", help="OpenSSH key to sign with.")
 @click.option(
     "--work", type=DIRECTORY, envvar="N4090_WORK", default=Path(), help="Work folder [.]."
@@ -51,7 +55,13 @@ _SENTENCE = {
 @click.option("--run", "finished", type=DIRECTORY, help="Compare this finished run of the recipe.")
 @click.option("--fetch-only", is_flag=True, help="Check the row, write its recipe, and stop.")
 @click.option("--check-only", is_flag=True, help="Score the published weights again instead.")
-@click.option("--out", type=FILE, help="Where the statement goes, for --check-only.")
+@click.option(
+    "--replay",
+    type=click.IntRange(1, 100),
+    metavar="K",
+    help="Do K random stretches of its training again instead (needs --data).",
+)
+@click.option("--out", type=FILE, help="Where the statement goes, for these two.")
 @click.option("--quiet", "-q", is_flag=True, help="Only errors and the outcome.")
 @click.option("--json", "as_json", is_flag=True, help="Print the statement.")
 def reproduce(
@@ -71,6 +81,7 @@ def reproduce(
     finished: Path | None,
     fetch_only: bool,
     check_only: bool,
+    replay: int | None,
     out: Path | None,
     quiet: bool,
     as_json: bool,
@@ -79,8 +90,8 @@ def reproduce(
 
     ROW is an id on the board, the path of a submission's folder, or its address on the Hub. The row
     must pass every check of its text first; no code of it is run. With --check-only its published
-    weights are scored and probed again instead, which takes minutes. `n4090-kit submit` takes what
-    comes out.
+    weights are scored and probed again instead, which takes minutes; with --replay, random
+    stretches of its training are done again. `n4090-kit submit` takes what comes out.
     """
     from kit.board.claim import find_claim, with_weights
     from kit.board.reproduce import (
@@ -88,6 +99,7 @@ def reproduce(
         compare,
         refuse_same_card,
         refuse_same_person,
+        replay_again,
         safe_recipe,
         statement,
     )
@@ -101,6 +113,8 @@ def reproduce(
         if not quiet:
             click.echo(text, err=True)
 
+    if check_only and replay:
+        raise click.UsageError("give either --check-only or --replay K")
     claim = find_claim(row, board, work, tell)
     recipe = safe_recipe(claim, trainer_code)
     if fetch_only:
@@ -112,12 +126,19 @@ def reproduce(
     signer = load_or_create_signer(work / "keys", key)
     name = name or _account(board)
     refuse_same_person(claim, signer, name)
+    own: dict[str, Any] | None = None
+    notes: list[str] = []
+    path = out or work / f"reproduction-{claim.id}.json"
+    if check_only or replay:
+        claim = with_weights(claim, work, tell, snapshots=bool(replay))
     if check_only:
-        claim = with_weights(claim, work, tell)
         tell(f"scoring the weights of {claim.id} again")
-        found, checks, verdict, notes = check_again(claim, core=core, data=data, device=device)
-        own: dict[str, Any] | None = None
-        kind, path = "check", out or work / f"reproduction-{claim.id}.json"
+        kind = "check"
+        found, checks, verdict = check_again(claim, core=core, data=data, device=device)
+    elif replay:
+        tell(f"doing {replay} stretches of {claim.id} again")
+        kind = "replay"
+        found, checks, verdict = replay_again(claim, windows=replay, data=data, device=device)
     else:
         if finished is None:
             refuse_same_card(claim)
@@ -226,7 +247,7 @@ def _account(board: str) -> str:
 
     if Path(board).is_dir():
         raise PrerequisiteError(
-            "a statement names its signer", hint="say who you are on this board: --name NAME"
+            "a statement names its signer", hint="say who you are on this board: --as NAME"
         )
     from kit.board.hub import Hub, client
 

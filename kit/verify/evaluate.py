@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kit.verify.evidence import Evidence, Irrelevant
 from kit.verify.finding import Check, Finding, fail, missing, ok
@@ -37,20 +37,76 @@ def score(evidence: Evidence) -> Iterator[Finding]:
     if evidence.options.core is None:
         yield missing("the bundle was not given (--core DIR)")
         return
+    try:
+        again = rescore(evidence, stated)
+    except OtherBundle as other:
+        yield fail(
+            "the bundle given is not the one the run was scored on",
+            str(evidence.options.core.name),
+            expected=other.expected,
+            found=other.found,
+        )
+        return
+    if again.agreement < RE_EVALUATION_AGREEMENT:
+        yield fail(
+            "the checkpoint answers otherwise",
+            "eval/core.json",
+            expected=f"{RE_EVALUATION_AGREEMENT:.1%} of {again.answers:,} answers the same",
+            found=f"{again.agreement:.2%}",
+        )
+    if again.difference > RE_EVALUATION_CORE:
+        yield fail(
+            "the checkpoint scores otherwise",
+            "quality.core.value",
+            expected=f"within {RE_EVALUATION_CORE}",
+            found=again.score,
+        )
+    if again.agreement >= RE_EVALUATION_AGREEMENT and again.difference <= RE_EVALUATION_CORE:
+        yield ok(
+            f"{again.agreement:.2%} of {again.answers:,} answers the same, score {again.score:.4f}"
+        )
+
+
+class OtherBundle(Exception):
+    """The bundle given is not the one that the run was scored on."""
+
+    def __init__(self, expected: str, found: str) -> None:
+        super().__init__("the bundle given is not the one the run was scored on")
+        self.expected, self.found = expected, found
+
+
+class Rescored(NamedTuple):
+    """A checkpoint scored again. `agreement`: share of the answers that are the same."""
+
+    score: float
+    stated: float
+    agreement: float
+    answers: int
+
+    @property
+    def difference(self) -> float:
+        return abs(self.score - self.stated)
+
+
+def rescore(evidence: Evidence, stated: dict[str, Any]) -> Rescored:
+    """The checkpoint on the bundle in `options.core`, item by item as the run was scored.
+
+    Args:
+        stated: What the run's own evaluation wrote.
+
+    Raises:
+        OtherBundle: Another bundle was given.
+        Absent, Refused, Irrelevant: As every evidence.
+    """
     from kit.core_eval.bundle import open_bundle
     from kit.core_eval.evaluate import Settings, evaluate_core
 
+    assert evidence.options.core is not None
     model = _model(evidence)
     section = evidence.recipe.section("core")
     bundle = open_bundle(evidence.options.core, tasks=section["tasks"], allow_custom=True)
     if bundle.digest != stated["bundle"]["digest"]:
-        yield fail(
-            "the bundle given is not the one the run was scored on",
-            str(evidence.options.core.name),
-            expected=stated["bundle"]["digest"],
-            found=bundle.digest,
-        )
-        return
+        raise OtherBundle(stated["bundle"]["digest"], bundle.digest)
     settings = Settings(max_per_task=stated["max_per_task"], batch_tokens=section["batch_tokens"])
     again = evaluate_core(model, bundle, settings)
     told = {task["label"]: task["outcomes"] for task in stated["tasks"]}
@@ -60,23 +116,8 @@ def score(evidence: Evidence) -> Iterator[Finding]:
         total += max(len(task["outcomes"]), len(before))
         same += sum(a == b for a, b in zip(task["outcomes"], before, strict=False))
     agreement = same / total if total else 0.0
-    difference = abs(again["core_metric"] - evidence.document["quality"]["core"]["value"])
-    if agreement < RE_EVALUATION_AGREEMENT:
-        yield fail(
-            "the checkpoint answers otherwise",
-            "eval/core.json",
-            expected=f"{RE_EVALUATION_AGREEMENT:.1%} of {total:,} answers the same",
-            found=f"{agreement:.2%}",
-        )
-    if difference > RE_EVALUATION_CORE:
-        yield fail(
-            "the checkpoint scores otherwise",
-            "quality.core.value",
-            expected=f"within {RE_EVALUATION_CORE}",
-            found=again["core_metric"],
-        )
-    if agreement >= RE_EVALUATION_AGREEMENT and difference <= RE_EVALUATION_CORE:
-        yield ok(f"{agreement:.2%} of {total:,} answers the same, score {again['core_metric']:.4f}")
+    value = evidence.document["quality"]["core"]["value"]
+    return Rescored(again["core_metric"], value, agreement, total)
 
 
 def _bits_per_byte(evidence: Evidence) -> Iterator[Finding]:

@@ -121,14 +121,14 @@ def commands(board: Board, document: Document) -> Document:
         if repository
         else [
             f"n4090-kit verify {where}/{path}",
-            f"n4090-kit reproduce {row_id} --board {where} --check-only",
+            f"n4090-kit reproduce {row_id} --board {where} --as YOU --check-only --core DIR",
         ]
     )
     return {
         "verify": verify,
         "reproduce": [
-            f"n4090-kit reproduce {row_id} --board {where}",
-            f"n4090-kit submit runs/RUN --board {where}",
+            f"n4090-kit reproduce {row_id} --board {where}" + ("" if repository else " --as YOU"),
+            f"n4090-kit submit runs/RUN --board {where}" + ("" if repository else " --as YOU"),
         ],
     }
 
