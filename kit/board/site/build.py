@@ -34,6 +34,7 @@ ASSETS = ("site.css", "theme.js", "charts.js", "board.js")
 _MARK = ".n4090-site"  # written into a folder that a site may be written over
 KWH_PRICE = 0.30  # a stated assumption; readers change it on the page
 _LOG_SHOWN = 500
+_SHOWN = 100  # rows of a group before "Show all"; without scripts all are shown
 Progress = Callable[[int, int], None]
 
 
@@ -58,10 +59,59 @@ def build_site(
     Raises:
         PrerequisiteError: jinja2 is missing, or `out` holds something that is no site.
     """
+    built = write_index(board, out, currency=currency, kwh_price=kwh_price)
+    template = _environment().get_template("row.html")
+    common = _common(board, currency, kwh_price)
+    for done, document in enumerate(board.rows, start=1):
+        row = index_row(document, kwh_price)
+        if row.href:
+            report = _report(board, document, out / "data" / f"{row.id}.report.json")
+            page = template.render(
+                **common, root="../", page="row", **detail(board, document, row, report)
+            )
+            _write(out / "row" / f"{row.id}.html", page)
+        if progress:
+            progress(done, len(board.rows))
+    return built
+
+
+def write_index(
+    board: Board, out: Path, *, currency: str = "$", kwh_price: float = KWH_PRICE
+) -> Built:
+    """Everything but the rows' own pages; those of rows that are gone are removed."""
     environment = _environment()
     _prepare(out)
-    rows = [index_row(row) for row in board.rows]
-    common = {
+    rows = [index_row(row, kwh_price) for row in board.rows]
+    common = {**_common(board, currency, kwh_price), "rows": rows, "root": ""}
+    pages = {row.id for row in rows if row.href}
+    events = [
+        {"at": e["at"], "id": e["id"], "ev": clean(e["ev"]), "reason": clean(e["reason"], 600)}
+        for e in reversed(board.events[-_LOG_SHOWN:])
+    ]
+    index = environment.get_template("index.html").render(
+        **common, page="index", groups=groups(rows), facts=_facts(board, rows), shown=_SHOWN
+    )
+    _write(out / "index.html", index)
+    _write(
+        out / "rules.html", environment.get_template("rules.html").render(**common, page="rules")
+    )
+    log = environment.get_template("log.html")
+    _write(
+        out / "log.html",
+        log.render(**common, page="log", events=events, total=len(board.events), pages=pages),
+    )
+    shutil.copyfile(board.layout.leaderboard, out / "data" / "leaderboard.jsonl")
+    if board.layout.events.is_file():
+        shutil.copyfile(board.layout.events, out / "data" / "board-events.jsonl")
+    for path in (out / "row").glob("*.html"):
+        if path.stem not in pages:
+            path.unlink()
+    return Built(len(rows), len(pages) + 3, len(index.encode()))
+
+
+def _common(board: Board, currency: str, kwh_price: float) -> dict[str, Any]:
+    """What every page may show."""
+    return {
         "board": clean(board.settings.name),
         "target": TARGET,
         "limit": LIMIT_H,
@@ -70,45 +120,7 @@ def build_site(
         "price": f"{kwh_price:.2f}",
         "now": board.events[-1]["at"] if board.events else "2026-01-01T00:00:00Z",
         "tiers": TIERS,
-        "rows": rows,
     }
-    index = environment.get_template("index.html").render(
-        **common, root="", page="index", groups=groups(rows), facts=_facts(board, rows)
-    )
-    _write(out / "index.html", index)
-    _write(
-        out / "rules.html",
-        environment.get_template("rules.html").render(**common, root="", page="rules"),
-    )
-    events = [
-        {"at": e["at"], "id": e["id"], "ev": clean(e["ev"]), "reason": clean(e["reason"], 600)}
-        for e in reversed(board.events[-_LOG_SHOWN:])
-    ]
-    pages = {row.id for row in rows if row.href}
-    _write(
-        out / "log.html",
-        environment.get_template("log.html").render(
-            **common, root="", page="log", events=events, total=len(board.events), pages=pages
-        ),
-    )
-    shutil.copyfile(board.layout.leaderboard, out / "data" / "leaderboard.jsonl")
-    if board.layout.events.is_file():
-        shutil.copyfile(board.layout.events, out / "data" / "board-events.jsonl")
-    template = environment.get_template("row.html")
-    for path in (out / "row").glob("*.html"):
-        if path.stem not in pages:
-            path.unlink()
-    common.pop("rows")
-    for done, (document, row) in enumerate(zip(board.rows, rows, strict=True), start=1):
-        if row.href:
-            report = _report(board, document, out / "data" / f"{row.id}.report.json")
-            page = template.render(
-                **common, root="../", page="row", **detail(board, document, row, report)
-            )
-            _write(out / "row" / f"{row.id}.html", page)
-        if progress:
-            progress(done, len(rows))
-    return Built(len(rows), len(pages) + 3, len(index.encode()))
 
 
 def _prepare(out: Path) -> None:

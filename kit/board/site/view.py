@@ -14,6 +14,7 @@ Document = dict[str, Any]
 TARGET = 0.256525  # CORE of GPT-2 1.5B
 LIMIT_H = 24
 # The intervals' little axis: CORE from here to there over so many pixels.
+# `site.css` draws the axis and the target's tick at these figures.
 _AXIS_LOW, _AXIS_HIGH, _AXIS_PX = 0.15, 0.30, 88
 TIERS = {
     "T0": ("Signed", "The form is right and the signature holds."),
@@ -42,7 +43,6 @@ class Interval(NamedTuple):
     low: float
     high: float
     at: float
-    target: float
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ class Row:
     n: int | None
     gpu: str
     kwh: str | None
+    cost: str | None
     submitter: str
     date: str | None
     full: bool
@@ -85,8 +86,8 @@ class Group(NamedTuple):
     rows: list[Row]
 
 
-def index_row(document: Document) -> Row:
-    """The table's row of a line of leaderboard.jsonl."""
+def index_row(document: Document, kwh_price: float = 0.0) -> Row:
+    """The table's row of a line of leaderboard.jsonl; `kwh_price` makes kWh a cost."""
     row: Document = clean_all(document)
     reference = row["kind"] == "reference"
     figures = headline(row)
@@ -145,6 +146,7 @@ def index_row(document: Document) -> Row:
         n=figures["n"],
         gpu=gpu,
         kwh=None if kwh is None else number(kwh, 2 if kwh >= 0.095 else 4),
+        cost=None if kwh is None else number(kwh * kwh_price, 2),
         submitter=row["submitter"],
         date=date,
         full=full,
@@ -247,5 +249,4 @@ def _interval(core: float | None, low: float | None, high: float | None) -> Inte
         place(core if low is None else low),
         place(core if high is None else high),
         place(core),
-        place(TARGET),
     )

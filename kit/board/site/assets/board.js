@@ -4,14 +4,17 @@ addEventListener("DOMContentLoaded", () => {
   const table = document.querySelector("table.board"), form = document.querySelector("form.tools");
   if (!table || !form) return;
   const TARGET = Number(table.dataset.target), LIMIT = Number(table.dataset.limit);
-  const attribute = (tr, name) => (tr.dataset[name] ? Number(tr.dataset[name]) : null);
-  const rows = [...table.querySelectorAll("tr[data-id]")].map((tr, index) => ({
-    tr, index, group: tr.parentElement, track: tr.dataset.track, division: tr.dataset.division, tier: tr.dataset.tier, state: tr.dataset.state,
-    kind: tr.dataset.mark, text: null, link: tr.querySelector("th a"),
-    sort: { rank: attribute(tr, "rank"), core: attribute(tr, "core"), hours: attribute(tr, "hours"), n: attribute(tr, "n"), tier: tr.dataset.tier ? Number(tr.dataset.tier.slice(1)) : null,
-      kwh: attribute(tr, "kwh"), cost: attribute(tr, "kwh"), date: tr.dataset.date ? Date.parse(tr.dataset.date) : null, recipe: null, gpu: null, who: null },
-    low: attribute(tr, "low"), high: attribute(tr, "high"),
-  }));
+  const attribute = (tr, name) => { const text = tr.getAttribute(`data-${name}`); return text ? Number(text) : null; };
+  const rows = Array.from(table.querySelectorAll("tr[data-id]"), (tr, index) => {
+    const tier = tr.getAttribute("data-tier"), date = tr.getAttribute("data-date"), kwh = attribute(tr, "kwh");
+    return {
+      tr, index, tier, group: tr.parentElement, track: tr.getAttribute("data-track"), division: tr.getAttribute("data-division"),
+      kind: tr.getAttribute("data-mark"), full: tr.hasAttribute("data-full"), late: tr.classList.contains("more"), text: null,
+      low: attribute(tr, "low"), high: attribute(tr, "high"),
+      sort: { rank: attribute(tr, "rank"), core: attribute(tr, "core"), hours: attribute(tr, "hours"), n: attribute(tr, "n"),
+        tier: tier ? Number(tier.slice(1)) : null, kwh, cost: kwh, date: date ? Date.parse(date) : null, recipe: null, gpu: null, who: null },
+    };
+  });
   const words = (row) => (row.text ??= row.tr.textContent.toLowerCase().replace(/\s+/g, " ").concat(" ", row.tr.dataset.id));
   const cell = (row, name) => (row.sort[name] ??= row.tr.querySelector(`[data-c="${name}"]`)?.textContent.trim().toLowerCase() || null);
   const DEFAULTS = { q: "", track: "all", division: "any", tier: "any", sort: "rank", dir: "asc", price: form.elements.price.defaultValue };
@@ -44,12 +47,14 @@ addEventListener("DOMContentLoaded", () => {
     return state.q.toLowerCase().split(/\s+/).filter(Boolean).every((word) => words(row).includes(word));
   };
   const status = document.querySelector(".count output"), reset = document.querySelector(".count button");
-  let shown = [];
+  let shown = [], all = false;
+  const MANY = Number(table.dataset.shown), more = document.querySelector(".all"), moreButton = more.querySelector("button");
 
+  let sorted = rows;
   function order() {
     const text = ["recipe", "gpu", "who"].includes(state.sort), sign = state.dir === "desc" ? -1 : 1;
     const value = (row) => (text ? cell(row, state.sort) : row.sort[state.sort]);
-    const sorted = [...rows].sort((a, b) => {
+    sorted = [...rows].sort((a, b) => {
       const left = value(a), right = value(b);
       // What is not known stands last, whichever way.
       if (left === null || right === null) return (left === null) - (right === null) || a.index - b.index;
@@ -65,37 +70,54 @@ addEventListener("DOMContentLoaded", () => {
   }
   function filter() {
     shown = rows.filter(visible);
-    const set = new Set(shown);
-    for (const row of rows) row.tr.hidden = !set.has(row);
-    for (const body of table.tBodies) body.hidden = !shown.some((row) => row.group === body);
+    const set = new Set(shown), counts = new Map();
+    // In the order they stand in, the first of each group; "Show all" shows the rest.
+    for (const row of sorted) {
+      const fits = set.has(row), place = fits ? (counts.get(row.group) ?? 0) + 1 : 0;
+      if (fits) counts.set(row.group, place);
+      if (row.tr.hidden === fits) row.tr.hidden = !fits;
+      const late = fits && !all && place > MANY;
+      if (row.late !== late) { row.tr.classList.toggle("more", late); row.late = late; }
+    }
+    for (const body of table.tBodies) body.hidden = !counts.has(body);
+    const rest = shown.filter((row) => row.late).length;
+    more.hidden = rest === 0;
+    moreButton.textContent = `Show all ${shown.length.toLocaleString("en-US")} rows`;
     const changed = shown.length !== rows.length;
     status.textContent = changed ? `${shown.length.toLocaleString("en-US")} of ${rows.length.toLocaleString("en-US")} rows` : `${rows.length.toLocaleString("en-US")} row${rows.length === 1 ? "" : "s"}`;
     reset.hidden = Object.keys(DEFAULTS).every((key) => state[key] === DEFAULTS[key]);
     document.querySelector(".nothing").hidden = shown.length > 0 || rows.length === 0;
   }
-  let priced = null;
+  let priced = DEFAULTS.price;  // as the page was written
   function price() {
     if (priced === state.price) return;
     priced = state.price;
     for (const row of rows) {
-      if (row.sort.kwh !== null) row.tr.querySelector('[data-c="cost"]').textContent = Charts.number(row.sort.kwh * Number(state.price), 2);
+      if (row.sort.kwh === null) continue;
+      row.tr.querySelector('[data-c="cost"]').textContent = Charts.number(row.sort.kwh * Number(state.price), 2);
       row.text = null;
     }
   }
   const plots = { scatter: document.getElementById("core-hours"), progress: document.getElementById("frontier") };
   const empty = "No ranked run yet";
   function points() {
-    return shown.filter((row) => row.sort.core !== null && row.sort.hours !== null && row.tr.dataset.full === "1").map((row) => ({
-      x: row.sort.hours, y: row.sort.core, low: row.low, high: row.high, kind: row.kind, href: row.link?.getAttribute("href"), date: row.sort.date,
-      title: row.tr.querySelector("th").firstElementChild.textContent.trim(),
-      lines: [`CORE ${row.sort.core.toFixed(4)}${row.low === null ? "" : ` (${row.low.toFixed(3)} to ${row.high.toFixed(3)})`}`, `${Charts.number(row.sort.hours, 2)} h · ${row.tr.dataset.tier || "cited"}`],
+    return shown.filter((row) => row.full && row.sort.core !== null && row.sort.hours !== null).map((row) => ({
+      x: row.sort.hours, y: row.sort.core, low: row.low, high: row.high, kind: row.kind, date: row.sort.date, told: () => told(row),
     }));
+  }
+  // What a mark says; asked only when somebody points at it.
+  function told(row) {
+    const named = row.tr.querySelector("th").firstElementChild;
+    return {
+      title: named.textContent.trim(), href: named.getAttribute("href"),
+      lines: [`CORE ${row.sort.core.toFixed(4)}${row.low === null ? "" : ` (${row.low.toFixed(3)} to ${row.high.toFixed(3)})`}`, `${Charts.number(row.sort.hours, 2)} h · ${row.tier || "cited"}`],
+    };
   }
   function draw() {
     const all = points(), ranked = all.filter((p) => p.kind === "ranked");
     const best = ranked.reduce((a, b) => (a && a.y >= b.y ? a : b), null);
     Charts.scatter(plots.scatter, { points: all, target: TARGET, limit: LIMIT, empty,
-      label: `CORE against hours for ${all.length} rows. ${best ? `Best ranked: ${best.title}, CORE ${best.y.toFixed(4)} in ${best.x.toFixed(1)} hours.` : "No ranked run yet."} Target ${TARGET} within ${LIMIT} hours.` });
+      label: `CORE against hours for ${all.length} rows. ${best ? `Best ranked: ${best.told().title}, CORE ${best.y.toFixed(4)} in ${best.x.toFixed(1)} hours.` : "No ranked run yet."} Target ${TARGET} within ${LIMIT} hours.` });
     Charts.progress(plots.progress, { points: ranked.filter((p) => p.date !== null).map((p) => ({ ...p, x: p.date })), target: TARGET, empty, now: Date.parse(table.dataset.now),
       label: best ? `Best ranked CORE over time, now ${best.y.toFixed(4)}.` : "Best ranked CORE over time: no ranked run yet." });
   }
@@ -127,6 +149,7 @@ addEventListener("DOMContentLoaded", () => {
     if (!link || event.target.closest("a") || String(getSelection())) return;
     if (event.metaKey || event.ctrlKey) open(link.href, "_blank", "noopener"); else link.click();
   });
+  moreButton.addEventListener("click", () => { all = true; filter(); });
   reset.addEventListener("click", () => { Object.assign(state, DEFAULTS); write(); read(); apply(); });
   addEventListener("hashchange", () => { read(); apply({ address: false }); });
   addEventListener("keydown", (event) => {

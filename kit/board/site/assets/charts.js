@@ -99,13 +99,24 @@ const Charts = (() => {
     const order = { smoke: 0, reference: 1, open: 2, unranked: 3, disputed: 4, ranked: 5 };
     for (const p of [...points].sort((a, b) => order[a.kind] - order[b.kind])) {
       if (p.low !== null && p.kind !== "smoke" && points.length <= 120) svg.append(el("line", { class: "whisker", x1: sx(p.x), x2: sx(p.x), y1: sy(p.low), y2: sy(p.high) }));
-      const mark = shape(p.kind, sx(p.x), sy(p.y), {});
-      mark.addEventListener("pointerenter", () => tip.show(sx(p.x), sy(p.y) + plot.offsetTop, p.title, p.lines));
-      mark.addEventListener("pointerleave", tip.hide);
-      if (p.href) mark.addEventListener("click", () => { location.href = p.href; });
-      svg.append(mark);
+      svg.append(known(shape(p.kind, sx(p.x), sy(p.y), {}), p, sx, sy));
     }
+    listen(svg, plot, tip);
     plot.replaceChildren(svg);
+  }
+
+  // One listener for all marks; each mark knows its point.
+  const points = new WeakMap();
+  function known(mark, point, sx, sy) { points.set(mark, { ...point, px: sx(point.x), py: sy(point.y) }); return mark; }
+  function listen(svg, plot, tip) {
+    svg.addEventListener("pointerover", (event) => {
+      const p = points.get(event.target);
+      if (!p) { tip.hide(); return; }
+      const { title, lines } = p.told();
+      tip.show(p.px, p.py + plot.offsetTop, title, lines);
+    });
+    svg.addEventListener("pointerleave", tip.hide);
+    svg.addEventListener("click", (event) => { const href = points.get(event.target)?.told().href; if (href) location.href = href; });
   }
 
   function dates(low, high) {
@@ -130,13 +141,8 @@ const Charts = (() => {
     const path = stepPath(best, sx, sy, box.right);
     if (path) svg.append(el("path", { class: "frontier", d: path }));
     else svg.append(el("text", { class: "hush", x: (box.left + box.right) / 2, y: (box.top + sy(target)) / 2 + 4, "text-anchor": "middle" }, empty));
-    for (const p of best) {
-      const mark = shape("ranked", sx(p.x), sy(p.y), {});
-      mark.addEventListener("pointerenter", () => tip.show(sx(p.x), sy(p.y) + plot.offsetTop, p.title, p.lines));
-      mark.addEventListener("pointerleave", tip.hide);
-      if (p.href) mark.addEventListener("click", () => { location.href = p.href; });
-      svg.append(mark);
-    }
+    for (const p of best) svg.append(known(shape("ranked", sx(p.x), sy(p.y), {}), p, sx, sy));
+    listen(svg, plot, tip);
     plot.replaceChildren(svg);
   }
 
