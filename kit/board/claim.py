@@ -124,7 +124,9 @@ def _from_folder(folder: Path, *, board: Path | None, state: str | None = None) 
         pin = read_document(folder / "submission.json", MAX_DOCUMENT_BYTES)
         if board is None and len(folder.resolve().parents) > 3:
             board = folder.resolve().parents[2]
-    return Claim(result, folder, pin and pin["submitter"], pin and pin["model"], board, state)
+    if pin is None:
+        return Claim(result, folder, board=board, state=state)
+    return Claim(result, folder, str(pin["submitter"]), pin["model"], board, state)
 
 
 def _from_hub(repository: str, name: str, revision: str, work: Path, tell: Tell) -> Claim:
