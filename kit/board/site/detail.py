@@ -128,7 +128,7 @@ def commands(board: Board, document: Document) -> Document:
         "verify": verify,
         "reproduce": [
             f"n4090-kit reproduce {row_id} --board {where}" + ("" if repository else " --as YOU"),
-            f"n4090-kit submit runs/RUN --board {where}" + ("" if repository else " --as YOU"),
+            f"n4090-kit submit runs/RUN --board {where}",
         ],
     }
 
@@ -149,7 +149,7 @@ def _facts(row: Document) -> list[tuple[str, str | None, str]]:
     if row["pretrain_s"] is not None:
         split.append(f"pretraining {duration(row['pretrain_s'])}")
     if n and n > 1:
-        below += f", mean of {n} runs"
+        below += f", mean of {n} runs" if core is not None else ""
         split.append(f"mean of {n} runs")
     training = row["training"] or {}
     speed, mfu = training.get("tokens_per_s"), training.get("mfu")

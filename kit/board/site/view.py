@@ -14,7 +14,7 @@ Document = dict[str, Any]
 TARGET = 0.256525  # CORE of GPT-2 1.5B
 LIMIT_H = 24
 # The intervals' little axis: CORE from here to there over so many pixels.
-# `site.css` draws the axis and the target's tick at these figures.
+# `site.css` draws the axis, and the target's tick at 71 % of it, which is where it lies.
 _AXIS_LOW, _AXIS_HIGH, _AXIS_PX = 0.15, 0.30, 88
 TIERS = {
     "T0": ("Signed", "The form is right and the signature holds."),

@@ -28,7 +28,7 @@ const Charts = (() => {
     const box = { left, right: width - 12, top: 14, bottom: height - (xTitle ? 38 : 24) };
     const svg = el("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "img", "aria-label": label });
     const sx = scale(x.low, x.high, box.left, box.right), sy = scale(y.low, y.high, box.bottom, box.top);
-    const yt = ticks(y.low, y.high, Math.max(2, Math.round((box.bottom - box.top) / 52)));
+    const yt = ticks(y.low, y.high, Math.max(2, Math.round((box.bottom - box.top) / 40)));
     for (const at of yt.at) {
       svg.append(el("line", { class: "gridline", x1: box.left, x2: box.right, y1: sy(at), y2: sy(at) }),
         el("text", { x: box.left - 8, y: sy(at) + 4, "text-anchor": "end" }, yt.text(at)));
