@@ -3,8 +3,8 @@
 The board is generated: each row has a signed result of its own, varied from one real submission,
 and counts as judged in earlier passes. Its logs are links to one log, so the first pass hashes less
 than a real one would; later passes hash nothing that is unchanged either way. New submissions are
-whole: their log is chained anew, their result built from it and signed, so that judging them is the
-real work. The command is run as its own process, and its peak memory is what the kernel says.
+whole synthetic runs, submitted as any other, so that judging them is the real work. The command is
+run as its own process, and its peak memory is what the kernel says.
 """
 
 from __future__ import annotations
@@ -27,17 +27,15 @@ from kit.board.decisions import Decisions, Minutes
 from kit.board.documents import now
 from kit.board.inspect import tree_of
 from kit.board.layout import REPRODUCTION_NAMESPACE, Layout, SubmissionPath
-from kit.board.package import document_items
+from kit.board.package import document_items, pack
 from kit.board.publish import IN_FOLDER
 from kit.board.statistics import figures_of
-from kit.board.submit import place
+from kit.board.submit import place, submit_to_folder
 from kit.errors import KitError
-from kit.result import build_result
-from kit.run.log import LOG_KIND
-from kit.trust.chain import ChainWriter, read_chain
 from kit.trust.digest import DigestCache
 from kit.trust.keys import Signer, load_signer, make_key
 from kit.trust.sign import result_id, sign_document
+from kit.verify.synthetic import gpu_run, safetensors
 
 Document = dict[str, Any]
 BENCH_SEED = 7
@@ -50,6 +48,7 @@ class Pass:
 
     name: str
     elapsed_s: float
+    cpu_s: float  # of the process; what a quiet machine would take
     peak_bytes: int
     judged: int
     rows: int
@@ -69,8 +68,9 @@ def bench_board(template: Path, rows: int, new: int, work: Path) -> tuple[float,
     _generate(template, root, rows, signers)
     generated_s = time.perf_counter() - began
     passes = [_publish("first on this machine", root, work), _publish("nothing new", root, work)]
+    newcomers = _people(work / "new", new)
     for number in range(new):
-        _add_new(template, root, number, signers[number % len(signers)])
+        _add_new(root, number, newcomers[number])
     passes.append(_publish(f"{new} new", root, work))
     passes.append(_publish("nothing new", root, work))
     if passes[2].judged != new or passes[2].rows != rows + new:
@@ -150,17 +150,25 @@ def _varied(base: Document, rng: random.Random, number: int, signer: Signer) -> 
     result["seed"]["value"] = number
     result["timing"]["total_s"] = round(rng.uniform(60_000, 86_000), 3)
     result["submitter"]["public_key"] = signer.public_key
-    result["log"]["head"] = f"sha256:{number:064x}"
+    result["log"]["head"] = f"sha256:{rng.getrandbits(256):064x}"
+    for section in ("core", "chat"):
+        if result["quality"][section]:
+            result["quality"][section]["digest"] = f"sha256:{rng.getrandbits(256):064x}"
+    result["telemetry"]["digest"] = f"sha256:{rng.getrandbits(256):064x}"
     result["claims"] |= {"ranked": True, "why_not_ranked": [], "status": "complete"}
     result["quality"]["val_bpb"] = {"first": 3.2, "last": round(rng.gauss(0.8, 0.01), 6)}
     core = result["quality"]["core"]
     core |= {"value": round(rng.gauss(0.25, 0.012), 6), "partial": False, "bundle": "core"}
     before = result["hardware"]["before"]
-    gpu = {"name": "a generated card", "uuid_hash": f"sha256:{number:064x}", "power_limit_w": 450}
+    gpu = {
+        "name": "a generated card",
+        "uuid_hash": f"sha256:{rng.getrandbits(256):064x}",
+        "power_limit_w": 450,
+    }
     before["gpus"], before["class"] = [gpu], {"name": "4090", "reasons": []}
     for part in ("base", "chat"):
-        for file in (result["checkpoint"][part] or {"files": []})["files"]:
-            file["sha256"] = f"sha256:{rng.getrandbits(256):064x}"
+        if result["checkpoint"][part]:
+            result["checkpoint"][part]["digest"] = f"sha256:{rng.getrandbits(256):064x}"
     return sign_document({**result, "signatures": []}, signer)
 
 
@@ -194,40 +202,27 @@ def _reproduction(
     return sign_document(document, signer, REPRODUCTION_NAMESPACE)
 
 
-def _add_new(template: Path, root: Path, number: int, signer: Signer) -> None:
-    """A whole submission: the template's log chained anew for another run and key."""
-    base = json.loads((template / "result.json").read_bytes())
+def _add_new(root: Path, number: int, signer: Signer) -> None:
+    """A whole submission: a synthetic day of a 4090, with weights and a card of its own."""
+    rng = random.Random(BENCH_SEED + number)
+    draft = gpu_run(seed=100 + number, steps=24)
+    header = draft.header()
+    header["signer"]["public_key"] = signer.public_key
+    header["seed"]["value"] = number
+    card = f"sha256:{rng.getrandbits(256):064x}"
+    for fingerprint in draft.fingerprints():
+        fingerprint["gpus"][0]["uuid_hash"] = card
+    for record in draft.telemetry:
+        if "gpu_uuid_hash" in record:
+            record["gpu_uuid_hash"] = card
+    for name in draft.files:
+        if name.endswith(".safetensors"):
+            draft.files[name] = safetensors(rng.getrandbits(31))
+    draft.of("eval", "pretrain")[-1]["data"]["value"] = round(rng.gauss(0.84, 0.001), 6)
+    draft.key = signer.private_key
     with tempfile.TemporaryDirectory(dir=root.parent) as name:
-        run = Path(name)
-        (run / "eval").mkdir()
-        (run / "recipe.toml").write_text(base["recipe"]["text"])
-        for file in ("eval/core.json", "eval/chat.json", "telemetry.jsonl"):
-            if (template / file).is_file():
-                shutil.copyfile(template / file, run / file)
-        records = read_chain(template / "events.jsonl", LOG_KIND).records
-        records[0]["data"]["run"] = f"new-{number}"
-        records[0]["data"]["signer"] = {"public_key": signer.public_key, "created": False}
-        with ChainWriter(run / "events.jsonl", LOG_KIND) as chain:
-            for record in records:
-                chain.append({k: v for k, v in record.items() if k not in ("seq", "prev")})
-        result = sign_document(build_result(run), signer)
-        who = f"newcomer{number}"
-        path = SubmissionPath("2026", who, result_id(result))
-        folder = Layout(root).submission(path)
-        (folder / "eval").mkdir(parents=True)
-        (folder / "result.json").write_text(json.dumps(result, indent=2, ensure_ascii=False))
-        pin = {
-            "schema_version": 1,
-            "result_id": path.result_id,
-            "submitter": who,
-            "model": None,
-            "files": [],
-        }
-        (folder / "submission.json").write_text(json.dumps(pin))
-        (folder / "README.md").write_text("# A generated submission\n")
-        for file in ("events.jsonl", "eval/core.json", "eval/chat.json", "telemetry.jsonl"):
-            if (run / file).is_file():
-                shutil.copyfile(run / file, folder / file)
+        draft.write(Path(name) / "run")
+        submit_to_folder(root, pack(Path(name) / "run", f"newcomer{number}", board=str(root)))
 
 
 def _publish(name: str, root: Path, work: Path) -> Pass:
@@ -246,4 +241,6 @@ def _publish(name: str, root: Path, work: Path) -> Pass:
         told = json.loads(output.read())
     peak = used.ru_maxrss * 1024
     judged = len(told["submissions"])
-    return Pass(name, elapsed_s, peak, judged, told["rows"], told["events"])
+    return Pass(
+        name, elapsed_s, used.ru_utime + used.ru_stime, peak, judged, told["rows"], told["events"]
+    )

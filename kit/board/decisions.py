@@ -45,6 +45,8 @@ class Decisions:
     documents: dict[str, DocumentDecision] = field(default_factory=dict)  # by path
     tiers: dict[str, str] = field(default_factory=dict)
     states: dict[str, str] = field(default_factory=dict)
+    # Most rows have the same outcomes: one copy of each set is kept.
+    _outcomes: dict[tuple[tuple[str, str], ...], Document] = field(default_factory=dict)
 
     @classmethod
     def read(cls, layout: Layout) -> Decisions:
@@ -72,13 +74,14 @@ class Decisions:
         row_id, data = event["id"], event["data"]
         match event["ev"]:
             case "submission":
+                checks = self._outcomes.setdefault(tuple(data["checks"].items()), data["checks"])
                 previous = self.submissions.get(row_id)
                 self.submissions[row_id] = SubmissionDecision(
                     data["path"],
                     data["tree"],
                     data["decision"] == "accepted",
                     data["verdict"],
-                    data["checks"],
+                    checks,
                     data["source"],
                     previous.first_at if previous and previous.accepted else event["at"],
                     event["reason"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,7 +70,7 @@ def submission_row(path: SubmissionPath, result: Document, pin: Document) -> Doc
         "why_not_ranked": [],
         "title": title_of(recipe),
         "submitter": path.submitter,
-        "key": PublicKey.parse(result["submitter"]["public_key"]).fingerprint,
+        "key": _fingerprint(result["submitter"]["public_key"]),
         "submitted_at": None,
         "started_at": timing["started_at"],
         "track": plain(recipe["track"], 40),
@@ -171,11 +172,21 @@ def _prints(result: Document) -> Iterator[str]:
 
 def title_of(recipe: Document) -> str:
     """The recipe's own title; its name when it has none."""
+    return _title(recipe["text"]) or plain(recipe["name"], 300)
+
+
+@lru_cache(maxsize=256)  # thousands of rows share a recipe
+def _title(text: str) -> str:
     try:
-        title = tomllib.loads(recipe["text"]).get("title")
+        title = tomllib.loads(text).get("title")
     except (tomllib.TOMLDecodeError, RecursionError):
-        title = None
-    return plain(title if isinstance(title, str) and title.strip() else recipe["name"], 300)
+        return ""
+    return plain(title, 300) if isinstance(title, str) else ""
+
+
+@lru_cache(maxsize=1024)
+def _fingerprint(public_key: str) -> str:
+    return PublicKey.parse(public_key).fingerprint
 
 
 def _core(core: Document) -> Document:

@@ -42,12 +42,13 @@ def bench_board(rows: int, new: int, template: Path, as_json: bool) -> None:
         click.echo(json.dumps(told, indent=2))
         return
     table = Table(title=f"board publish, {rows:,} rows (generated in {generated_s:.0f} s)")
-    for column in ("pass", "s", "peak MiB", "judged", "events"):
+    for column in ("pass", "s", "CPU s", "peak MiB", "judged", "events"):
         table.add_column(column, justify="left" if column == "pass" else "right")
     for one in passes:
         table.add_row(
             one.name,
             f"{one.elapsed_s:.1f}",
+            f"{one.cpu_s:.1f}",
             f"{one.peak_bytes / 2**20:.0f}",
             str(one.judged),
             f"{one.events:,}",

@@ -231,3 +231,12 @@ def test_any_damage_is_reported_never_a_traceback(
     chain = scan_chain(path, "test", lambda record: None)
     if damaged != whole:
         assert chain.problems or chain.torn or chain.head != sha256_bytes(whole.split(b"\n")[3])
+
+
+@pytest.mark.parametrize("blank", ['"a" :2', '"a"  :2', '"a"\t:2', '"\\u0061":2'])
+def test_a_key_given_twice_is_seen_whatever_stands_behind_it(tmp_path: Path, blank: str) -> None:
+    line = f'{{"a":1,{blank},"prev":"{chain_seed("k")}","reason":"in words","seq":0}}\n'
+    path = tmp_path / "chain"
+    path.write_text(line)
+    (problem,) = read_chain(path, "k").problems
+    assert "twice" in problem.message
