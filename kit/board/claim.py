@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from kit.board.layout import (
     BOARD_FOLDER,
@@ -83,9 +84,7 @@ def find_claim(name: str, board: str, work: Path, tell: Tell) -> Claim:
     """
     address = _ADDRESS.fullmatch(name)
     if address:
-        return _from_hub(
-            _host_checked(address), address["path"], address["revision"] or "main", work, tell
-        )
+        return _from_hub(_host_checked(address), address["path"], _revision(address), work, tell)
     here = Path(name)
     if here.exists():
         return _from_folder(here.parent if here.is_file() else here, board=None)
@@ -117,6 +116,14 @@ def _host_checked(address: re.Match[str]) -> str:
     return address["repository"]
 
 
+def _revision(address: re.Match[str]) -> str:
+    """The commit, branch or pull request that an address names."""
+    revision = unquote(address["revision"] or "main")
+    if not re.fullmatch(r"main|[0-9a-f]{7,40}|refs/pr/[0-9]+", revision):
+        raise PrerequisiteError(f"`{revision[:80]}` is no commit or pull request of a board")
+    return revision
+
+
 def _from_folder(folder: Path, *, board: Path | None, state: str | None = None) -> Claim:
     result = read_document(folder / "result.json", TEXT_LIMITS["result.json"])
     pin: Document | None = None
@@ -142,7 +149,11 @@ def _from_hub(repository: str, name: str, revision: str, work: Path, tell: Tell)
     there = hub.there(repository, "dataset", names, commit)
     for needed in REQUIRED:
         if f"{BOARD_FOLDER}/{path}/{needed}" not in there:
-            raise PrerequisiteError(f"{path} lacks `{needed}` on {repository}")
+            raise PrerequisiteError(
+                f"{path} lacks `{needed}` on {repository} at {revision}",
+                hint="a pending row lies in its pull request: give its address, "
+                f"hf://datasets/{repository}/tree/refs%2Fpr%2FN/{BOARD_FOLDER}/{path}",
+            )
     folder = work / "cache" / "rows" / path.result_id
     for file, limit in TEXT_LIMITS.items():
         full = f"{BOARD_FOLDER}/{path}/{file}"

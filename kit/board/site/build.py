@@ -1,6 +1,7 @@
 """Writes the site: an index, a page a row, the rules, the board's log, and the data behind them.
 
     OUT/index.html rules.html log.html
+    OUT/README.md              makes the folder a static Space on the Hub
     OUT/row/<id>.html          a page a submission
     OUT/assets/                one sheet, three small scripts; the only files a page loads
     OUT/data/                  leaderboard.jsonl and board-events.jsonl as the board has them,
@@ -35,6 +36,17 @@ _MARK = ".n4090-site"  # written into a folder that a site may be written over
 KWH_PRICE = 0.30  # a stated assumption; readers change it on the page
 _LOG_SHOWN = 500
 _SHOWN = 100  # rows of a group before "Show all"; without scripts all are shown
+# What a static Space on the Hub wants to know; any other web server ignores it.
+_SPACE = """---
+title: n4090-kit leaderboard
+emoji: 📈
+colorFrom: green
+colorTo: gray
+sdk: static
+app_file: index.html
+---
+Written by `n4090-kit board site`.
+"""
 Progress = Callable[[int, int], None]
 
 
@@ -133,6 +145,7 @@ def _prepare(out: Path) -> None:
     for part in ("row", "data", "assets"):
         (out / part).mkdir(parents=True, exist_ok=True)
     (out / _MARK).write_text("written by `n4090-kit board site`\n")
+    (out / "README.md").write_text(_SPACE)
     for name in ASSETS:
         shutil.copyfile(_HERE / "assets" / name, out / "assets" / name)
 
