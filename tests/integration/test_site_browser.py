@@ -316,6 +316,11 @@ def test_every_width_fits_and_is_photographed(
         ):
             page = seen.open(folder, path)
             assert page.evaluate("document.documentElement.scrollWidth") <= width, (name, width)
+            narrowest = page.evaluate(
+                "Math.min(999, ...[...document.querySelectorAll('tbody th[scope=row]')]"
+                ".filter(th => th.offsetParent).map(th => th.offsetWidth))"
+            )
+            assert narrowest > 70, (name, width, narrowest)
             page.screenshot(path=ARTEFACTS / f"{name}-{scheme}-{width}.png", full_page=True)
         assert seen.complaints == []
         seen.close()

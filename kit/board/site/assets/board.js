@@ -109,7 +109,7 @@ addEventListener("DOMContentLoaded", () => {
   function told(row) {
     const named = row.tr.querySelector("th").firstElementChild;
     return {
-      title: named.textContent.trim(), href: named.getAttribute("href"),
+      title: named.textContent.replace("↗", "").trim(), href: named.getAttribute("href"),
       lines: [`CORE ${row.sort.core.toFixed(4)}${row.low === null ? "" : ` (${row.low.toFixed(3)} to ${row.high.toFixed(3)})`}`, `${Charts.number(row.sort.hours, 2)} h · ${row.tier || "cited"}`],
     };
   }
