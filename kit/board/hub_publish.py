@@ -441,6 +441,10 @@ def _merge(
             or not all(document and document.accepted for document in documents)
         ):
             continue
+        stray = _hidden(hub, repository, one)
+        if stray:
+            tell(f"pull request {one.number} not merged: its tree also has `{stray[:200]}`")
+            continue
         hub.ask(
             f"merge of pull request {one.number}",
             lambda one=one: hub.api.merge_pull_request(  # type: ignore[misc]
@@ -448,6 +452,27 @@ def _merge(
             ),
         )
         tell(f"pull request {one.number} merged")
+
+
+def _hidden(hub: Hub, repository: str, one: PullRequest) -> str | None:
+    """A file in a pull request's tree that its diff did not name: a host may cut a long diff."""
+    allowed = {f"{BOARD_FOLDER}/{relative}" for relative in one.files}
+    allowed |= {f"{BOARD_FOLDER}/{name}" for name in _OURS}  # ours may be older in its tree
+    main = _tree_of(hub, repository, hub.head(repository, "dataset"))
+    for path, blob in _tree_of(hub, repository, one.commit).items():
+        if path not in allowed and main.get(path) != blob:
+            return path
+    return None
+
+
+def _tree_of(hub: Hub, repository: str, commit: str) -> dict[str, str]:
+    entries = hub.ask(
+        f"files of {repository}",
+        lambda: list(
+            hub.api.list_repo_tree(repository, recursive=True, revision=commit, repo_type="dataset")
+        ),
+    )
+    return {entry.path: entry.blob_id for entry in entries if hasattr(entry, "blob_id")}
 
 
 def comment(

@@ -11,8 +11,12 @@ from typing import Any
 import tamper
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from kit.board.layout import REPRODUCTION_NAMESPACE
+from kit.board.statistics import figures_of
+from kit.schemas import problems
 from kit.trust import sshsig
 from kit.trust.keys import Signer
+from kit.trust.sign import result_id, sign_document
 from kit.verify.synthetic import core_document
 
 
@@ -91,3 +95,40 @@ def gpu_run(
 def result_of(folder: Path) -> dict[str, Any]:
     document: dict[str, Any] = json.loads((folder / "result.json").read_bytes())
     return document
+
+
+def reproduction(claim: Path, own: Path | None, who: str, **changes: Any) -> dict[str, Any]:
+    """A signed statement of `who` about `claim`: from a run of their own, or a new scoring."""
+    of, found = result_of(claim), result_of(own or claim)
+    document = {
+        "schema_version": 1,
+        "kind": "run" if own else "check",
+        "of": {
+            "result_id": result_id(of),
+            "recipe_digest": of["recipe"]["digest"],
+            "image": of["image"]["digest"],
+        },
+        "by": {"name": who, "public_key": signer_of(who).public_key},
+        "at": "2026-10-01T00:00:00Z",
+        "kit": {"version": "0.1.0", "code": None},
+        "result_id": result_id(found) if own else None,
+        "claimed": figures_of(of),
+        "found": figures_of(found),
+        "checks": [
+            {
+                "name": "val_bpb",
+                "status": "pass",
+                "message": "fine",
+                "claimed": 1,
+                "found": 1,
+                "limit": 0.1,
+            }
+        ],
+        "verdict": "confirmed",
+        "notes": [],
+        **changes,
+    }
+    signer = signer_of(who)
+    signed = sign_document(document, signer, REPRODUCTION_NAMESPACE)
+    assert not problems(signed, "reproduction")
+    return signed

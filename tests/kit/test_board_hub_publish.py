@@ -174,3 +174,56 @@ def test_a_board_that_moved_on_is_not_overwritten(
     assert "moved on" in done.exception.hint  # type: ignore[union-attr]
     command("n4090", "board", "publish")
     assert len(rows(hub)) == 1
+
+
+def test_what_a_cut_diff_hides_is_not_merged(
+    hub: GitHub, run: Path, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host may cut a long diff: merging looks at the whole tree."""
+    import git_hub
+
+    command("alice", "submit", run)
+    board, ref = hub.path("datasets", BOARD), "refs/pr/1"
+    hub.write(board, ref, git(board, "rev-parse", ref).strip(), {"zzz.py": b"1"}, "hidden")
+    whole = git_hub.GitHub.git
+
+    def cut(self: GitHub, repo: Path, *arguments: str, **more: Any) -> bytes:
+        data = whole(self, repo, *arguments, **more)
+        return data[: data.index(b"diff --git a/zzz.py")] if arguments[0] == "diff" else data
+
+    monkeypatch.setattr(git_hub.GitHub, "git", cut)
+    command("n4090", "board", "publish", "--merge")
+    assert [row["state"] for row in rows(hub)] == ["pending"]
+    assert hub.discussions[BOARD][0]["status"] == "open"
+
+
+def test_a_reproduction_and_a_dispute_arrive_as_pull_requests_of_their_own(
+    hub: GitHub, run: Path, command: Any, tmp_path: Path
+) -> None:
+    command("alice", "submit", run)
+    command("n4090", "board", "publish", "--merge")
+    again = board_runs.gpu_run(tmp_path / "bob", "bob", seed=12, bpb=0.8413)
+    statement = board_runs.reproduction(run, again, "bob")
+    (again / "reproduction.json").write_text(json.dumps(statement))
+    assert command("bob", "submit", again)["state"] == "opened"
+    command("n4090", "board", "publish")
+    (row, own) = rows(hub)
+    assert (row["tier"], row["pooled"]["n"], own["state"]) == ("T4", 2, "pending")
+    assert "Accepted: reproductions" in comments(hub, 2)[0]
+
+    check = board_runs.reproduction(run, None, "bob")
+    path = tmp_path / "check.json"
+    path.write_text(json.dumps(check))
+    assert command("bob", "submit", path)["state"] == "opened"
+    assert command("bob", "submit", path)["state"] == "open already"
+    words = ["board", "dispute", row["id"], "--board", BOARD, "--reason", "odd", "--yes"]
+    words += ["--work", str(tmp_path / "bobs")]
+    done = CliRunner().invoke(cli, words)
+    assert done.exit_code == 0, done.output
+    command("n4090", "board", "publish", "--merge")
+    command("n4090", "board", "publish")
+    (row, _) = rows(hub)
+    assert [one["kind"] for one in row["reproductions"]] == ["run", "check"]
+    assert [one["kind"] for one in row["statements"]] == ["dispute"]
+    assert {one["status"] for one in hub.discussions[BOARD]} == {"merged"}
+    git(hub.path("datasets", BOARD), "fsck", "--strict", "--no-dangling")

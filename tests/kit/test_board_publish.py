@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from kit.board import statistics
 from kit.board.documents import make_statement, relative_path
-from kit.board.layout import REPRODUCTION_NAMESPACE, Layout
+from kit.board.layout import Layout
 from kit.board.load import Board, load_board
 from kit.board.package import document_items, pack
 from kit.board.publish import publish
@@ -23,7 +23,7 @@ from kit.board.text import markdown, plain
 from kit.cli.main import cli
 from kit.errors import KitError, SchemaError
 from kit.schemas import problems
-from kit.trust.sign import result_id, sign_document
+from kit.trust.sign import result_id
 
 Document = dict[str, Any]
 
@@ -57,42 +57,6 @@ def add(root: Path, run: Path, who: str, documents: list[Document] | None = None
     package = pack(run, who, board=str(root), documents=documents)
     submit_to_folder(root, package)
     return package.id
-
-
-def reproduction(claim: Path, own: Path | None, who: str, **changes: Any) -> Document:
-    of, found = board_runs.result_of(claim), board_runs.result_of(own or claim)
-    document = {
-        "schema_version": 1,
-        "kind": "run" if own else "check",
-        "of": {
-            "result_id": result_id(of),
-            "recipe_digest": of["recipe"]["digest"],
-            "image": of["image"]["digest"],
-        },
-        "by": {"name": who, "public_key": board_runs.signer_of(who).public_key},
-        "at": "2026-10-01T00:00:00Z",
-        "kit": {"version": "0.1.0", "code": None},
-        "result_id": result_id(found) if own else None,
-        "claimed": statistics.figures_of(of),
-        "found": statistics.figures_of(found),
-        "checks": [
-            {
-                "name": "val_bpb",
-                "status": "pass",
-                "message": "fine",
-                "claimed": 1,
-                "found": 1,
-                "limit": 0.1,
-            }
-        ],
-        "verdict": "confirmed",
-        "notes": [],
-        **changes,
-    }
-    signer = board_runs.signer_of(who)
-    signed = sign_document(document, signer, REPRODUCTION_NAMESPACE)
-    assert not problems(signed, "reproduction")
-    return signed
 
 
 def say(root: Path, kind: str, row: str, who: str, **more: Any) -> Document:
@@ -132,11 +96,13 @@ def test_a_row_climbs_as_others_reproduce_it_and_its_figures_are_pooled(
     row = board.row(alice)
     assert (row["tier"], row["rank"], row["standing"], row["pooled"]["n"]) == ("T1", 1, "single", 1)
 
-    check = reproduction(runs["alice"], None, "bob")
+    check = board_runs.reproduction(runs["alice"], None, "bob")
     place(root, document_items([check]))
     assert published(root).row(alice)["tier"] == "T2"
 
-    bob = add(root, runs["bob"], "bob", [reproduction(runs["alice"], runs["bob"], "bob")])
+    bob = add(
+        root, runs["bob"], "bob", [board_runs.reproduction(runs["alice"], runs["bob"], "bob")]
+    )
     board = published(root)
     row, own = board.row(alice), board.row(bob)
     assert row["tier"] == "T4" and row["tier_reason"] == "reproduced once, by bob"
@@ -171,7 +137,7 @@ def test_what_is_no_reproduction_is_rejected_with_its_reason(
     if "recipe" in more:
         image = board_runs.result_of(runs["alice"])["image"]["digest"]
         changes["of"] = {"result_id": alice, "recipe_digest": more["recipe"], "image": image}
-    document = reproduction(runs["alice"], runs[own], who, **changes)
+    document = board_runs.reproduction(runs["alice"], runs[own], who, **changes)
     add(root, runs[own], who, [document])
     board = published(root)
     assert board.row(alice)["tier"] == "T1"
@@ -183,7 +149,7 @@ def test_a_reproduction_without_its_own_result_waits_for_it(
     root: Path, runs: dict[str, Path]
 ) -> None:
     alice = add(root, runs["alice"], "alice")
-    document = reproduction(runs["alice"], runs["bob"], "bob")
+    document = board_runs.reproduction(runs["alice"], runs["bob"], "bob")
     place(root, document_items([document]))
     board = published(root)
     assert "is not accepted on this board" in last_reason(board, relative_path(document))
@@ -195,13 +161,13 @@ def test_the_board_compares_for_itself_and_two_contradictions_make_a_row_dispute
     root: Path, runs: dict[str, Path]
 ) -> None:
     alice = add(root, runs["alice"], "alice")
-    claims_fine = reproduction(runs["alice"], runs["carol"], "carol")
+    claims_fine = board_runs.reproduction(runs["alice"], runs["carol"], "carol")
     add(root, runs["carol"], "carol", [claims_fine])
     row = published(root).row(alice)
     assert row["tier"] == "T1" and row["state"] == "listed"
     assert [(one["verdict"], one["counted"]) for one in row["reproductions"]] == [("worse", False)]
 
-    second = reproduction(runs["alice"], runs["dave"], "dave")
+    second = board_runs.reproduction(runs["alice"], runs["dave"], "dave")
     add(root, runs["dave"], "dave", [second])
     row = published(root).row(alice)
     assert row["state"] == "disputed" and row["rank"] is None
@@ -374,6 +340,18 @@ def test_a_key_stays_with_its_first_submitter(
     board = published(root)
     assert len(board.rows) == 1
     assert "the key of alice" in last_reason(board, f"2026/mallory/{taken}")
+
+
+def test_a_revoked_key_takes_its_rows_along(root: Path, runs: dict[str, Path]) -> None:
+    from kit.trust.keys import revoke
+
+    alice, bob = add(root, runs["alice"], "alice"), add(root, runs["bob"], "bob")
+    published(root)
+    revoke(root, board_runs.signer_of("alice").public_key, "lost")
+    publish(root, recheck=True)
+    board = load_board(root)
+    assert [row["id"] for row in board.rows] == [bob]
+    assert "revoked by its owner" in last_reason(board, f"2026/alice/{alice}")
 
 
 def test_a_vanished_submission_leaves_the_table_and_a_reason(
