@@ -48,7 +48,7 @@ def write_study_page(
                     f"any false one below {study.alpha:.0%} over all changes (Holm).",
                 ],
                 figures=[_forest(findings)],
-                tables=[verdict_table(findings), _warning_table(findings)],
+                tables=[verdict_table(findings), *_warning_tables(findings)],
             ),
             *(_curve_sections(study, progress, top, shown) if top else []),
             section(
@@ -119,10 +119,10 @@ def verdict_table(findings: Findings) -> dict[str, Any]:
     )
 
 
-def _warning_table(findings: Findings) -> dict[str, Any]:
+def _warning_tables(findings: Findings) -> list[dict[str, Any]]:
     rows = [(row.arm, text) for row in findings.rows for text in row.warnings]
-    caption = "Where bits per byte are known to mislead." if rows else "No known pitfall of bpb."
-    return table(caption, ("change", "warning"), rows, text=(0, 1))
+    caption = "Where bits per byte are known to mislead."
+    return [table(caption, ("change", "warning"), rows, text=(0, 1))] if rows else []
 
 
 def _proxy_text(findings: Findings) -> str:
@@ -164,6 +164,8 @@ def _forest(findings: Findings) -> str:
         axes.set_yticks(range(len(rows)), [row.arm for row in reversed(rows)])
         axes.axvline(1.0, color=FAINT, ls="--")
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:.3g}")
+        axes.xaxis.set_minor_formatter("{x:.3g}")
         axes.set_xlabel("compute multiplier, 95 %")
 
     return draw(

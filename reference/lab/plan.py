@@ -44,9 +44,7 @@ SFT_TOKENS_PER_HOUR = 130e6 / 24
 SFT_OVERHEAD = 1.1  # evaluation and checkpoints beside its steps
 # kit/core_eval/COST.md: 905 s for d20 on an RTX 4090 at half its matrix peak, eager.
 CORE_EVAL_S, CORE_EVAL_FLOPS = 905.0, 2.886e9 * 165.2e12
-# nanochat's batch rule: 2^19 tokens for d12's horizon, growing with its power .383 (Power Lines,
-# https://arxiv.org/abs/2505.13738), as a power of two.
-BATCH_TOKENS, BATCH_HORIZON, BATCH_EXPONENT = 2**19, 10.5 * 110.1e6, 0.383
+BATCH_HORIZON = 10.5 * 110.1e6  # d12's, where nanochat's batch rule has 2^19 tokens
 
 
 @dataclass(frozen=True)
@@ -221,9 +219,10 @@ def largest_batch(config: ModelConfig, vram_gib: float) -> tuple[int, int, bool]
 
 
 def total_batch_tokens(tokens: float) -> int:
-    """nanochat's rule for the tokens of one optimizer step, given the horizon."""
-    ideal = BATCH_TOKENS * (tokens / BATCH_HORIZON) ** BATCH_EXPONENT
-    return int(2 ** round(math.log2(max(ideal, 512))))
+    """Tokens of one optimizer step for a horizon of `tokens`."""
+    from reference.optim import power_lines_batch
+
+    return max(512, power_lines_batch(tokens, BATCH_HORIZON))
 
 
 @dataclass(frozen=True)
