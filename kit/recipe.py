@@ -27,6 +27,12 @@ _NEEDS = {"pretrain": "tokenizer", "core": "pretrain", "sft": "pretrain", "chat_
 MAX_RECIPE_BYTES = 65_536
 
 
+_SHOWN_PROBLEMS = 50
+# tomllib takes memory by the square of a dotted key's parts: gigabytes for a key of 64 kB.
+MAX_KEY_PARTS = 16
+_DEEP_KEY = re.compile(rf"""(?<![\w"'-])(?:[\w"'-]++[ \t]*+\.[ \t]*+){{{MAX_KEY_PARTS}}}""")
+
+
 @dataclass(frozen=True)
 class Recipe:
     """A checked recipe.
@@ -99,17 +105,24 @@ def load_recipe(reference: str) -> Recipe:
 
 def parse_recipe(text: str, *, folder: Path, label: str = "recipe") -> Recipe:
     """Checks and resolves a recipe's text. Raises `SchemaError` with every problem found."""
+    if len(text) > MAX_RECIPE_BYTES:
+        raise SchemaError(f"{label} is too long", limit=MAX_RECIPE_BYTES, found=len(text))
+    if _DEEP_KEY.search(text):
+        raise SchemaError(f"{label} has a key of more than {MAX_KEY_PARTS} parts")
     try:
         source = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: an integer of 5,000 digits
         raise SchemaError(f"{label} is not TOML: {error}") from error
     found = problems(source, "recipe")
     if not found:
         document = with_defaults(source, load_schema("recipe"))
         found = _inconsistencies(document)
     if found:
-        lines = [replace(problem, line=_line_of(text, problem.path)) for problem in found]
-        count = f"{len(lines)} problem" + ("s" if len(lines) > 1 else "")
+        shown = found[:_SHOWN_PROBLEMS]
+        lines = [str(replace(problem, line=_line_of(text, problem.path))) for problem in shown]
+        if len(found) > len(shown):
+            lines.append(f"and {len(found) - len(shown)} more")
+        count = f"{len(found)} problem" + ("s" if len(found) > 1 else "")
         raise SchemaError(
             f"{label} has {count}:\n" + "\n".join(f"  {problem}" for problem in lines),
             hint="`n4090-kit recipes schema` prints every field with its meaning.",

@@ -6,6 +6,7 @@ import difflib
 import json
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,10 @@ from kit.errors import PrerequisiteError
 
 _SHIPPED = Path(__file__).parent / "schema"  # in the wheel
 _CHECKOUT = Path(__file__).parent.parent / "schema"  # an editable install does not see the copy
+
+
+_ERRORS = 500  # of a document that are explained; the next ones follow from hostility
+_SHOWN = 100  # unknown keys of one object that are named
 
 
 @dataclass(frozen=True)
@@ -50,12 +55,12 @@ def load_schema(name: str) -> dict[str, Any]:
 
 
 def problems(document: Any, name: str) -> list[Problem]:
-    """Everything in which `document` differs from schema `name`, in document order."""
+    """In what `document` differs from schema `name`, in document order; at most a few hundred."""
     import jsonschema
 
     validator = jsonschema.Draft202012Validator(load_schema(name))
     found: list[Problem] = []
-    for error in validator.iter_errors(document):
+    for error in islice(validator.iter_errors(document), _ERRORS):
         found.extend(_explain(error))
     return sorted(found, key=lambda problem: problem.path)
 
@@ -79,7 +84,7 @@ def _explain(error: Any) -> list[Problem]:
     prefix = f"{here}." if here else ""
     if error.validator == "additionalProperties":
         known = sorted(error.schema.get("properties", {}))
-        unknown = [key for key in error.instance if key not in known]
+        unknown = [key for key in error.instance if key not in known][:_SHOWN]
         return [
             Problem(
                 f"{prefix}{key}",

@@ -89,6 +89,19 @@ def bootstrap_core(tasks: Sequence[TaskOutcomes]) -> Interval:
     return _bootstrap([_weighted(group, [1.0]) for group in _by_file(tasks, tasks)], len(tasks))
 
 
+def normal_interval(tasks: Sequence[TaskOutcomes]) -> Interval:
+    """What `bootstrap_core` tends to, in closed form and without numpy: for checking it."""
+    variance = 0.0
+    for group in (_weighted(pairs, [1.0]) for pairs in _by_file(tasks, tasks)):
+        n = sum(group.values())
+        mean = math.fsum(value * count for value, count in group.items()) / n
+        spread = math.fsum(count * (value - mean) ** 2 for value, count in group.items())
+        variance += spread / n / n
+    error = math.sqrt(variance) / len(tasks)
+    middle = core_metric(tasks)
+    return Interval(middle - 1.959964 * error, middle + 1.959964 * error, error)
+
+
 def compare(a: Sequence[TaskOutcomes], b: Sequence[TaskOutcomes]) -> Comparison:
     """The paired comparison of two evaluations.
 

@@ -9,8 +9,7 @@ from pathlib import Path
 from kit.errors import KitError
 from kit.result import Story
 from kit.schemas import problems
-from kit.trust.canonical import parse_strict
-from kit.verify.evidence import MAX_RESULT_BYTES, Document, Evidence, Irrelevant
+from kit.verify.evidence import Document, Evidence, Irrelevant, read_result
 from kit.verify.finding import Check, Finding, fail, ok, warn
 from kit.verify.identity import name_of
 from kit.verify.thresholds import CURVE_CORRELATION, CURVE_MIN_STEPS, CURVE_SKIPPED_SHARE
@@ -43,8 +42,7 @@ def _rows(places: tuple[Path, ...]) -> Iterator[tuple[Path, Document]]:
         paths = [place] if place.is_file() else sorted(place.rglob("result.json"))
         for path in paths[:MAX_ROWS]:
             try:
-                data = path.read_bytes()
-                other = parse_strict(data, max_bytes=MAX_RESULT_BYTES, name=path.name)
+                other = read_result(path)
             except (KitError, OSError):
                 continue
             if not problems(other, "result"):

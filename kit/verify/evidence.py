@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from kit.verify.replay import Replay
 
 MAX_RESULT_BYTES = 4 * 2**20
+# A result holds a few hundred values. The schema's check takes a kilobyte for a wrong one.
+MAX_RESULT_VALUES = 10_000
 MAX_EVALUATION_BYTES = 64 * 2**20
 MAX_EVENTS_BYTES = 256 * 2**20
 MAX_TELEMETRY_BYTES = 256 * 2**20
@@ -312,6 +314,30 @@ class Evidence:
                     yield entry
                     if entry.is_dir(follow_symlinks=False):
                         pending.append(Path(entry.path))
+
+
+def read_result(path: Path) -> Any:
+    """What a result file holds: strictly parsed, its form not yet checked.
+
+    Raises:
+        OSError: It cannot be read.
+        SchemaError: It is a link, no strict JSON, or larger than a result can be.
+    """
+    if path.is_symlink():
+        raise SchemaError(f"{path.name} is a symbolic link")
+    if path.stat().st_size > MAX_RESULT_BYTES:
+        raise SchemaError("the result is too large", limit=MAX_RESULT_BYTES)
+    document = parse_strict(path.read_bytes(), max_bytes=MAX_RESULT_BYTES, name="the result")
+    pending, count = [document], 0
+    while pending:
+        value = pending.pop()
+        inner = value.values() if isinstance(value, dict) else value
+        if isinstance(value, dict | list):
+            count += len(value)
+            if count > MAX_RESULT_VALUES:
+                raise SchemaError("the result holds too many values", limit=MAX_RESULT_VALUES)
+            pending += inner
+    return document
 
 
 def safe_path(path: str) -> bool:

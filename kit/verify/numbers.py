@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from kit.core_eval.statistics import TaskOutcomes, normal_interval
 from kit.result import (
     environment_section,
     quality_section,
@@ -16,7 +17,7 @@ from kit.result import (
 )
 from kit.verify.evidence import Absent, Evidence, Refused
 from kit.verify.finding import Check, Finding, fail, missing, ok, skip
-from kit.verify.thresholds import RELATIVE_ROUNDING
+from kit.verify.thresholds import INTERVAL_ERRORS, RELATIVE_ROUNDING
 
 _SHOWN = 12
 
@@ -64,11 +65,39 @@ def headline(evidence: Evidence) -> Iterator[Finding]:
     ]
     for place, computed, stated in found[:_SHOWN]:
         yield fail("differs from what the log gives", place, expected=computed, found=stated)
+    intervals = list(_interval(evidence)) if not found else []
+    yield from intervals
     if len(found) > _SHOWN:
         yield fail(f"{len(found) - _SHOWN} more differences")
-    if not found:
+    if not found and not intervals:
         count = sum(1 for section in expected for _ in _leaves(expected[section]))
         yield ok(f"{count} figures computed again, total {claims['status']}")
+
+
+def _interval(evidence: Evidence) -> Iterator[Finding]:
+    """CORE's interval is about the one that its outcomes give; the bootstrap's own draws vary."""
+    try:
+        scored = evidence.evaluation_file("core")
+    except (Absent, Refused):
+        return
+    if scored is None:
+        return
+    expected = normal_interval(
+        [
+            TaskOutcomes(task["label"], task["file"], task["baseline"], task["outcomes"])
+            for task in scored["tasks"]
+        ]
+    )
+    stated = scored["interval"]
+    allowed = INTERVAL_ERRORS * expected.standard_error + 1e-9
+    for name, value in (("low", expected.low), ("high", expected.high)):
+        if abs(stated[name] - value) > allowed:
+            yield fail(
+                "the interval is not the one that the outcomes give",
+                f"quality.core.interval: {name}",
+                expected=f"{value:.5f}, within {allowed:.5f}",
+                found=stated[name],
+            )
 
 
 def quality_section_from_log(evidence: Evidence) -> dict[str, Any]:

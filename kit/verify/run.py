@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from kit.errors import KitError, SchemaError
-from kit.trust.canonical import parse_strict
 from kit.verify import (
     contamination,
     copies,
@@ -26,7 +25,7 @@ from kit.verify import (
     replay,
     seeds,
 )
-from kit.verify.evidence import MAX_RESULT_BYTES, Absent, Evidence, Irrelevant, Options, Refused
+from kit.verify.evidence import Absent, Evidence, Irrelevant, Options, Refused, read_result
 from kit.verify.finding import Check, Finding, Report, fail, missing, ok, skip
 
 # What a hostile log or file can make arithmetic on it raise. Each becomes a refusal.
@@ -130,11 +129,7 @@ def _read(path: Path, report: Report) -> dict[str, Any] | None:
         report.findings.append(replace(finding, check="V01"))
 
     try:
-        if path.is_symlink():
-            raise SchemaError("result.json is a symbolic link")
-        if path.stat().st_size > MAX_RESULT_BYTES:
-            raise SchemaError("the result is too large", limit=MAX_RESULT_BYTES)
-        document = parse_strict(path.read_bytes(), max_bytes=MAX_RESULT_BYTES, name="the result")
+        document = read_result(path)
     except OSError as error:
         report.readable = False
         refuse(fail(f"cannot be read: {error.strerror}", path.name))

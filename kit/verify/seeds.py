@@ -10,9 +10,8 @@ from kit.errors import SignatureError
 from kit.run.group import challenge_seed, registration_problem
 from kit.schemas import problems as schema_problems
 from kit.trust import sshsig
-from kit.trust.canonical import parse_strict
 from kit.trust.sign import signed_bytes
-from kit.verify.evidence import MAX_RESULT_BYTES, Evidence, Irrelevant
+from kit.verify.evidence import Evidence, Irrelevant, read_result
 from kit.verify.finding import Check, Finding, fail, ok, skip, warn
 from kit.verify.identity import name_of
 from kit.verify.numbers import differences
@@ -86,7 +85,7 @@ def group(evidence: Evidence) -> Iterator[Finding]:
     members = {index: evidence.document}
     for path in evidence.options.group:
         path = path / "result.json" if path.is_dir() else path
-        other = parse_strict(path.read_bytes(), max_bytes=MAX_RESULT_BYTES, name=path.name)
+        other = read_result(path)
         if schema_problems(other, "result"):
             yield fail("a result of the group is malformed (V01)", path.name)
             return

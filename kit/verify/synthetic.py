@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.core_eval.bundle import core_facts
+from kit.core_eval.statistics import TaskOutcomes, normal_interval
 from kit.hardware.fingerprint import classify
 from kit.recipe import parse_recipe
 from kit.run.log import LOG_KIND
@@ -214,17 +215,20 @@ def safetensors(seed: int, size: int = 4096) -> bytes:
 
 def core_document(rng: random.Random) -> dict[str, Any]:
     """eval/core.json of a model a little below the target."""
-    tasks = []
+    tasks: list[dict[str, Any]] = []
     for label, (count, baseline) in CORE_TASKS.items():
         chance = 0.01 * baseline + 0.22 * (1 - 0.01 * baseline)
         outcomes = "".join("1" if rng.random() < chance else "0" for _ in range(count))
         tasks.append({"label": label, "file": label, "baseline": baseline, "outcomes": outcomes})
+    interval = normal_interval(
+        [TaskOutcomes(t["label"], t["file"], t["baseline"], t["outcomes"]) for t in tasks]
+    )
     return {
         "format": 1,
         "metric": "CORE",
         "partial": False,
         "bundle": {"kind": "core", "digest": core_facts()["digest"], "tasks": len(tasks)},
-        "interval": {"low": 0.21, "high": 0.23},
+        "interval": {"low": interval.low, "high": interval.high},
         "tasks": tasks,
     }
 

@@ -14,6 +14,7 @@ from kit.core_eval.statistics import (
     compare,
     core_metric,
     mcnemar,
+    normal_interval,
     standard_error,
 )
 
@@ -104,3 +105,18 @@ def test_mcnemar_holds_for_tens_of_thousands() -> None:
 def test_other_items_cannot_be_compared() -> None:
     with pytest.raises(ValueError, match="do not cover the same items"):
         compare([TaskOutcomes("t", "t", 0.0, "01")], [TaskOutcomes("t", "t", 0.0, "011")])
+
+
+def test_the_closed_form_is_where_the_bootstrap_tends_to() -> None:
+    rng = random.Random(5)
+    for n, p in ((10, 0.3), (40, 0.9), (400, 0.25)):
+        tasks = [
+            TaskOutcomes(
+                f"t{i}", f"f{i // 2}", 25.0, "".join("01"[rng.random() < p] for _ in range(n))
+            )
+            for i in range(6)
+        ]
+        exact, drawn = normal_interval(tasks), bootstrap_core(tasks)
+        assert exact.standard_error == pytest.approx(drawn.standard_error, rel=0.05)
+        for mine, other in ((exact.low, drawn.low), (exact.high, drawn.high)):
+            assert abs(mine - other) < 0.2 * exact.standard_error

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import resource
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tamper import chain_lines
 
+from kit.errors import SchemaError
+from kit.recipe import parse_recipe
 from kit.run.log import LOG_KIND
 from kit.run.telemetry import TELEMETRY_KIND
 from kit.trust.digest import sha256_bytes
@@ -140,6 +146,104 @@ def test_a_safe_path_stays_inside(name: str) -> None:
     if safe_path(name):
         inside = (Path("/root/folder") / name).resolve()
         assert inside.is_relative_to("/root/folder") and inside != Path("/root/folder")
+
+
+MALICE: dict[str, Any] = {
+    "unknown keys": lambda d: d.update({f"k{i}": 1 for i in range(80_000)}),
+    "files": lambda d: d["checkpoint"]["base"].update(files=[{}] * 250_000),
+    "gpus": lambda d: d["hardware"]["before"].update(gpus=[{}] * 250_000),
+    "notes": lambda d: d.update(notes=[""] * 250_000),
+    "signatures": lambda d: d.update(signatures=d["signatures"] * 1500),
+    "summary": lambda d: d["telemetry"]["summary"].update({str(i): [[[]]] for i in range(60_000)}),
+    "a signature": lambda d: d["signatures"][0].update(
+        signature="-----BEGIN SSH SIGNATURE-----\n" + "A" * 10**6
+    ),
+    "a recipe": lambda d: d["recipe"].update(text="x=" + "[" * 65_000),
+    "a dotted key": lambda d: d["recipe"].update(text="a." * 32_000 + "a=1"),
+}
+
+
+@pytest.mark.parametrize("name", MALICE)
+def test_a_megabyte_of_values_where_few_belong_is_refused_soon(
+    run: Path, tmp_path: Path, name: str
+) -> None:
+    """In a process of its own, so that its memory is its own."""
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    result = json.loads((copy / "result.json").read_text())
+    MALICE[name](result)
+    if name in ("a recipe", "a dotted key"):
+        tamper.write_signed(copy, {**result, "signatures": []})
+    else:
+        (copy / "result.json").write_text(json.dumps(result))
+    code, cpu_s, peak_bytes = in_a_process(f"""
+from pathlib import Path
+from kit.verify import verify_result
+raise SystemExit(verify_result(Path({str(copy)!r})).exit_code)
+""")
+    assert code in (1, 2)
+    assert cpu_s < 2 + START_S and peak_bytes < 512 * 2**20
+
+
+START_S = 1.0  # of an interpreter on a busy machine
+
+
+def in_a_process(code: str) -> tuple[int, float, int]:
+    """Exit code, CPU seconds and peak memory of Python code; a traceback is a failure."""
+    child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    assert child.stderr is not None
+    said = child.stderr.read()
+    child.stderr.close()
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    assert "Traceback" not in said, said
+    return child.returncode, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
+
+
+RECIPES = {
+    "deep arrays": "a = " + "[" * 60_000,
+    "deep tables": "a = " + "{a=" * 20_000,
+    "a dotted key": ".".join(["a"] * 30_000) + " = 1",
+    "a dotted table": "[" + ".".join(["a"] * 20_000) + "]",
+    "many tables": "".join(f"[a{i}]\n" for i in range(7000)),
+    "many keys": "".join(f"k{i}=1\n" for i in range(6500)),
+    "many of one table": "[[x]]\n" * 10_000,
+    "an integer of 60,000 digits": "budget_s = " + "9" * 60_000,
+    "a float past all bounds": "budget_s = 1e" + "9" * 1000,
+    "spaces": "name" + " " * 60_000 + "=1",
+    "a word": "x" * 60_000,
+    "two megabytes": "#" * 2**21,
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_hostile_recipe_is_one_clear_error(name: str) -> None:
+    began = time.process_time()
+    with pytest.raises(SchemaError):
+        parse_recipe(RECIPES[name], folder=Path())
+    assert time.process_time() - began < 2
+
+
+@given(st.text(alphabet=st.sampled_from("[]{}=.\"'\n, abk1e-+#\\u0_"), max_size=200))
+@settings(max_examples=300, deadline=None)
+def test_any_text_is_a_recipe_or_one_clear_error(text: str) -> None:
+    with pytest.raises(SchemaError):
+        parse_recipe(text, folder=Path())
+
+
+@given(data=st.data())
+@settings(max_examples=150, deadline=None)
+def test_any_value_in_a_recipe_is_read_or_refused(data: st.DataObject) -> None:
+    lines = tamper.RECIPE.splitlines()
+    index = data.draw(st.sampled_from([i for i, line in enumerate(lines) if "=" in line]))
+    key = lines[index].partition("=")[0]
+    value = data.draw(st.sampled_from(TOML_VALUES) | st.integers().map(str) | st.floats().map(str))
+    lines[index] = f"{key}= {value}"
+    with contextlib.suppress(SchemaError):
+        parse_recipe("\n".join(lines), folder=Path())
+
+
+TOML_VALUES = ["[]", "[[]]", "{}", "{a=1}", '""', "true", "1979-05-27", "inf", "-nan", '["core"]']
 
 
 def test_a_megabyte_of_malice_in_any_file_ends_soon_and_small(run: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from tamper import Draft, chain_lines, gpu_run
 
+from kit.core_eval.statistics import TaskOutcomes, normal_interval
 from kit.run.log import LOG_KIND
 from kit.run.telemetry import TELEMETRY_KIND
 from kit.trust import sshsig
@@ -664,6 +665,20 @@ typed("typed traffic", "V07", "environment", "rx_bytes", value=0)
 typed("a note added", "V07", "notes", value=lambda notes: [*notes, "approved"])
 typed("partial CORE called whole", "V07", "quality", "core", "partial", value=True)
 
+
+@mutation("a narrower interval in CORE's own file", "V07", kind="draft")
+def _(draft: Draft) -> None:
+    document = json.loads(draft.files["eval/core.json"])
+    low, high = document["interval"]["low"], document["interval"]["high"]
+    document["interval"] = {"low": low + (high - low) / 4, "high": high}
+    draft.files["eval/core.json"] = json.dumps(document).encode()
+
+
+@mutation("too many values for a result", "V01", kind="file")
+def _(folder: Path) -> None:
+    edit_json(folder, lambda result: result.update(notes=[""] * 20_000))
+
+
 # --- V08: gaps ---------------------------------------------------------------------------------
 
 
@@ -793,6 +808,12 @@ def core_mutation(name: str, change: Callable[[dict[str, Any]], Any]) -> None:
     def apply(draft: Draft) -> None:
         document = json.loads(draft.files["eval/core.json"])
         change(document)
+        tasks = [
+            TaskOutcomes(t["label"], t["file"], t["baseline"], t["outcomes"])
+            for t in document["tasks"]
+        ]
+        low, high, _ = normal_interval(tasks)
+        document["interval"] = {"low": low, "high": high}
         draft.files["eval/core.json"] = json.dumps(document).encode()
 
 
