@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kit.errors import KitError
 from kit.run.contract import StageReport, stage_seed
 from kit.trust.digest import sha256_file
 from kit.verify.evidence import Absent, Evidence, Irrelevant
@@ -209,7 +208,8 @@ def _run_trainer(evidence: Evidence, windows: list[Window], validate: bool) -> l
             on_report=reports.append,
         )
     if outcome.status != "complete":
-        raise KitError(f"the steps could not be done again: {outcome.message}", hint=outcome.hint)
+        # No torch, no memory, no GPU here: that says nothing about the run.
+        raise Absent(f"nothing could be done again here: {outcome.message}")
     return reports
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import tamper
 
+from kit.trust.digest import sha256_bytes
 from kit.verify import Options, Report, verify_result
 
 pytestmark = pytest.mark.slow
@@ -50,6 +51,11 @@ def draft_of(material: Path, seed: int, scored: int) -> tamper.Draft:
     from kit.core_eval.loaders import load_model
 
     draft = tamper.gpu_run()
+    # What needs the reference trainer has tests of its own: test_verify_replay.py.
+    draft.recipe += '\n[trainer]\ncommand = ["python", "other.py"]\n'
+    draft.header()["recipe"]["digest"] = sha256_bytes(draft.recipe.encode())
+    for event in draft.of("eval", "pretrain"):
+        draft.events.remove(event)
     for path in (material / f"model{seed}").iterdir():
         draft.files[f"checkpoints/pretrain/{path.name}"] = path.read_bytes()
     model = load_model(material / f"model{scored}", device="cpu", dtype="float32")
