@@ -119,6 +119,22 @@ def shard_rows(path: Path, column: str = "text") -> int:
 
 
 def _open_shard(path: Path, column: str) -> pq.ParquetFile:
+    file = find_parquet_column(path, column)
+    if file.metadata.num_rows == 0:
+        file.close()
+        raise TrainerError("bad_input", f"{path} holds no documents (0 rows)", FILE_HINT)
+    return file
+
+
+def find_parquet_column(path: Path, column: str, *, allow_binary: bool = False) -> pq.ParquetFile:
+    """The open file, known to have a string column of that name.
+
+    Args:
+        allow_binary: Take a column of bytes as well.
+
+    Raises:
+        TrainerError: It is unreadable or has no such column.
+    """
     try:
         file = pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
@@ -126,16 +142,14 @@ def _open_shard(path: Path, column: str) -> pq.ParquetFile:
             "bad_input", f"{path} is no readable parquet file: {_first_line(error)}", FILE_HINT
         ) from error
     try:
-        _check_column(path, file.schema_arrow, column)
-        if file.metadata.num_rows == 0:
-            raise TrainerError("bad_input", f"{path} holds no documents (0 rows)", FILE_HINT)
+        _check_column(path, file.schema_arrow, column, allow_binary)
     except TrainerError:
         file.close()
         raise
     return file
 
 
-def _check_column(path: Path, schema: pa.Schema, column: str) -> None:
+def _check_column(path: Path, schema: pa.Schema, column: str, allow_binary: bool) -> None:
     if column not in schema.names:
         raise TrainerError(
             "bad_input",
@@ -145,7 +159,10 @@ def _check_column(path: Path, schema: pa.Schema, column: str) -> None:
     kind = schema.field(column).type
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    if not (
+        text or (allow_binary and (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)))
+    ):
         raise TrainerError(
             "bad_input",
             f"{path}: column {column!r} is of type {kind}, not string",

@@ -21,3 +21,6 @@ class TrainerError(Exception):
         self.kind: Kind = kind
         self.message = message
         self.hint = hint
+
+    def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
+        return type(self), (self.kind, self.message, self.hint)  # whole across processes
