@@ -19,6 +19,7 @@ import binascii
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -31,13 +32,20 @@ from reference.errors import TrainerError
 
 FILE_NAME = "tokenizer.json"
 FORMAT = "n4090-bpe-1"
-SPLIT_PATTERN = (
-    r"'(?i:[sdmt]|ll|ve|re)"  # English contractions
-    r"|[^\r\n\p{L}\p{N}]?+\p{L}+"  # a word with at most one leading sign or space
-    r"|\p{N}{1,2}"  # digits, two at a time
-    r"| ?[^\s\p{L}\p{N}]++[\r\n]*"  # punctuation, with the line breaks that follow
-    r"|\s*[\r\n]|\s+(?!\S)|\s+"  # white space; the last space goes to the next word
-)
+
+
+def split_pattern(digits: int = 2) -> str:
+    """The regular expression that cuts text before merging; at most `digits` digits together."""
+    return (
+        r"'(?i:[sdmt]|ll|ve|re)"  # English contractions
+        r"|[^\r\n\p{L}\p{N}]?+\p{L}+"  # a word with at most one leading sign or space
+        rf"|\p{{N}}{{1,{digits}}}"  # digits
+        r"| ?[^\s\p{L}\p{N}]++[\r\n]*"  # punctuation, with the line breaks that follow
+        r"|\s*[\r\n]|\s+(?!\S)|\s+"  # white space; the last space goes to the next word
+    )
+
+
+SPLIT_PATTERN = split_pattern()
 SPECIAL_TOKENS = (
     "<|bos|>",  # opens every document and every conversation
     "<|user_start|>",
@@ -49,22 +57,32 @@ SPECIAL_TOKENS = (
     "<|output_start|>",
     "<|output_end|>",
 )
+_UNDECODABLE = re.compile("([\udc80-\udcff])")
 MIN_VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)
 
 
 class Tokenizer:
     """A trained tokenizer. `ranks[i]` are the bytes of token i; special tokens follow.
 
+    Args:
+        extra_special: Names of special tokens besides `SPECIAL_TOKENS`; they come after those.
+
     Attributes:
         special: Name of a special token -> id.
         digest: "sha256:…" of the file `save` writes.
     """
 
-    def __init__(self, ranks: Sequence[bytes], pattern: str = SPLIT_PATTERN) -> None:
+    def __init__(
+        self,
+        ranks: Sequence[bytes],
+        pattern: str = SPLIT_PATTERN,
+        extra_special: Sequence[str] = (),
+    ) -> None:
         self.ranks = list(ranks)
         self.pattern = pattern
-        self.special = {name: len(self.ranks) + i for i, name in enumerate(SPECIAL_TOKENS)}
-        self._file = _render(self.ranks, pattern)
+        names = (*SPECIAL_TOKENS, *extra_special)
+        self.special = {name: len(self.ranks) + i for i, name in enumerate(names)}
+        self._file = _render(self.ranks, pattern, self.special)
         self.digest = f"sha256:{hashlib.sha256(self._file).hexdigest()}"
         self._encoding = tiktoken.Encoding(
             name=self.digest,
@@ -83,7 +101,14 @@ class Tokenizer:
         return self.special["<|bos|>"]
 
     @classmethod
-    def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    def train(
+        cls,
+        texts: Iterable[str],
+        vocab_size: int,
+        *,
+        pattern: str = SPLIT_PATTERN,
+        extra_special: Sequence[str] = (),
+    ) -> Tokenizer:
         """Learns merges from `texts`.
 
         Args:
@@ -93,19 +118,18 @@ class Tokenizer:
         Raises:
             TrainerError: `vocab_size` leaves no room for the 256 bytes and the special tokens.
         """
-        if vocab_size < MIN_VOCAB_SIZE:
+        least = MIN_VOCAB_SIZE + len(extra_special)
+        if vocab_size < least:
             raise TrainerError(
                 "bad_input",
-                f"tokenizer.vocab_size is {vocab_size}; 256 bytes and {len(SPECIAL_TOKENS)} "
-                f"special tokens need at least {MIN_VOCAB_SIZE}",
+                f"tokenizer.vocab_size is {vocab_size}; 256 bytes and {least - 256} "
+                f"special tokens need at least {least}",
                 "Raise tokenizer.vocab_size in the recipe.",
             )
         trainer = rustbpe.Tokenizer()
-        trainer.train_from_iterator(
-            iter(texts), vocab_size - len(SPECIAL_TOKENS), pattern=SPLIT_PATTERN
-        )
+        trainer.train_from_iterator(iter(texts), vocab_size - (least - 256), pattern=pattern)
         pairs = sorted((rank, bytes(token)) for token, rank in trainer.get_mergeable_ranks())
-        return cls([token for _, token in pairs])
+        return cls([token for _, token in pairs], pattern, extra_special)
 
     def save(self, folder: Path) -> None:
         """Writes `folder/tokenizer.json`, whole or not at all."""
@@ -132,7 +156,8 @@ class Tokenizer:
             ranks = [base64.b64decode(token, validate=True) for token in document["ranks"]]
             if len(set(ranks)) != len(ranks) or not {bytes([i]) for i in range(256)} <= set(ranks):
                 raise ValueError("ranks repeat, or single bytes are missing")
-            tokenizer = cls(ranks, document["pattern"])
+            names = list(document["special"])
+            tokenizer = cls(ranks, document["pattern"], names[len(SPECIAL_TOKENS) :])
             if tokenizer.special != document["special"]:
                 raise ValueError("other special tokens than this release's")
         except FileNotFoundError as error:
@@ -163,6 +188,18 @@ class Tokenizer:
     def _encode_array(self, text: str) -> np.ndarray:
         return self._encoding.encode_to_numpy(text, disallowed_special=())
 
+    def encode_bytes(self, data: bytes) -> list[int]:
+        """Token ids of any bytes: text as `encode` gives it, what is no UTF-8 byte by byte."""
+        ids: list[int] = []
+        # Undecodable bytes become lone surrogates, which no valid text holds.
+        for part in _UNDECODABLE.split(data.decode("utf-8", errors="surrogateescape")):
+            raw = part.encode("utf-8", errors="surrogateescape")
+            if len(part) == 1 and _UNDECODABLE.match(part):
+                ids.append(self._encoding.encode_single_token(raw))
+            elif part:
+                ids += self._encoding.encode_ordinary(part)
+        return ids
+
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         """The exact bytes behind `ids`; a special token gives its name."""
         return self._encoding.decode_bytes(ids)
@@ -177,11 +214,11 @@ class Tokenizer:
         return np.array(lengths, dtype=np.int32)
 
 
-def _render(ranks: Sequence[bytes], pattern: str) -> bytes:
+def _render(ranks: Sequence[bytes], pattern: str, special: dict[str, int]) -> bytes:
     document = {
         "format": FORMAT,
         "pattern": pattern,
-        "special": {name: len(ranks) + i for i, name in enumerate(SPECIAL_TOKENS)},
+        "special": special,
         "ranks": [base64.b64encode(token).decode("ascii") for token in ranks],
     }
     return (json.dumps(document, indent=0, ensure_ascii=True) + "\n").encode("ascii")

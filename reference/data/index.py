@@ -93,7 +93,7 @@ def find_candidates(db: duckdb.DuckDBPyConnection, build: Path) -> int:
 
 
 def compare_pairs(build: Path, group: int, ngram: int) -> np.ndarray:
-    """(N,) float32, the exact Jaccard similarity of each pair in one row group of the candidates."""
+    """(N,) float32, the exact Jaccard similarity of the pairs in one row group of candidates."""
     with pq.ParquetFile(build / "candidates.parquet") as file:
         table = file.read_row_group(group).to_pydict()
     texts: dict[int, pa.ChunkedArray] = {}
@@ -169,7 +169,8 @@ def choose(db: duckdb.DuckDBPyConnection, spec: Spec) -> dict[str, Any]:
     limit = spec.shards.validation * 2.0**64
     db.execute(
         "CREATE TABLE held AS SELECT rank FROM left_over WHERE low < ? "
-        "UNION SELECT rank FROM (SELECT rank FROM left_over ORDER BY low, rank LIMIT 1) WHERE ? > 0",
+        "UNION SELECT rank FROM (SELECT rank FROM left_over ORDER BY low, rank LIMIT 1) "
+        "WHERE ? > 0",
         [limit, limit],
     )
     if total > 1:

@@ -3,8 +3,8 @@
 An item's text is every string in it, and for questions with choices the question followed by each
 choice as well. A run that more than `common` different texts follow is a task's wording ("Answer
 the following question …") and does not count; a passage that several questions share is followed
-by itself, so it does. An item of fewer than 13 words cannot be found this way; `Benchmark.unchecked`
-counts those.
+by itself, so it does. An item of fewer than 13 words cannot be found this way;
+`Benchmark.unchecked` counts those.
 
 References:
     Brown et al. 2020, GPT-3, appendix C (13-gram overlap)
@@ -154,7 +154,8 @@ def _items(path: Path) -> Iterator[Any]:
     number = 0
     try:
         with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
+            for line in file:
+                number += 1
                 if line.strip():
                     yield json.loads(line)
     except (OSError, ValueError) as error:
