@@ -1,7 +1,8 @@
 """Parquet shards in, documents of tokens out.
 
 A corpus is a folder of `*.parquet` files with a string column. Files named `validation*` are the
-validation split; without any, the last file by name is (nanochat's rule).
+validation split; without any, the last file by name is (nanochat's rule). Files named `anneal*` may
+be kept for the end of training (`reference.anneal`).
 
 Every document is tokenized once, before pretraining, into a memory-mapped cache: so the loader can
 shuffle over the whole corpus instead of a buffer, and a resumed run reads the very same tokens. A
@@ -33,7 +34,7 @@ import pyarrow.parquet as pq
 from reference.errors import TrainerError
 from reference.tokenizer import Tokenizer
 
-Split = Literal["train", "validation"]
+Split = Literal["train", "validation", "anneal"]
 FILE_HINT = "Download or build the file again, or remove it from the folder."
 SHARDS_HINT = "The data folder needs parquet files with one document a row in a text column."
 
@@ -43,6 +44,7 @@ class Shards(NamedTuple):
 
     train: tuple[Path, ...]
     validation: tuple[Path, ...]
+    anneal: tuple[Path, ...] = ()
 
 
 class RowGroup(NamedTuple):
@@ -69,25 +71,35 @@ class ShardTokens:
     offsets_sha256: str
 
 
-def find_shards(folder: Path) -> Shards:
+def find_shards(folder: Path, *, anneal: bool = False) -> Shards:
     """Training and validation files of the corpus in `folder`.
 
+    Args:
+        anneal: Keep files named `anneal*` apart; otherwise they are training files.
+
     Raises:
-        TrainerError: No parquet file, or none left for training.
+        TrainerError: No parquet file, none left for training, or no anneal part where wanted.
     """
     files = sorted(folder.glob("*.parquet"), key=lambda path: path.name)
     if not files:
         raise TrainerError("bad_input", f"no *.parquet file in {folder}", SHARDS_HINT)
     validation = tuple(path for path in files if path.name.startswith("validation"))
     validation = validation or (files[-1],)
-    train = tuple(path for path in files if path not in validation)
+    last = tuple(path for path in files if anneal and path.name.startswith("anneal"))
+    if anneal and not last:
+        raise TrainerError(
+            "bad_input",
+            f"data.anneal is set, but {folder} has no anneal*.parquet",
+            "Build the corpus with an [anneal] section, or set data.anneal = 0.",
+        )
+    train = tuple(path for path in files if path not in (*validation, *last))
     if not train:
         raise TrainerError(
             "bad_input",
             f"{folder} has no training shard: {files[-1].name} is the validation split",
             "Add at least one more parquet file; the last one by name is held out.",
         )
-    return Shards(train, validation)
+    return Shards(train, validation, last)
 
 
 def read_shard(path: Path, column: str = "text") -> Iterator[RowGroup]:
@@ -385,7 +397,9 @@ class Documents:
         return self._tokens[shard][begin:end]
 
 
-def write_index(folder: Path, train: Sequence[str], validation: Sequence[str]) -> None:
+def write_index(
+    folder: Path, train: Sequence[str], validation: Sequence[str], anneal: Sequence[str] = ()
+) -> None:
     """Closes a token cache: lists its shards by split."""
-    data = json.dumps({"train": list(train), "validation": list(validation)}, indent=1)
-    write_whole(folder / "index.json", data.encode())
+    index = {"train": list(train), "validation": list(validation), "anneal": list(anneal)}
+    write_whole(folder / "index.json", json.dumps(index, indent=1).encode())

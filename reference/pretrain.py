@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from reference.anneal import AnnealedLoader, open_loader
 from reference.checkpoint import (
     clear_states,
     is_complete,
@@ -74,7 +75,16 @@ def run(request: Request, events: Events) -> None:
     first_step, loader_state = restore(request, model, optimizer, device)
     batch_size, T = section["device_batch_size"], config.seq_len
     micro_batches = section["total_batch_size"] // (batch_size * T)
-    loader = PackedLoader(train, batch_size, T, request.seed, device=device, state=loader_state)
+    loader = open_loader(
+        lambda documents, position: PackedLoader(
+            documents, batch_size, T, request.seed, device=device, state=position
+        ),
+        train,
+        cache,
+        tokenizer,
+        recipe["data"]["anneal"],
+        loader_state,
+    )
     maybe_compile(model, section["compile"], device, tokens=horizon.tokens)
     token_bytes = torch.from_numpy(tokenizer.token_bytes()).to(device)
 
@@ -123,6 +133,8 @@ def run(request: Request, events: Events) -> None:
 
         timer = DeviceTimer(device)
         began = time.perf_counter()
+        if isinstance(loader, AnnealedLoader):
+            loader.at(progress)
         batches = [loader.next_batch() for _ in range(micro_batches)]
         waited_s = time.perf_counter() - began
         multipliers = schedule_at(progress, step, schedule)

@@ -99,12 +99,12 @@ def compare_command(
 ) -> None:
     """Compare tokenizers: compression, speed, use of the vocabulary, cost, estimated effect."""
     with explained():
-        from reference.commands import resolved
+        from reference.resolve import resolve_recipe
         from reference.tokenizer import Tokenizer
         from reference.tokenizer_compare import compare, read_domains, write_page
 
         names = {str(folder): Tokenizer.load(folder) for folder in folders}
-        found = compare(names, read_domains(texts), resolved(recipe))
+        found = compare(names, read_domains(texts), resolve_recipe(recipe))
         if plot is not None:
             write_page(found, plot)
     if as_json:

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from reference.config import ModelConfig
 from reference.errors import TrainerError
-from reference.estimate import count_flops, count_parameters, plan_vram
+from reference.estimate import count_flops, count_parameters, estimate
 from reference.tokenizer import Tokenizer
 
 BPB_EXPONENT = -0.050
@@ -116,6 +116,7 @@ def _figures(
     bytes_per_token = total_bytes / max(1, total_tokens)
     config = ModelConfig.from_recipe(recipe["model"], tokenizer.vocab_size)
     parameters, flops = count_parameters(config), count_flops(config)
+    own = {**recipe, "tokenizer": {**recipe["tokenizer"], "vocab_size": tokenizer.vocab_size}}
     head = 6 * parameters.unembedding
     learnt = counts[256 : len(tokenizer.ranks)]
     sample = [text for texts in domains.values() for text in texts[:60]]
@@ -131,7 +132,7 @@ def _figures(
         "head_flops_share": head / flops.causal,
         "flops_per_token": flops.causal,
         "flops_per_byte": flops.causal / bytes_per_token,
-        "vram_bytes": sum(plan_vram(config, recipe["pretrain"]["device_batch_size"]).values()),
+        "vram_bytes": estimate(own)["vram_bytes"]["total"],
         **measure_speed(tokenizer, sample, repeats),
     }
 

@@ -21,7 +21,7 @@ from reference.errors import TrainerError
 from reference.events import Events
 from reference.request import Request
 from reference.stage import Stopped, stop_requested
-from reference.tokenizer import FILE_NAME, Tokenizer
+from reference.tokenizer import FILE_NAME, Tokenizer, split_pattern
 
 PROGRESS_EVERY = 0.01  # share of the documents between two progress events
 
@@ -34,12 +34,15 @@ def run(request: Request, events: Events) -> None:
     """
     recipe = request.recipe
     column: str = recipe["data"]["text_column"]
-    shards = find_shards(request.path("data"))
+    shards = find_shards(request.path("data"), anneal=recipe["data"]["anneal"] > 0)
     folder = request.path("out")
     if request.attempt and (folder / FILE_NAME).is_file():
         tokenizer = Tokenizer.load(folder)
     else:
-        tokenizer = train_tokenizer(shards, column, recipe["tokenizer"])
+        tokenizer = reused_tokenizer(request) or train_tokenizer(
+            shards, column, recipe["tokenizer"]
+        )
+        check_digest(tokenizer, recipe["tokenizer"]["digest"])
         tokenizer.save(folder)
     wanted: int = recipe["tokenizer"]["vocab_size"]
     if tokenizer.vocab_size < wanted:
@@ -68,6 +71,36 @@ def run(request: Request, events: Events) -> None:
     )
 
 
+def reused_tokenizer(request: Request) -> Tokenizer | None:
+    """The tokenizer that the recipe brings along; None when it has to be learnt."""
+    section = request.recipe["tokenizer"]
+    if not section["path"]:
+        return None
+    tokenizer = Tokenizer.load(request.path("recipe_dir") / section["path"])
+    if tokenizer.vocab_size != section["vocab_size"]:
+        raise TrainerError(
+            "bad_input",
+            f"tokenizer.path leads to {tokenizer.vocab_size} tokens, tokenizer.vocab_size is "
+            f"{section['vocab_size']}",
+            f"Set tokenizer.vocab_size = {tokenizer.vocab_size}: the plans count with it.",
+        )
+    return tokenizer
+
+
+def check_digest(tokenizer: Tokenizer, wanted: str) -> None:
+    """Holds the tokenizer to the recipe's lock.
+
+    Raises:
+        TrainerError: It is another one.
+    """
+    if wanted and tokenizer.digest != wanted:
+        raise TrainerError(
+            "bad_input",
+            f"the tokenizer is {tokenizer.digest}, the recipe's tokenizer.digest is {wanted}",
+            "The shards or options it was learnt from differ; CORE moves with the tokenizer.",
+        )
+
+
 def train_tokenizer(shards: Shards, column: str, section: dict[str, Any]) -> Tokenizer:
     """The tokenizer of `section` (recipe section [tokenizer]), learnt from the training shards.
 
@@ -81,7 +114,10 @@ def train_tokenizer(shards: Shards, column: str, section: dict[str, Any]) -> Tok
 
     def learn() -> None:
         try:
-            outcome.append(Tokenizer.train(_until_stopped(texts), section["vocab_size"]))
+            pattern = split_pattern(section["digits"])
+            outcome.append(
+                Tokenizer.train(_until_stopped(texts), section["vocab_size"], pattern=pattern)
+            )
         except BaseException as error:  # handed to the thread that waits
             outcome.append(error)
 
@@ -112,7 +148,7 @@ def tokenize_corpus(
     events: Events,
 ) -> tuple[list[ShardTokens], list[ShardTokens]]:
     """Fills the token cache `folder`; training and validation shards as they came out."""
-    paths = (*shards.train, *shards.validation)
+    paths = (*shards.train, *shards.validation, *shards.anneal)
     total = sum(shard_rows(path, column) for path in paths)  # finds unusable files before work
     done = reported = 0
 
@@ -131,7 +167,9 @@ def tokenize_corpus(
         )
         for path in paths
     ]
-    train, validation = records[: len(shards.train)], records[len(shards.train) :]
+    last = len(shards.train) + len(shards.validation)
+    train, validation = records[: len(shards.train)], records[len(shards.train) : last]
+    anneal = records[last:]
     for split, part in (("training", train), ("validation", validation)):
         if not any(shard.documents for shard in part):
             raise TrainerError(
@@ -140,5 +178,6 @@ def tokenize_corpus(
                 + ", ".join(shard.name for shard in part),
                 "Check data.text_column in the recipe and the files in the data folder.",
             )
-    write_index(folder, [shard.name for shard in train], [shard.name for shard in validation])
+    names = [[shard.name for shard in split] for split in (train, validation, anneal)]
+    write_index(folder, *names)
     return train, validation

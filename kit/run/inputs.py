@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kit.errors import PrerequisiteError
+from kit.errors import KitError, PrerequisiteError
 from kit.prepare import dataset_lock
 from kit.recipe import Recipe
 from kit.trust.canonical import canonical_bytes
@@ -158,6 +158,25 @@ def describe(inputs: Inputs, cache: Path, progress: Progress | None = None) -> d
         }
     known.save()
     return described
+
+
+def hold_to_lock(recipe: Recipe, inputs: Inputs, cache: Path) -> None:
+    """Refuses pretraining files other than those whose digest the recipe names.
+
+    Raises:
+        KitError: `data.digest` is set and is not that of the folder.
+    """
+    wanted = recipe.section("data")["digest"]
+    if not wanted or inputs.data is None:
+        return
+    found = describe(Inputs(data=inputs.data), cache)["data"]["digest"]
+    if found != wanted:
+        raise KitError(
+            f"{inputs.data} is not the corpus of recipe `{recipe.name}`",
+            hint="Build or fetch that corpus, or empty data.digest to run on another.",
+            expected=wanted,
+            found=found,
+        )
 
 
 def _files(folder: Path, patterns: tuple[str, ...]) -> Iterator[Path]:

@@ -23,7 +23,7 @@ from kit.prepare.fetch import Fetch, inputs_for_run
 from kit.recipe import Recipe, parse_recipe
 from kit.run.contract import Redactor, build_request, trainer_command
 from kit.run.group import Group
-from kit.run.inputs import Inputs, prepared_folder
+from kit.run.inputs import Inputs, hold_to_lock, prepared_folder
 from kit.run.process import StopFlag, run_stage
 from kit.run.separation import trainer_user
 from kit.timing import boottime_ns
@@ -94,6 +94,7 @@ def plan_run(
     started = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     run = work / "runs" / f"{recipe.name}-{started}-{secrets.token_hex(2)}"
     inputs = inputs_for_run(recipe, work, given, fetch)
+    hold_to_lock(recipe, inputs, work / "cache" / "digests.json")
     member = None
     if group is not None:
         member = GroupRun(group.document, _claim(group, recipe, run.name, seed))

@@ -58,7 +58,7 @@ RATES = {
     "x0_lr": 0.05,
     "gate_lr": 0.02,
 }
-EVAL_TOKENS = 60_000  # of each held-out set
+EVAL_TOKENS = 40_000  # of each held-out set
 # Two-sided 95 % points of Student's t by degrees of freedom.
 STUDENT = {
     1: 12.706,
@@ -351,9 +351,9 @@ def _model_defaults() -> dict[str, Any]:
 
 def _resolved(section: str) -> dict[str, Any]:
     """A section of recipe `nano` with every default, from the kit's own command."""
-    from reference.commands import resolved
+    from reference.resolve import resolve_recipe
 
-    return dict(resolved("nano")[section])
+    return dict(resolve_recipe("nano")[section])
 
 
 def print_table(found: dict[str, Any]) -> None:

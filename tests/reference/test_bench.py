@@ -85,7 +85,7 @@ def test_p99_is_the_nearest_rank():
 
 
 def test_the_command_prints_a_table_and_json(monkeypatch):
-    monkeypatch.setattr(reference.commands, "resolved", lambda name: RECIPE)
+    monkeypatch.setattr("reference.resolve.resolve_recipe", lambda name: RECIPE)
     args = ["--recipe", "tiny", "--steps", "2", "--device", "cpu"]
     done = CliRunner().invoke(reference.commands.bench_train, [*args, "--json"])
     assert done.exit_code == 0, done.output

@@ -49,10 +49,11 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def write_request(corpus: Path, root: Path, attempt: int = 0, **tokenizer: int) -> Path:
     now = clock_gettime_ns(CLOCK_BOOTTIME)
     section = {"vocab_size": 300, "max_chars": 20_000, "doc_cap": 100, **tokenizer}
+    section = {"digits": 2, "path": "", "digest": "", **section}
     document = {
         "contract": 1, "stage": "tokenizer", "run_id": "r1", "seed": 1, "attempt": attempt,
         "device": "cpu", "threads": 2,
-        "recipe": {"data": {"text_column": "text"}, "tokenizer": section},
+        "recipe": {"data": {"text_column": "text", "anneal": 0}, "tokenizer": section},
         "paths": {
             "out": str(root / "tokenizer"), "data": str(corpus), "cache": str(root / "cache"),
         },

@@ -150,14 +150,9 @@ def test_a_tiktoken_file_gives_the_same_ids(trained: Tokenizer, tmp_path: Path) 
 
 
 def test_comparison_counts_what_it_says(trained: Tokenizer, folder: Path, tmp_path: Path) -> None:
-    recipe = {
-        "name": "r",
-        "model": {"n_layer": 2, "n_embd": 64, "n_head": 1, "n_kv_head": 1, "seq_len": 64},
-        "pretrain": {"device_batch_size": 2},
-    }
-    from reference.commands import resolved
+    from reference.resolve import resolve_recipe
 
-    recipe["model"] = {**resolved("smoke")["model"], **recipe["model"]}
+    recipe = resolve_recipe("smoke")
     bytes_only = Tokenizer([bytes([i]) for i in range(256)])
     domains = read_domains(folder)
     assert sorted(domains) == ["a", "b", "validation"]

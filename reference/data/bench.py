@@ -1,0 +1,345 @@
+"""`bench data`: how fast each step is on one core, beside datatrove's own blocks; and whether the
+steps find what they should.
+
+Speeds are of processor time, one process, the two sides in turn, so that other work on the machine
+falls on both. datatrove runs its blocks as published, with spaCy's words for English; where spaCy
+is not installed that side is left out and says so.
+"""
+
+from __future__ import annotations
+
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from reference.data import minhash
+from reference.data.build import Options, build_corpus
+from reference.data.filters import LanguageFilter, rules
+from reference.data.linear import LinearModel, auc
+from reference.data.overlap import OverlapIndex, build_index
+from reference.data.spec import Decontaminate, Dedup, Filters, Language, ShardRules, Source, Spec
+from reference.data.words import normalise, shingles, word_hashes
+
+NGRAM = 5
+THRESHOLD = 0.8
+PAIRS = 400  # planted, of similarities between 0.5 and 1
+CLEANEST, NOISIEST = "textbook", "web-raw"
+
+
+def bench(texts: Path | None, core: Path | None, documents: int) -> dict[str, Any]:
+    """All figures as plain JSON; those that could not be taken are None, with the reason."""
+    by_source = read_sources(texts, documents) if texts else {"made up": made_texts(documents)}
+    every = [text for source in by_source.values() for text in source]
+    rng = np.random.default_rng(0)
+    chosen = [every[index] for index in rng.permutation(len(every))[:documents]]
+    steps = time_steps(chosen, core)
+    return {
+        "documents": len(chosen),
+        "bytes": sum(len(text.encode()) for text in chosen),
+        "steps": steps,
+        "datatrove": beside_datatrove(chosen),
+        "tokenizer": time_tokenizer(chosen),
+        "build": whole_build(chosen),
+        "near_duplicates": planted_duplicates(every),
+        "quality": quality_auc(texts) if texts else {"auc": None, "reason": "needs --texts"},
+        "memory_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+
+
+def read_sources(folder: Path, documents: int) -> dict[str, list[str]]:
+    """Up to `documents` texts of each source, by the column `source` or the file's name."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(folder.glob("*.parquet")):
+        with pq.ParquetFile(path) as file:
+            label = "source" in file.schema_arrow.names
+            for batch in file.iter_batches(256, columns=["text", *(["source"] if label else [])]):
+                names = batch.column(1).to_pylist() if label else [path.stem] * len(batch)
+                for name, text in zip(names, batch.column(0).to_pylist(), strict=True):
+                    kept = found.setdefault(name, [])
+                    if text and len(kept) < documents:
+                        kept.append(text)
+    return found
+
+
+def made_texts(documents: int) -> list[str]:
+    """Random words with a natural skew of frequencies."""
+    rng = np.random.default_rng(1)
+    words = np.array(["the", "of", "and", *(f"w{index}" for index in range(5000))])
+    return [
+        "\n".join(
+            " ".join(words[np.minimum(rng.zipf(1.3, 12) - 1, len(words) - 1)]) + "."
+            for _ in range(40)
+        )
+        for _ in range(documents)
+    ]
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    """Processor seconds of `work`, and its result."""
+    began = time.process_time()
+    result = work()
+    return time.process_time() - began, result
+
+
+def speed(seconds: float, texts: Sequence[str]) -> dict[str, float]:
+    size = sum(len(text.encode()) for text in texts)
+    return {
+        "documents_per_s": len(texts) / max(seconds, 1e-9),
+        "mb_per_s": size / 1e6 / max(seconds, 1e-9),
+    }
+
+
+def time_steps(texts: Sequence[str], core: Path | None) -> dict[str, dict[str, float]]:
+    """Each step alone, over all texts."""
+    from datatrove.data import Document
+
+    language = LanguageFilter(Language(keep=("en",)))
+    language(texts[0])  # loads its model
+    word_hashes("é")
+    steps: dict[str, dict[str, float]] = {}
+
+    def measure(name: str, work: Callable[[], Any]) -> Any:
+        seconds, result = timed(work)
+        steps[name] = speed(seconds, texts)
+        return result
+
+    clean = measure("normalise", lambda: [normalise(text) for text in texts])
+    measure("language", lambda: [language(text) for text in clean])
+    for name, rule in rules(Filters(c4=True)):
+        measure(name, lambda rule=rule: [rule(Document(text=text, id="")) for text in clean])
+    words = measure("hash words", lambda: [word_hashes(text) for text in clean])
+    measure(
+        "minhash", lambda: [minhash.band_keys(s) for w in words if len(s := shingles(w, NGRAM))]
+    )
+    half = len(clean) // 2
+    model = LinearModel.train(clean[:half][:200], [i % 2 for i in range(half)][:200], ["a", "b"])
+    measure("quality", lambda: [model.probabilities(w) for w in words])
+    if core is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            build_index(Decontaminate(core=str(core)), Path(folder))
+            index = OverlapIndex(Path(folder))
+            measure("overlap", lambda: [index.find(w) for w in words])
+    return steps
+
+
+def beside_datatrove(texts: Sequence[str]) -> dict[str, Any]:
+    """Rules and signatures here and by datatrove's blocks as they come."""
+    try:
+        import spacy  # noqa: F401
+    except ModuleNotFoundError:
+        return {"ratio": None, "reason": "datatrove's English needs spaCy: pip install spacy"}
+    from datatrove.data import Document
+    from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupSignature
+    from datatrove.pipeline.filters import (
+        FineWebQualityFilter,
+        GopherQualityFilter,
+        GopherRepetitionFilter,
+    )
+    from datatrove.utils.hashing import HashConfig
+
+    texts = [text for text in texts if text.strip()][:150]
+    theirs = [GopherQualityFilter(), FineWebQualityFilter(), GopherRepetitionFilter()]
+    ours = dict(rules(Filters()))
+    ours = [ours["gopher_quality"], ours["fineweb"], ours["gopher_repetition"]]
+
+    def judge(judges: Sequence[Callable[[Any], Any]]) -> list[bool]:
+        kept = []
+        for text in texts:
+            answers = (rule(Document(text=text, id="")) for rule in judges)
+            kept.append(all(answer is True for answer in answers))
+        return kept
+
+    with np.errstate(all="ignore"):
+        judge([rule.filter for rule in theirs[:1]])  # loads spaCy
+        their_s, their_answers = timed(lambda: judge([rule.filter for rule in theirs]))
+        our_s, our_answers = timed(lambda: judge(ours))
+    with tempfile.TemporaryDirectory() as folder:
+        # Their default has 14 bands of 8 rows, ours 20 of 6: 112 and 120 hashes.
+        # SHA-1, because datatrove's xxhash call does not know xxhash 4; hashing is a small part.
+        block = MinhashDedupSignature(
+            folder, MinhashConfig(hash_config=HashConfig(hash_fc="sha1", precision=64))
+        )
+
+        def their_signatures() -> None:
+            for text in texts:
+                grams = block.get_shingles(text)
+                if grams.size:
+                    block.get_signature(grams)
+
+        def our_signatures() -> None:
+            for text in texts:
+                grams = shingles(word_hashes(text), NGRAM)
+                if len(grams):
+                    minhash.band_keys(grams)
+
+        with np.errstate(over="ignore"):
+            their_minhash_s, _ = timed(their_signatures)
+        our_minhash_s, _ = timed(our_signatures)
+    same = np.mean(np.array(their_answers) == np.array(our_answers))
+    return {
+        "documents": len(texts),
+        "rules": {"ours": speed(our_s, texts), "datatrove": speed(their_s, texts)},
+        "rules_ratio": their_s / our_s,
+        "rules_agree": float(same),
+        "minhash": {
+            "ours": speed(our_minhash_s, texts),
+            "datatrove": speed(their_minhash_s, texts),
+        },
+        "minhash_ratio": their_minhash_s / our_minhash_s,
+    }
+
+
+def time_tokenizer(texts: Sequence[str]) -> dict[str, float]:
+    """Tokens/s on one core beside tiktoken's batch mode."""
+    from reference.tokenizer import Tokenizer
+    from reference.tokenizer_compare import measure_speed
+
+    tokenizer = Tokenizer.train(texts[:200], 4096)
+    return measure_speed(tokenizer, texts, repeats=3)
+
+
+def whole_build(texts: Sequence[str]) -> dict[str, Any]:
+    """A build from parquet to shards in one process: speed and peak memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        (root / "in").mkdir()
+        pq.write_table(pa.table({"text": list(texts)}), root / "in" / "a.parquet")
+        spec = Spec(source=(Source(name="a", path=str(root / "in")),))
+        seconds, _ = timed(lambda: build_corpus(spec, root / "out", Options(workers=1)))
+    return speed(seconds, texts)
+
+
+def planted_duplicates(texts: Sequence[str], pairs: int = PAIRS) -> dict[str, Any]:
+    """Recall and precision of near-duplicate removal on pairs of known similarity.
+
+    Each pair is a text and a copy with some words replaced; the truth is the exact Jaccard
+    similarity of their word 5-grams.
+    """
+    rng = np.random.default_rng(7)
+    spare = [f"planted{index}" for index in range(1000)]
+    originals, copies, truth = [], [], []
+    pool = [text.split() for text in texts]
+    long = [words[:400] for words in pool if len(words) >= 80]
+    for index in range(min(pairs, len(long))):
+        # A unique mark keeps originals apart; the pairs alone are similar.
+        words = [
+            f"mark{index}word{place}" if place % 11 == 0 else word
+            for place, word in enumerate(long[index])
+        ]
+        share = float(rng.uniform(0.0, 0.12))
+        changed = [
+            spare[int(rng.integers(len(spare)))] if rng.random() < share else word for word in words
+        ]
+        changed[len(changed) // 2] = spare[index % len(spare)]  # no copy is equal
+        first, second = " ".join(words), " ".join(changed)
+        originals.append(first)
+        copies.append(second)
+        grams = [shingles(word_hashes(text), NGRAM) for text in (first, second)]
+        truth.append(minhash.jaccard(*grams))
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        (root / "in").mkdir()
+        pq.write_table(pa.table({"text": originals + copies}), root / "in" / "a.parquet")
+        off = Filters(gopher_quality=False, gopher_repetition=False, fineweb=False)
+        spec = Spec(
+            source=(Source(name="a", path=str(root / "in")),),
+            filters=off,
+            dedup=Dedup(jaccard=THRESHOLD, ngram=NGRAM, exact=False),
+            shards=ShardRules(validation=0.0),
+        )
+        build_corpus(spec, root / "out", Options(workers=1))
+        kept = {
+            text
+            for path in (root / "out").glob("*.parquet")
+            for text in pq.read_table(path)["text"].to_pylist()
+        }
+    similar = np.array(truth) >= THRESHOLD
+    removed = np.array([copy not in kept for copy in copies])
+    found = int((similar & removed).sum())
+    return {
+        "pairs": len(truth),
+        "similar": int(similar.sum()),
+        "removed": int(removed.sum()),
+        "recall": found / max(1, int(similar.sum())),
+        "precision": found / max(1, int(removed.sum())),
+    }
+
+
+def quality_auc(texts: Path, examples: int = 600) -> dict[str, Any]:
+    """The score between held-out parts of the cleanest and the noisiest source."""
+    by_source = read_sources(texts, examples)
+    if not {CLEANEST, NOISIEST} <= set(by_source):
+        return {"auc": None, "reason": f"needs sources {CLEANEST} and {NOISIEST}"}
+    learnt, held = {}, {}
+    for name in (NOISIEST, CLEANEST):
+        half = len(by_source[name]) // 2
+        learnt[name], held[name] = by_source[name][:half], by_source[name][half:]
+    seconds, model = timed(
+        lambda: LinearModel.train(
+            [text for items in learnt.values() for text in items],
+            [number for number, items in enumerate(learnt.values()) for _ in items],
+            list(learnt),
+        )
+    )
+    scores = {
+        name: np.array([model.probabilities(word_hashes(text))[1] for text in items])
+        for name, items in held.items()
+    }
+    return {
+        "auc": auc(scores[CLEANEST], scores[NOISIEST]),
+        "held_out": sum(len(items) for items in held.values()),
+        "training_s": seconds,
+    }
+
+
+def print_tables(found: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table(title=f"one core, {found['documents']} documents", box=None)
+    for heading in ("step", "documents/s", "MB/s"):
+        table.add_column(heading, justify="left" if heading == "step" else "right")
+    rows = {**found["steps"], "whole build": found["build"]}
+    for name, entry in rows.items():
+        table.add_row(name, f"{entry['documents_per_s']:,.0f}", f"{entry['mb_per_s']:.1f}")
+    console.print(table)
+    theirs = found["datatrove"]
+    if "rules" in theirs:
+        console.print(
+            f"beside datatrove's blocks ({theirs['documents']} documents): rules "
+            f"{theirs['rules_ratio']:.1f}x as fast ({theirs['rules']['ours']['mb_per_s']:.2f} and "
+            f"{theirs['rules']['datatrove']['mb_per_s']:.2f} MB/s), the same verdict on "
+            f"{theirs['rules_agree']:.1%}; MinHash {theirs['minhash_ratio']:.1f}x "
+            f"({theirs['minhash']['ours']['mb_per_s']:.2f} and "
+            f"{theirs['minhash']['datatrove']['mb_per_s']:.2f} MB/s)"
+        )
+    else:
+        console.print(f"beside datatrove: not measured ({theirs['reason']})")
+    tokens = found["tokenizer"]
+    console.print(
+        f"tokenizer: {tokens['tokens_per_s']:,.0f} tokens/s a core, "
+        f"{tokens['speed_beside_tiktoken']:.2f}x tiktoken's batch mode "
+        f"(as arrays {tokens['arrays_beside_tiktoken']:.2f}x)"
+    )
+    near = found["near_duplicates"]
+    console.print(
+        f"near-duplicates, {near['pairs']} planted pairs, {near['similar']} at Jaccard 0.8 or "
+        f"more: recall {near['recall']:.3f}, precision {near['precision']:.3f}"
+    )
+    quality = found["quality"]
+    if quality["auc"] is None:
+        console.print(f"quality score: not measured ({quality['reason']})")
+    else:
+        console.print(
+            f"quality score: AUC {quality['auc']:.4f} on {quality['held_out']} held-out documents "
+            f"of {CLEANEST} and {NOISIEST}, learnt in {quality['training_s']:.1f} s"
+        )
+    console.print(f"peak memory: {found['memory_peak_bytes'] / 2**20:,.0f} MiB")
