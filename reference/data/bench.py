@@ -202,7 +202,7 @@ def time_tokenizer(texts: Sequence[str]) -> dict[str, float]:
     from reference.tokenizer_compare import measure_speed
 
     tokenizer = Tokenizer.train(texts[:200], 4096)
-    return measure_speed(tokenizer, texts, repeats=3)
+    return measure_speed(tokenizer, texts, repeats=5)
 
 
 def whole_build(texts: Sequence[str]) -> dict[str, Any]:
@@ -233,7 +233,7 @@ def planted_duplicates(texts: Sequence[str], pairs: int = PAIRS) -> dict[str, An
             f"mark{index}word{place}" if place % 11 == 0 else word
             for place, word in enumerate(long[index])
         ]
-        share = float(rng.uniform(0.0, 0.12))
+        share = float(rng.uniform(0.0, 0.05))
         changed = [
             spare[int(rng.integers(len(spare)))] if rng.random() < share else word for word in words
         ]

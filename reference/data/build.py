@@ -441,6 +441,22 @@ def corpus_digest(shards: Sequence[dict[str, Any]]) -> str:
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
+def folder_digest(folder: Path) -> str:
+    """The digest of any folder of parquet files, as `corpus_digest` has it.
+
+    Raises:
+        TrainerError: There is none.
+    """
+    shards = []
+    for path in sorted(folder.glob("*.parquet")):
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        shards.append({"path": path.name, "sha256": f"sha256:{digest}"})
+    if not shards:
+        raise TrainerError("bad_input", f"no *.parquet file in {folder}", "Name another folder.")
+    return corpus_digest(shards)
+
+
 def _content_digest(shards: Sequence[dict[str, Any]]) -> str:
     """Of the texts alone: the same whatever release of pyarrow wrote the files."""
     lines = sorted(f"{shard['path']} {shard['content']}\n" for shard in shards)

@@ -255,7 +255,7 @@ def _stream_parts(source: Source, index: int) -> Iterator[Part]:
     except Exception as error:
         raise _stream_error(source, error) from error
     for shard in range(shards):
-        etag = f"{revision} {remote_state(source)}".strip()
+        etag = f"{revision}|{remote_state(source)}"
         yield Part(index, source.dataset, shard, shards, etag=etag)
 
 
@@ -274,7 +274,7 @@ def remote_state(source: Source) -> str:
 
 def _read_stream(source: Source, part: Part) -> Iterator[RawDocument]:
     place = f"{source.dataset} shard {part.begin} of {part.end}"
-    revision, _, remote = part.etag.partition(" ") if "/" in source.dataset else ("", "", part.etag)
+    revision, _, remote = part.etag.partition("|")
     row = 0
     try:
         if remote and remote_state(source) != remote:

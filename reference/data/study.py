@@ -199,6 +199,7 @@ def run_study(
         "comparisons": comparisons(runs),
     }
     write_whole(out / "study.json", (json.dumps(found, indent=1) + "\n").encode())
+    write_whole(out / "study.md", markdown(found).encode())
     return found
 
 
@@ -354,6 +355,29 @@ def _resolved(section: str) -> dict[str, Any]:
     from reference.resolve import resolve_recipe
 
     return dict(resolve_recipe("nano")[section])
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The same tables for a document."""
+    lines = [
+        f"{found['tokens'] / 1e6:.2f} M tokens a run, {found['seeds']} seeds, 95 % intervals.",
+        "",
+        "| corpus | documents | text MB | bpb, clean held-out text | bpb, web text |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for name, runs in found["runs"].items():
+        corpus = found["corpora"][name]
+        means = [interval([run[key] for run in runs]) for key in ("clean", "web")]
+        cells = " | ".join(f"{mean:.4f} ± {half:.4f}" for mean, half in means)
+        size = corpus["text_bytes"] / 1e6
+        lines.append(f"| {name} | {corpus['documents']:,} | {size:.1f} | {cells} |")
+    lines += ["", "| from | to | held out | difference in bpb | |", "|---|---|---|---:|---|"]
+    for row in found["comparisons"]:
+        lines.append(
+            f"| {row['from']} | {row['to']} | {row['held_out']} | {row['difference']:+.4f} ± "
+            f"{row['half_width']:.4f} | {row['verdict']} |"
+        )
+    return "\n".join(lines) + "\n"
 
 
 def print_table(found: dict[str, Any]) -> None:

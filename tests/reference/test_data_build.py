@@ -14,7 +14,7 @@ pytest.importorskip("duckdb")
 pytest.importorskip("datatrove")
 
 from reference.data import build as build_module
-from reference.data.build import Options, build_corpus, corpus_digest, read_manifest
+from reference.data.build import Options, build_corpus, corpus_digest, folder_digest, read_manifest
 from reference.data.spec import Spec, load_spec
 from reference.errors import TrainerError
 
@@ -313,6 +313,7 @@ def test_the_digest_is_the_one_a_run_writes_down(tmp_path: Path, inputs: Path) -
     manifest = build_corpus(spec_of(tmp_path), tmp_path / "out", ONE)
     assert tree_digest(tmp_path / "out", ("*.parquet",)) == manifest["digest"]
     assert corpus_digest(manifest["shards"]) == manifest["digest"]
+    assert folder_digest(tmp_path / "out") == manifest["digest"]
 
 
 def test_a_folder_is_a_spec_and_the_report_escapes_hostile_text(
