@@ -105,6 +105,7 @@ def reproduce(
     )
     from kit.board.statistics import figures_of
     from kit.files import write_bytes, write_json
+    from kit.run.image import describe_image
     from kit.trust.keys import load_or_create_signer
 
     work = work.resolve()
@@ -117,6 +118,9 @@ def reproduce(
         raise click.UsageError("give either --check-only or --replay K")
     claim = find_claim(row, board, work, tell)
     recipe = safe_recipe(claim, trainer_code)
+    image = claim.result["image"]["digest"]
+    if image is not None and image != describe_image()["digest"]:
+        tell(f"the row ran in image {image}; runs compare best in the same one")
     if fetch_only:
         path = work / "cache" / "rows" / claim.id / "recipe.toml"
         write_bytes(path, recipe.text.encode())

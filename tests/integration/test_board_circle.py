@@ -75,8 +75,14 @@ def test_from_a_run_to_a_row_to_a_reproduction(bigram: Any, n4090: Any, tmp_path
     mean = (row["total_s"] + theirs["total_s"]) / 2
     assert abs(after["pooled"]["total_s"] - mean) < 1e-6
 
+    doubt = "<b>Too fast</b> for =this card"
+    doubted = ("board", "dispute", row["id"], "--board", board, "--as", "bob", "--reason", doubt)
+    n4090(*doubted, "--work", tmp_path / "bob", "--evidence", "V13", "--yes")
+    n4090("board", "publish", "--board", board, "--work", tmp_path)
     n4090("board", "site", "--board", board, "--out", out)
     page = (out / "row" / f"{row['id']}.html").read_text()
+    assert "&lt;b&gt;Too fast&lt;/b&gt; for =this card" in page and "<b>Too fast" not in page
+    assert "<b>Dispute</b> by <bdi>bob</bdi>" in page and "V13" in page
     assert "reproduced once, by grace" in page and "mean of 2 runs" in page
     assert f'href="{statement["result_id"]}.html"' in page
     assert 'data-tier="T4"' in (out / "index.html").read_text()

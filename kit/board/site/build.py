@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import kit
+from kit.board import statistics
 from kit.board.load import Board
 from kit.board.site.detail import detail
 from kit.board.site.text import clean, number, score
-from kit.board.site.view import LIMIT_H, TARGET, TIERS, Row, groups, headline, index_row
+from kit.board.site.view import LIMIT_H, TIERS, Row, groups, headline, index_row
+from kit.board.statistics import TARGET_CORE as TARGET
 from kit.errors import KitError, PrerequisiteError
 from kit.verify import verify_result
 from kit.verify.finding import Finding, Report
@@ -105,7 +107,8 @@ def write_index(
     )
     _write(out / "index.html", index)
     _write(
-        out / "rules.html", environment.get_template("rules.html").render(**common, page="rules")
+        out / "rules.html",
+        environment.get_template("rules.html").render(**common, page="rules", rule=statistics),
     )
     log = environment.get_template("log.html")
     _write(

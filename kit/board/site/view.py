@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 from kit.board.site.text import clean, clean_all, compact, hours, number, score
 
 Document = dict[str, Any]
-TARGET = 0.256525  # CORE of GPT-2 1.5B
 LIMIT_H = 24
 # The intervals' little axis: CORE from here to there over so many pixels.
 # `site.css` draws the axis, and the target's tick at 71 % of it, which is where it lies.
