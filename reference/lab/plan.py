@@ -7,13 +7,13 @@ hours that are left after the other stages; the one with the lowest predicted bi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from reference.config import ModelConfig
 from reference.errors import TrainerError
-from reference.estimate import count_flops, count_parameters, plan_vram
+from reference.estimate import ASSUMED_MFU, count_flops, count_parameters, plan_vram
 from reference.lab.cards import CARDS, Card
 from reference.lab.points import Point
 from reference.lab.scaling import (
@@ -32,6 +32,7 @@ from reference.lab.scaling import (
 )
 
 TARGET_CORE = 0.256525
+CORE_REACH = 0.1  # of the smallest run with CORE: below, its line says nothing
 DEPTHS = range(2, 41, 2)  # odd ones are as wide as the next even one
 HEAD_DIM = 128
 VRAM_SHARE = 0.9  # the rest: CUDA context, allocator's gaps, the desktop
@@ -40,10 +41,11 @@ VRAM_SHARE = 0.9  # the rest: CUDA context, allocator's gaps, the desktop
 TOKENIZER_SHARE = 0.2 / 24
 CHAT_EVAL_SHARE = 0.5 / 24
 SLACK_SHARE = 1.0 / 24
-SFT_TOKENS_PER_HOUR = 130e6 / 24
-SFT_OVERHEAD = 1.1  # evaluation and checkpoints beside its steps
+SFT_SHARE = 0.85 / 24
+SFT_OVERHEAD = 1.1  # of its steps' time: evaluation and checkpoints
 # kit/core_eval/COST.md: 905 s for d20 on an RTX 4090 at half its matrix peak, eager.
-CORE_EVAL_S, CORE_EVAL_FLOPS = 905.0, 2.886e9 * 165.2e12
+CORE_EVAL_S, CORE_EVAL_LOAD = 905.0, 2.886e9 / 165.2e12  # s of peak for a training token
+CORE_ITEMS, CORE_TASKS = 91_037, 22
 BATCH_HORIZON = 10.5 * 110.1e6  # d12's, where nanochat's batch rule has 2^19 tokens
 
 
@@ -105,6 +107,7 @@ class Candidate:
     flops_per_token: int
     hours: dict[str, float]
     tokens: float
+    sft_tokens: float
     flops: float
     device_batch_size: int
     total_batch_size: int
@@ -131,14 +134,50 @@ def shape(depth: int, vocab_size: int, seq_len: int) -> ModelConfig:
     )
 
 
+def _core(point: Point, laws: Laws) -> float | None:
+    """CORE of `point`; None a decade and more below the runs that the line was fitted to."""
+    known = [p.flops for p in laws.points if p.core is not None and p.core_line]
+    if laws.core is None or point.flops < CORE_REACH * min(known):
+        return None
+    return laws.core.core(equivalent_flops(point, laws.loss))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a plan takes as given from the base recipe.
+
+    Args:
+        core_share: Of all CORE items, those it scores.
+        batch: Tokens a step, where its rates were tuned for that batch; None: by the rule.
+    """
+
+    vocab_size: int
+    seq_len: int
+    core_share: float = 1.0
+    batch: int | None = None
+
+    @classmethod
+    def of(cls, recipe: Mapping[str, Any]) -> Setting:
+        """The setting of a recipe, as written or resolved."""
+        cap = recipe.get("core", {}).get("max_per_task", -1)
+        pretrain = recipe.get("pretrain", {})
+        tuned = pretrain.get("total_batch_size") if pretrain.get("scale_lr") is False else None
+        return cls(
+            recipe.get("tokenizer", {}).get("vocab_size", 32768),
+            recipe.get("model", {}).get("seq_len", 2048),
+            1.0 if cap < 0 else min(1.0, cap * CORE_TASKS / CORE_ITEMS),
+            tuned,
+        )
+
+
 def candidates(
-    card: Card, hours: float, laws: Laws, *, vram_gib: float, vocab_size: int, seq_len: int
+    card: Card, hours: float, laws: Laws, setting: Setting, *, vram_gib: float
 ) -> list[Candidate]:
     """Every depth that has a positive number of tokens; those beyond the memory say so."""
     found = []
     for depth in DEPTHS:
-        config = shape(depth, vocab_size, seq_len)
-        candidate = _cost(config, card, hours, vram_gib, laws)
+        config = shape(depth, setting.vocab_size, setting.seq_len)
+        candidate = _cost(config, card, hours, vram_gib, laws, setting)
         if candidate is not None:
             found.append(candidate)
     return found
@@ -157,17 +196,25 @@ def choose(options: Sequence[Candidate]) -> Candidate:
 
 
 def _cost(
-    config: ModelConfig, card: Card, hours: float, vram_gib: float, laws: Laws
+    config: ModelConfig,
+    card: Card,
+    hours: float,
+    vram_gib: float,
+    laws: Laws,
+    setting: Setting,
 ) -> Candidate | None:
     per_token = count_flops(config).nanochat
     parameters = count_parameters(config).scaling
-    split = stage_hours(per_token, card, hours)
+    split = stage_hours(per_token, card, hours, setting.core_share)
     if split["pretrain"] <= 0:
         return None
     flops = split["pretrain"] * 3600 * card.flops_per_s
     tokens = flops / per_token
     batch, vram, fits = largest_batch(config, vram_gib)
-    total = max(total_batch_tokens(tokens), batch * config.seq_len)
+    wanted = setting.batch or total_batch_tokens(tokens)
+    batch = max(1, min(batch, wanted // config.seq_len))
+    micro = batch * config.seq_len
+    total = max(1, round(wanted / micro)) * micro
     point = Point("", laws.family, "", parameters, tokens, flops)
     return Candidate(
         config=config,
@@ -180,24 +227,23 @@ def _cost(
         total_batch_size=total,
         vram_bytes=vram,
         fits=fits,
+        sft_tokens=split["sft"] * 3600 * card.flops_per_s / per_token / SFT_OVERHEAD,
         val_bpb=laws.loss.loss(parameters, tokens, laws.family),
-        core=laws.core.core(equivalent_flops(point, laws.loss)) if laws.core else None,
+        core=_core(point, laws),
     )
 
 
-def stage_hours(flops_per_token: float, card: Card, hours: float) -> dict[str, float]:
+def stage_hours(
+    flops_per_token: float, card: Card, hours: float, core_share: float = 1.0
+) -> dict[str, float]:
     """How a budget divides among the stages; pretraining gets what the others leave."""
-    peak = card.peak_flops or card.flops_per_s / 0.75
+    peak = card.peak_flops or card.flops_per_s / ASSUMED_MFU
+    load = flops_per_token / peak / CORE_EVAL_LOAD
     split = {
         "tokenizer": TOKENIZER_SHARE * hours,
         "pretrain": 0.0,
-        "core": CORE_EVAL_S * (flops_per_token / peak) / (CORE_EVAL_FLOPS / 165.2e12**2) / 3600,
-        "sft": SFT_OVERHEAD
-        * SFT_TOKENS_PER_HOUR
-        * hours
-        * flops_per_token
-        / card.flops_per_s
-        / 3600,
+        "core": core_share * load * CORE_EVAL_S / 3600,
+        "sft": SFT_SHARE * hours,
         "chat_eval": CHAT_EVAL_SHARE * hours,
         "slack": SLACK_SHARE * hours,
     }
@@ -254,13 +300,13 @@ def forecast(candidate: Candidate, laws: Laws) -> Forecast:
 
 
 def compare_cards(
-    hours: float, laws: Laws, names: Sequence[str], **sizes: int
+    hours: float, laws: Laws, setting: Setting, names: Sequence[str]
 ) -> list[dict[str, Any]]:
     """What the same hours buy on other cards, each with its own best depth."""
     rows = []
     for name in names:
         card = CARDS[name]
-        best = choose(candidates(card, hours, laws, vram_gib=card.vram_gib, **sizes))
+        best = choose(candidates(card, hours, laws, setting, vram_gib=card.vram_gib))
         expected = forecast(best, laws)
         rows.append(
             {
@@ -290,6 +336,8 @@ def notes(candidate: Candidate, laws: Laws) -> list[str]:
         said.append("this depth does not fit the memory")
     if laws.core is None:
         said.append("too few points with CORE: no forecast of it")
+    elif candidate.core is None:
+        said.append("so small a training is chance on CORE: no forecast of it")
     elif laws.family != "climbmix":
         said.append("CORE is read off ClimbMix runs by compute alone: another corpus moves it")
     return said

@@ -180,7 +180,8 @@ def _core_figure(laws: Laws, best: Candidate) -> str:
             values = np.array([[law.core(c) for c in C] for law in drawn])
             low, high = np.quantile(values, (0.025, 0.975), axis=0)
             axes.fill_between(C, low, high, color=series_style(0)["color"], alpha=0.15, lw=0)
-        axes.plot([best.flops], [best.core], marker="*", ms=14, ls="", color=INK, label="plan")
+        if best.core is not None:
+            axes.plot([best.flops], [best.core], marker="*", ms=14, ls="", color=INK, label="plan")
         axes.axhline(0.256525, color=FAINT, ls="--", label="GPT-2 1.5B")
         axes.set_xscale("log")
         axes.set_xlabel("FLOPs of an optimal shape with the same loss")

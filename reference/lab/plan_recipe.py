@@ -10,7 +10,7 @@ import tomlkit
 
 from reference.dataset import write_whole
 from reference.errors import TrainerError
-from reference.lab.plan import SFT_TOKENS_PER_HOUR, Candidate
+from reference.lab.plan import Candidate
 from reference.resolve import resolve_recipe
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -33,8 +33,7 @@ def recipe_document(
     base: dict[str, Any], best: Candidate, *, name: str, title: str, hours: float, device: str
 ) -> dict[str, Any]:
     """The recipe that trains `best`; what the plan does not decide stays as in `base`."""
-    config, micro = best.config, best.device_batch_size * best.config.seq_len
-    total = max(1, round(best.total_batch_size / micro)) * micro
+    config = best.config
     data = dict(base.get("data", {}))
     if data.get("kind") == "hub":
         data["shards"] = max(1, -(-int(best.tokens) // int(TRAINED_TOKENS_PER_SHARD)))
@@ -59,13 +58,13 @@ def recipe_document(
             **{k: v for k, v in base.get("pretrain", {}).items() if k != "num_steps"},
             "hours": round(best.hours["pretrain"], 4),
             "device_batch_size": best.device_batch_size,
-            "total_batch_size": total,
+            "total_batch_size": best.total_batch_size,
         },
         "sft": {
             **base.get("sft", {}),
-            "num_steps": max(1, round(SFT_TOKENS_PER_HOUR * hours / total)),
+            "num_steps": max(1, round(best.sft_tokens / best.total_batch_size)),
             "device_batch_size": best.device_batch_size,
-            "total_batch_size": total,
+            "total_batch_size": best.total_batch_size,
         },
     }
 

@@ -73,7 +73,7 @@ class LossLaw:
         if self.best_loss(math.exp(actual), family) >= wanted:
             return parameters * tokens
         found = brentq(
-            lambda x: self.best_loss(math.exp(x), family) - wanted, actual - 12.0, actual
+            lambda x: self.best_loss(math.exp(x), family) - wanted, actual - 60.0, actual
         )
         return math.exp(found)
 

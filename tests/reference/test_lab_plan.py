@@ -16,7 +16,7 @@ from reference.estimate import count_flops, count_parameters
 from reference.lab.cards import CARDS, find_card
 from reference.lab.commands import plan
 from reference.lab.figures import draw
-from reference.lab.plan import Laws, candidates, choose, fit_laws, forecast, shape
+from reference.lab.plan import Laws, Setting, candidates, choose, fit_laws, forecast, shape
 from reference.lab.points import Point, own_points, published_points
 from reference.lab.scaling import fit_core, fit_loss, fit_optimum, isoflop_optima
 
@@ -121,7 +121,7 @@ def test_a_day_of_each_card(laws: Laws) -> None:
     reached = {}
     for name in ("rtx3090", "rtx4090", "rtx5090", "h100"):
         card = CARDS[name]
-        options = candidates(card, 24, laws, vram_gib=card.vram_gib, vocab_size=32768, seq_len=2048)
+        options = candidates(card, 24, laws, Setting(32768, 2048), vram_gib=card.vram_gib)
         best = choose(options)
         assert best.fits and best.vram_bytes < card.vram_gib * 2**30
         assert sum(best.hours.values()) == pytest.approx(24)
@@ -132,19 +132,19 @@ def test_a_day_of_each_card(laws: Laws) -> None:
 
 
 def test_less_memory_means_a_smaller_micro_batch_and_then_a_smaller_model(laws: Laws) -> None:
-    sizes = {"vocab_size": 32768, "seq_len": 2048}
+    setting = Setting(32768, 2048)
     card = CARDS["rtx4090"]
-    roomy = choose(candidates(card, 24, laws, vram_gib=24, **sizes))
-    tight = choose(candidates(card, 24, laws, vram_gib=8, **sizes))
+    roomy = choose(candidates(card, 24, laws, setting, vram_gib=24))
+    tight = choose(candidates(card, 24, laws, setting, vram_gib=8))
     assert tight.device_batch_size <= roomy.device_batch_size
     assert tight.parameters < roomy.parameters
     with pytest.raises(TrainerError, match="no depth fits"):
-        choose(candidates(card, 24, laws, vram_gib=0.1, **sizes))
+        choose(candidates(card, 24, laws, setting, vram_gib=0.1))
 
 
 def test_the_forecast_holds_its_own_prediction(laws: Laws) -> None:
     card = CARDS["rtx4090"]
-    best = choose(candidates(card, 24, laws, vram_gib=24, vocab_size=32768, seq_len=2048))
+    best = choose(candidates(card, 24, laws, Setting(32768, 2048), vram_gib=24))
     expected = forecast(best, laws)
     assert expected.val_bpb.low < best.val_bpb < expected.val_bpb.high
     assert expected.core_run.low < best.core < expected.core_run.high
@@ -212,3 +212,17 @@ def test_a_figure_escapes_hostile_titles() -> None:
     svg = draw("<script>alert(1)</script> \\g<0>", "d", lambda axes: axes.plot([1, 2]))
     assert "<script" not in svg
     assert "\\g&lt;0&gt;" in svg
+
+
+def test_a_measured_cpu_gets_a_plan_of_its_own(tmp_path: Path) -> None:
+    bench = tmp_path / "bench.json"
+    bench.write_text('{"tokens_per_s": 4000, "recipe": "nano", "device": "cpu"}')
+    options = ["--bench", str(bench), "--base", "nano", "--hours", "0.5", "--no-files", "--json"]
+    done = CliRunner().invoke(plan, options)
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.output)
+    assert told["card"]["name"] == "cpu"
+    assert told["flops"] == pytest.approx(
+        told["card"]["flops_per_s"] * 3600 * told["hours"]["pretrain"]
+    )
+    assert any("extrapolation" in note for note in told["notes"])

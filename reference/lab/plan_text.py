@@ -1,0 +1,159 @@
+"""The plan in the terminal and as JSON, and the speed of a machine that was measured."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from reference.config import ModelConfig
+from reference.errors import TrainerError
+from reference.estimate import count_flops
+from reference.lab.cards import Card
+from reference.lab.plan import TARGET_CORE, Candidate, Forecast, Laws
+from reference.resolve import resolve_recipe
+
+
+def measured_card(bench: Path, card: Card) -> Card:
+    """`card` at the speed that `bench train --json` measured on this machine."""
+    try:
+        measured = json.loads(bench.read_text())
+        tokens_per_s, name = float(measured["tokens_per_s"]), str(measured["recipe"])
+        on_cpu = measured["device"] == "cpu"
+    except (ValueError, KeyError, TypeError) as error:
+        raise TrainerError(
+            "bad_input",
+            f"{bench} is not what `n4090-kit bench train --json` prints",
+            f"n4090-kit bench train --recipe nano --json > {bench.name}",
+        ) from error
+    recipe = resolve_recipe(name)
+    config = ModelConfig.from_recipe(recipe["model"], recipe["tokenizer"]["vocab_size"])
+    return replace(
+        card,
+        name="cpu" if on_cpu else card.name,
+        peak_flops=None if on_cpu else card.peak_flops,
+        flops_per_s=count_flops(config).nanochat * tokens_per_s,
+        source=f"measured: recipe {name} at {tokens_per_s:,.0f} tokens/s",
+    )
+
+
+def plan_json(
+    card: Card,
+    best: Candidate,
+    expected: Forecast,
+    laws: Laws,
+    cards: list[dict[str, Any]],
+    remarks: list[str],
+) -> dict[str, Any]:
+    return {
+        "card": {"name": card.name, "flops_per_s": card.flops_per_s, "assumes": card.source},
+        "model": best.config.to_json(),
+        "parameters": best.parameters,
+        "tokens": best.tokens,
+        "tokens_per_parameter": best.ratio,
+        "flops": best.flops,
+        "flops_per_token": best.flops_per_token,
+        "device_batch_size": best.device_batch_size,
+        "total_batch_size": best.total_batch_size,
+        "vram_bytes": best.vram_bytes,
+        "hours": best.hours,
+        "predicted": {
+            "val_bpb": best.val_bpb,
+            "val_bpb_95": expected.val_bpb,
+            "core": best.core,
+            "core_mean_95": expected.core,
+            "core_one_run_95": expected.core_run,
+            "best_tokens_per_parameter_95": expected.ratio,
+            "flops_for_target": laws.core.flops(TARGET_CORE) if laws.core else None,
+        },
+        "law": {
+            "E": laws.loss.E,
+            "A": laws.loss.A,
+            "alpha": laws.loss.alpha,
+            "B": laws.loss.B,
+            "beta": laws.loss.beta,
+            "family": laws.family,
+            "factors": laws.loss.factors,
+        },
+        "cards": cards,
+        "notes": remarks,
+    }
+
+
+def print_plan(
+    card: Card,
+    hours: float,
+    best: Candidate,
+    expected: Forecast,
+    options: list[Candidate],
+    laws: Laws,
+    cards: list[dict[str, Any]],
+    remarks: list[str],
+) -> None:
+    from rich.console import Console
+
+    low, high = expected.val_bpb
+    near = [o for o in options if o.fits and o.val_bpb < 1.001 * best.val_bpb]
+    table = _two_columns(f"plan: {card.name}, {hours:g} h (predicted, not measured)")
+    table.add_row(
+        "model",
+        f"d{best.config.n_layer}, width {best.config.n_embd}, "
+        f"{best.parameters / 1e6:,.0f} M parameters in matrices and head",
+    )
+    table.add_row(
+        "tokens",
+        f"{best.tokens / 1e9:.3g} B, {best.ratio:.1f} a parameter "
+        f"(best at this budget: {expected.ratio.low:.1f} to {expected.ratio.high:.1f})",
+    )
+    table.add_row("FLOPs", f"{best.flops:.3g} at {card.flops_per_s / 1e12:.3g} TFLOP/s")
+    table.add_row(
+        "batch",
+        f"{best.total_batch_size:,} tokens, micro-batch {best.device_batch_size} x "
+        f"{best.config.seq_len}, {best.vram_bytes / 2**30:.1f} GiB planned",
+    )
+    split = ", ".join(f"{name} {value:.2f}" for name, value in best.hours.items())
+    table.add_row("hours", split)
+    table.add_row("val_bpb", f"{best.val_bpb:.4f} ({low:.4f} to {high:.4f}, {laws.family})")
+    if best.core is not None and expected.core_run is not None and laws.core is not None:
+        run = expected.core_run
+        table.add_row("CORE", f"{best.core:.3f}; one run {run.low:.3f} to {run.high:.3f}")
+        needed = laws.core.flops(TARGET_CORE)
+        table.add_row(
+            "target",
+            f"{TARGET_CORE} needs {needed:.3g} FLOPs, {needed / best.flops:.2g} times these",
+        )
+    others = ", ".join(f"d{o.config.n_layer} {o.val_bpb:.4f}" for o in near)
+    table.add_row("within 0.1 %", others)
+    table.add_row("speed", card.source)
+    for remark in remarks:
+        table.add_row("note", remark)
+    console = Console()
+    console.print(table)
+    compared = table_of(
+        f"what {hours:g} h buy elsewhere", "card", "depth", "FLOPs", "CORE", "speed"
+    )
+    for row in cards:
+        core = "-" if row["core"] is None else f"{row['core']:.3f}"
+        compared.add_row(
+            row["card"], f"d{row['depth']}", f"{row['flops']:.3g}", core, row["assumes"]
+        )
+    console.print(compared)
+
+
+def _two_columns(title: str) -> Any:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=None, show_header=False, pad_edge=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column()
+    return table
+
+
+def table_of(title: str, *headings: str) -> Any:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, header_style="dim")
+    return table
