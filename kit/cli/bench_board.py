@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from kit.board.bench import Pass
 
 EXAMPLE = Path("submissions/2026/example/9ffdb8e5b168ed02")
 
@@ -30,13 +34,17 @@ def bench_board(rows: int, new: int, template: Path, as_json: bool) -> None:
     """
     import tempfile
 
-    from rich.console import Console
-    from rich.table import Table
-
     from kit.board.bench import bench_board as run
 
     with tempfile.TemporaryDirectory(prefix="n4090-bench-") as name:
         generated_s, passes = run(template, rows, new, Path(name))
+        _show(generated_s, passes, rows, as_json)  # before the removal, which takes its time
+
+
+def _show(generated_s: float, passes: list[Pass], rows: int, as_json: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
     if as_json:
         told = {"generated_s": generated_s, "passes": [asdict(one) for one in passes]}
         click.echo(json.dumps(told, indent=2))
