@@ -25,14 +25,13 @@ from typing import Any
 import kit
 from kit.board.decisions import Decisions, Minutes
 from kit.board.documents import now
-from kit.board.inspect import tree_of
 from kit.board.layout import REPRODUCTION_NAMESPACE, Layout, SubmissionPath
 from kit.board.package import document_items, pack
 from kit.board.publish import IN_FOLDER
 from kit.board.statistics import figures_of
 from kit.board.submit import place, submit_to_folder
+from kit.board.tree import tree_of
 from kit.errors import KitError
-from kit.trust.digest import DigestCache
 from kit.trust.keys import Signer, load_signer, make_key
 from kit.trust.sign import result_id, sign_document
 from kit.verify.synthetic import gpu_run, safetensors
@@ -94,7 +93,6 @@ def _generate(template: Path, root: Path, rows: int, signers: list[Signer]) -> N
     base = json.loads((template / "result.json").read_bytes())
     pin = json.loads((template / "submission.json").read_bytes())
     rng = random.Random(BENCH_SEED)
-    cache = DigestCache(root.parent / "unused.json")
     minutes = Minutes(layout, Decisions(), "a generated board", kit.__version__, now())
     checks = {f"V{number:02}": "pass" for number in range(1, 22)}
     earlier: tuple[str, Document] | None = None
@@ -115,7 +113,7 @@ def _generate(template: Path, root: Path, rows: int, signers: list[Signer]) -> N
             path.result_id,
             "consistent: 21 checks passed",
             path=str(path),
-            tree=tree_of(folder, cache),
+            tree=tree_of(folder),
             decision="accepted",
             verdict="consistent",
             checks=checks,

@@ -30,9 +30,10 @@ from kit.board.load import read_document
 from kit.board.package import Item
 from kit.board.publish import IN_FOLDER, Origin, Published, publish
 from kit.board.text import markdown
+from kit.board.tree import TreeCache
 from kit.errors import KitError
 from kit.files import write_bytes, write_json
-from kit.trust.digest import DigestCache, sha256_bytes
+from kit.trust.digest import sha256_bytes
 from kit.verify.evidence import MAX_TELEMETRY_BYTES
 from kit.verify.finding import Finding, fail, warn
 
@@ -62,7 +63,7 @@ def publish_to_hub(
     repository: str,
     mirror: Path,
     *,
-    cache: DigestCache | None = None,
+    cache: TreeCache | None = None,
     recheck: bool = False,
     merge: bool = False,
     tell: Tell = lambda text: None,

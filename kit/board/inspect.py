@@ -22,17 +22,16 @@ from kit.board.layout import (
 )
 from kit.board.load import read_document
 from kit.board.row import MALFORMED, Facts, facts_of, submission_row
-from kit.errors import KitError, SchemaError
+from kit.board.tree import NO_TREE, TreeCache, tree_of
+from kit.errors import KitError
 from kit.schemas import problems
-from kit.trust.digest import DigestCache, manifest_digest, sha256_file, tree_manifest
+from kit.trust.digest import sha256_file
 from kit.verify.evidence import Options
 from kit.verify.finding import Finding, Report, fail, warn
 
 Document = dict[str, Any]
 
 
-# The tree of a folder that holds what does not belong there.
-NO_TREE = "sha256:" + "0" * 64
 NEAREST = 10  # rows on either side whose loss curves are compared
 
 
@@ -84,22 +83,6 @@ class Known:
         return [self._paths[row_id] for row_id in sorted(found - {facts.id})]
 
 
-def tree_of(folder: Path, cache: DigestCache | None = None) -> str:
-    """One digest of a submission's files.
-
-    Raises:
-        SchemaError: A file that does not belong there, a link, one that is too large.
-    """
-    manifest = tree_manifest(folder, cache=cache)
-    for file in manifest:
-        limit = TEXT_LIMITS.get(file.path)
-        if limit is None:
-            raise SchemaError(f"`{file.path[:200]}` has no place in a submission")
-        if file.bytes > limit:
-            raise SchemaError(f"`{file.path}` is too large", bytes=file.bytes, limit=limit)
-    return manifest_digest(manifest)
-
-
 def inspect(
     layout: Layout,
     path: SubmissionPath,
@@ -109,7 +92,7 @@ def inspect(
     extra: Mapping[str, Path] | None = None,
     weights: list[Finding] | None = None,
     revoked: Path | None = None,
-    cache: DigestCache | None = None,
+    cache: TreeCache | None = None,
 ) -> Inspection:
     """Judges the submission at `path`.
 

@@ -15,13 +15,13 @@ import kit
 from kit.board.decisions import Decisions, Minutes, shorten
 from kit.board.derive import Derivation, DocumentJudgement
 from kit.board.documents import now
-from kit.board.inspect import NO_TREE, Inspection, Known, check_weights, inspect, tree_of
+from kit.board.inspect import Inspection, Known, check_weights, inspect
 from kit.board.layout import Layout, Settings, SubmissionPath
 from kit.board.load import read_document
 from kit.board.table import write_table
 from kit.board.text import plain
+from kit.board.tree import NO_TREE, TreeCache, tree_of
 from kit.errors import KitError, SchemaError
-from kit.trust.digest import DigestCache
 from kit.verify.finding import Finding
 
 Document = dict[str, Any]
@@ -57,7 +57,7 @@ def publish(
     root: Path,
     *,
     origin: Callable[[SubmissionPath], Origin] | None = None,
-    cache: DigestCache | None = None,
+    cache: TreeCache | None = None,
     recheck: bool = False,
     tell: Tell = lambda text: None,
 ) -> Published:
@@ -103,7 +103,7 @@ def _judge_submissions(
     minutes: Minutes,
     done: Published,
     origin: Callable[[SubmissionPath], Origin] | None,
-    cache: DigestCache | None,
+    cache: TreeCache | None,
     recheck: bool,
     tell: Tell,
 ) -> None:
@@ -203,7 +203,7 @@ def _inspect(
     path: SubmissionPath,
     came: Origin,
     known: Known,
-    cache: DigestCache | None,
+    cache: TreeCache | None,
 ) -> Inspection:
     layout = derivation.layout
     revoked = layout.root / REVOKED
@@ -278,7 +278,7 @@ def _note_documents(judgements: list[DocumentJudgement], minutes: Minutes, done:
         done.documents.append(one)
 
 
-def _tree(folder: Path, cache: DigestCache | None) -> str:
+def _tree(folder: Path, cache: TreeCache | None) -> str:
     try:
         return tree_of(folder, cache)
     except (SchemaError, OSError):

@@ -16,6 +16,8 @@ def plain(value: Any, limit: int) -> str:
     whoever shows it escapes it for where it is shown.
     """
     text = value if isinstance(value, str) else str(value)
+    if len(text) <= limit and text.isascii() and text.isprintable() and "  " not in text:
+        return text.strip()
     kept: list[str] = []
     marks = 0
     for character in unicodedata.normalize("NFC", text[: limit * 8]):

@@ -37,11 +37,11 @@ def publish(target: str, work: Path, recheck: bool, merge: bool, as_json: bool) 
     """
     from kit.board.layout import board_root
     from kit.board.publish import publish as run_publish
+    from kit.board.tree import TreeCache
     from kit.cli.submit import is_folder
     from kit.errors import PrerequisiteError
-    from kit.trust.digest import DigestCache
 
-    cache = DigestCache(work / "cache" / "board-digests.json")
+    cache = TreeCache(work / "cache" / "board-trees.json")
     if not is_folder(target):
         from kit.board.hub import Hub, client
         from kit.board.hub_publish import publish_to_hub
