@@ -99,6 +99,18 @@ def publish_to_hub(
     return done
 
 
+def mirror_board(hub: Hub, repository: str, mirror: Path) -> Path:
+    """The board as it stands on main, in a folder here; judges nothing and sends nothing.
+
+    Args:
+        mirror: As of `publish_to_hub`; what that brought of open pull requests stays.
+    """
+    main = hub.head(repository, "dataset")
+    hub.settings(repository, main)
+    _mirror_main(hub, repository, main, mirror)
+    return mirror / BOARD_FOLDER
+
+
 # --- main ---------------------------------------------------------------------------------------
 
 

@@ -12,7 +12,14 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 
 @click.command()
 @click.option(
-    "--board", "target", type=FOLDER, default=Path("submissions"), show_default=True, help="Folder."
+    "--board", "target", default="submissions", show_default=True, help="Folder, or OWNER/NAME."
+)
+@click.option(
+    "--work",
+    type=FOLDER,
+    envvar="N4090_WORK",
+    default=Path(),
+    help="Work folder, for the copy of a board on the Hub [.].",
 )
 @click.option("--out", type=FOLDER, required=True, help="Folder for the pages; made or refreshed.")
 @click.option(
@@ -23,7 +30,7 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
     help="Price of a kWh that cost begins at; readers change it on the page.",
 )
 @click.option("--currency", default="$", show_default=True, help="Its currency, as shown.")
-def site(target: Path, out: Path, kwh_price: float, currency: str) -> None:
+def site(target: str, work: Path, out: Path, kwh_price: float, currency: str) -> None:
     """Write the static site: table, charts, a page a row.
 
     OUT/index.html opens from disk as it is; nothing in it is loaded from elsewhere. A static Space
@@ -35,8 +42,16 @@ def site(target: Path, out: Path, kwh_price: float, currency: str) -> None:
 
     from kit.board.load import load_board
     from kit.board.site.build import build_site
+    from kit.cli.submit import is_folder
 
-    board = load_board(target)
+    if is_folder(target):
+        board = load_board(Path(target))
+    else:
+        from kit.board.hub import Hub, client
+        from kit.board.hub_publish import mirror_board
+
+        hub = Hub(client(), tell=lambda text: click.echo(text, err=True))
+        board = load_board(mirror_board(hub, target, work / "boards" / target.replace("/", "--")))
     with Progress(
         console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()
     ) as bar:

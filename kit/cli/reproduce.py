@@ -247,9 +247,10 @@ def _own(finished: Path, signer: Signer) -> dict[str, Any]:
 
 def _account(board: str) -> str:
     """The account on the Hub, for boards that lie there."""
+    from kit.cli.submit import is_folder
     from kit.errors import PrerequisiteError
 
-    if Path(board).is_dir():
+    if is_folder(board):
         raise PrerequisiteError(
             "a statement names its signer", hint="say who you are on this board: --as NAME"
         )

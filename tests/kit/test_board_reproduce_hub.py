@@ -65,5 +65,10 @@ def test_a_row_on_the_hub_is_fetched_checked_and_its_weights_are_those_signed(
 
     done = call("reproduce", name, "--board", BOARD, "--work", work, "--fetch-only", "-q")
     assert Path(done.stdout.strip()).read_text() == result["recipe"]["text"]
+    out = tmp_path / "site"
+    call("board", "site", "--board", BOARD, "--work", tmp_path / "other", "--out", out)
+    page = (out / "row" / f"{name}.html").read_text()
+    assert f"hf download {BOARD} --repo-type dataset" in page
+    assert f'href="https://huggingface.co/{claim.model["repository"]}/tree/' in page
     with pytest.raises(PrerequisiteError, match="no row"):
         find_claim("ffff", BOARD, work, told.append)
