@@ -23,7 +23,7 @@ from kit.board import statistics
 from kit.board.load import Board
 from kit.board.site.detail import detail
 from kit.board.site.text import clean, number, score
-from kit.board.site.view import LIMIT_H, TIERS, Row, groups, headline, index_row
+from kit.board.site.view import LIMIT_H, TIERS, Row, decided, groups, headline, index_row
 from kit.board.statistics import TARGET_CORE as TARGET
 from kit.errors import KitError, PrerequisiteError
 from kit.verify import verify_result
@@ -98,10 +98,7 @@ def write_index(
     rows = [index_row(row, kwh_price) for row in board.rows]
     common = {**_common(board, currency, kwh_price), "rows": rows, "root": ""}
     pages = {row.id for row in rows if row.href}
-    events = [
-        {"at": e["at"], "id": e["id"], "ev": clean(e["ev"]), "reason": clean(e["reason"], 600)}
-        for e in reversed(board.events[-_LOG_SHOWN:])
-    ]
+    events = [decided(event) for event in reversed(board.events[-_LOG_SHOWN:])]
     index = environment.get_template("index.html").render(
         **common, page="index", groups=groups(rows), facts=_facts(board, rows), shown=_SHOWN
     )

@@ -19,7 +19,7 @@ from kit.board.site.text import (
     number,
     score,
 )
-from kit.board.site.view import TIERS, Row, headline
+from kit.board.site.view import TIERS, Row, decided, headline
 from kit.errors import KitError
 from kit.verify import CHECKS
 from kit.verify.finding import Finding, Report
@@ -96,10 +96,7 @@ def detail(board: Board, document: Document, row: Row, report: Report | None) ->
         "statements": clean_all(
             board.statements_of(document["id"]) if document["statements"] else []
         ),
-        "history": [
-            {"at": event["at"], "ev": clean(event["ev"]), "reason": clean(event["reason"], 600)}
-            for event in board.events_of(document["id"])
-        ],
+        "history": [decided(event) for event in board.events_of(document["id"])],
         "commands": commands(board, document),
         "weights": _weights(board, cleaned),
     }

@@ -198,6 +198,27 @@ def chips(row: Document) -> list[Chip]:
     return found
 
 
+def decided(event: Document) -> Document:
+    """A board event as the pages show it: when, about which row, a chip, the reason."""
+    data, kind = event["data"], event["ev"]
+    chip = Chip(clean(kind), "", "")
+    if kind in ("tier", "state"):
+        to = clean(str(data.get("to") or "none"))
+        tone = to if to in TIERS else STATES[to][1] if to in STATES else "good"
+        chip = Chip(to, tone, f"{kind}, before: {clean(str(data.get('from') or 'none'))}")
+    elif data.get("decision"):
+        who = f" by {clean(str(data['by']))}" if data.get("by") else ""
+        what = clean(str(data.get("kind") or kind)) + who
+        tone = "good" if data["decision"] == "accepted" else "bad"
+        chip = Chip(f"{what} {clean(str(data['decision']))}", tone, "")
+    return {
+        "at": event["at"],
+        "id": event["id"],
+        "chip": chip,
+        "reason": clean(event["reason"], 600),
+    }
+
+
 def gpu_name(row: Document) -> str:
     gpu = row["gpu"]
     if gpu is None or gpu["class"] == "none":
