@@ -8,28 +8,32 @@ request is refused before any of it is fetched when it touches what is not its a
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from kit.board.decisions import Decisions
 from kit.board.hub import Hub, blob_id
-from kit.board.inspect import Inspection
 from kit.board.layout import (
     BOARD_FOLDER,
-    MAX_DOCUMENT_BYTES,
     TEXT_LIMITS,
     Layout,
     SubmissionPath,
-    document_name,
 )
 from kit.board.load import read_document
 from kit.board.package import Item
 from kit.board.publish import IN_FOLDER, Origin, Published, publish
-from kit.board.text import markdown
+from kit.board.pull_request import (
+    DERIVED,
+    PullRequest,
+    classify,
+    comment,
+    file_limit,
+    is_document,
+    may_mirror,
+    touched_by,
+)
 from kit.board.tree import TreeCache
 from kit.errors import KitError
 from kit.files import write_bytes, write_json
@@ -39,23 +43,7 @@ from kit.verify.finding import Finding, fail, warn
 
 Tell = Callable[[str], None]
 _STATE = "mirror.json"
-_OURS = ("board-events.jsonl", "leaderboard.jsonl", "leaderboard.parquet")
-_HEADER = re.compile(r"^diff --git a/(.+) b/(.+)$", re.MULTILINE)
 _MAX_SMALL = 16 * 2**20  # a checkpoint's files that git keeps itself
-_MAX_FILES = 20
-
-
-@dataclass
-class PullRequest:
-    """One pull request as its diff and its head show it."""
-
-    number: int
-    author: str
-    status: str
-    commit: str
-    submission: SubmissionPath | None = None
-    files: list[str] = field(default_factory=list)  # below the board
-    problem: str | None = None
 
 
 def publish_to_hub(
@@ -90,7 +78,7 @@ def publish_to_hub(
 
     done = publish(root, origin=origin, cache=cache, recheck=recheck, tell=tell)
     if done.events or _differs(hub, repository, root, on_main):
-        items = [Item(f"{BOARD_FOLDER}/{name}", root / name) for name in _OURS]
+        items = [Item(f"{BOARD_FOLDER}/{name}", root / name) for name in DERIVED]
         message = f"Publish: {len(done.new)} judged, {done.rows} rows"
         hub.commit(repository, "dataset", items, message, parent=main)
     _comment(hub, repository, done, requests, mirror)
@@ -132,13 +120,13 @@ def _mirror_main(hub: Hub, repository: str, main: str, mirror: Path) -> dict[str
     known: dict[str, str] = {}
     for entry in entries:
         relative = entry.path.removeprefix(f"{BOARD_FOLDER}/")
-        if not isinstance(entry, RepoFile) or not _may_mirror(relative):
+        if not isinstance(entry, RepoFile) or not may_mirror(relative):
             continue
         known[relative] = entry.blob_id
         target = root / relative
         if state["main"].get(relative) == entry.blob_id and target.is_file():
             continue
-        limit = _limit(relative)
+        limit = file_limit(relative)
         if entry.size > limit:
             raise KitError(f"`{relative}` on main is too large", bytes=entry.size, limit=limit)
         write_bytes(target, hub.read(repository, "dataset", entry.path, main, limit))
@@ -155,37 +143,6 @@ def _state(mirror: Path) -> dict[str, Any]:
         state: dict[str, Any] = json.loads(path.read_bytes())
         return state
     return {"main": {}, "requests": {}, "commented": {}}
-
-
-def _may_mirror(relative: str) -> bool:
-    """Whether a path below the board is one of a board: nothing else is ever written here."""
-    parts = relative.split("/")
-    if len(parts) == 1:
-        return relative in (*_OURS, "board.json", "references.json", "revoked_keys")
-    return _is_submission_file(relative) or _is_document(relative)
-
-
-def _is_submission_file(relative: str) -> bool:
-    parts = relative.split("/")
-    path = SubmissionPath.parse("/".join(parts[:3]))
-    return path is not None and "/".join(parts[3:]) in TEXT_LIMITS
-
-
-def _is_document(relative: str) -> bool:
-    parts = relative.split("/")
-    return (
-        len(parts) == 3
-        and parts[0] in ("reproductions", "statements")
-        and re.fullmatch(r"[0-9a-f]{16}", parts[1]) is not None
-        and document_name(parts[2]) is not None
-    )
-
-
-def _limit(relative: str) -> int:
-    parts = relative.split("/")
-    if _is_submission_file(relative):
-        return TEXT_LIMITS["/".join(parts[3:])]
-    return MAX_DOCUMENT_BYTES if _is_document(relative) else 2**31
 
 
 # --- pull requests ------------------------------------------------------------------------------
@@ -218,8 +175,8 @@ def _pull_requests(
             ),
         )
         request = PullRequest(one.num, one.author, status, commit)
-        touched = _touched(details.diff or "")
-        _classify(request, touched, on_main if status == "open" else {})
+        touched = touched_by(details.diff or "")
+        classify(request, touched, on_main if status == "open" else {})
         state["requests"][str(one.num)] = {
             "author": request.author,
             "status": status,
@@ -245,46 +202,6 @@ def _remembered(number: int, entry: dict[str, Any]) -> PullRequest:
     )
 
 
-def _touched(diff: str) -> set[str]:
-    """Paths that a git diff names. Quoted names (odd bytes) stay quoted, and are refused so."""
-    return {path for match in _HEADER.finditer(diff) for path in match.groups()} | {
-        line for line in re.findall(r'^diff --git "(.+)"$', diff, re.MULTILINE)
-    }
-
-
-def _classify(request: PullRequest, touched: set[str], on_main: dict[str, str]) -> None:
-    """Sorts what a pull request touches; notes the first thing it may not."""
-    taken = {p.split("/")[2]: p for p in on_main if p.endswith("/result.json")}
-    if not touched:
-        request.problem = "it changes nothing that can be seen"
-    elif len(touched) > _MAX_FILES:
-        request.problem = f"it touches {len(touched)} files; a submission has at most {_MAX_FILES}"
-    for path in sorted(touched):
-        relative = path.removeprefix(f"{BOARD_FOLDER}/")
-        if path == relative or not (_is_submission_file(relative) or _is_document(relative)):
-            request.problem = f"it touches `{path[:200]}`, which is no part of a submission"
-        elif relative in on_main:
-            request.problem = f"it changes `{relative[:200]}`, which is on the board already"
-        elif _is_document(relative):
-            who = (document_name(relative.split("/")[2]) or ("",))[0]
-            if who != request.author:
-                request.problem = f"it adds a document in the name of {who}"
-        else:
-            folder = SubmissionPath.parse("/".join(relative.split("/")[:3]))
-            if folder is None or folder.submitter != request.author:
-                request.problem = "it writes into another's folder"
-            elif request.submission not in (None, folder):
-                request.problem = "it holds more than one submission"
-            elif folder.result_id in taken:
-                request.problem = f"its result is on the board as `{taken[folder.result_id]}`"
-            else:
-                request.submission = folder
-        if request.problem:
-            request.submission = None
-            return
-        request.files.append(relative)
-
-
 def _mirror_requests(
     hub: Hub,
     repository: str,
@@ -301,13 +218,13 @@ def _mirror_requests(
             info, target = infos.get(path), root / relative
             if info is None or relative in on_main:
                 continue
-            if info.size > _limit(relative):
+            if info.size > file_limit(relative):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(b"")  # the checks say that it is missing or broken
                 continue
             if target.is_file() and blob_id(target.read_bytes()) == info.blob_id:
                 continue
-            data = hub.read(repository, "dataset", path, one.commit, _limit(relative))
+            data = hub.read(repository, "dataset", path, one.commit, file_limit(relative))
             write_bytes(target, data)
 
 
@@ -446,7 +363,7 @@ def _merge(
     """Merges the open pull requests of which everything was accepted."""
     for one in requests:
         submission = one.submission and decisions.submissions.get(one.submission.result_id)
-        documents = [decisions.documents.get(path) for path in one.files if _is_document(path)]
+        documents = [decisions.documents.get(path) for path in one.files if is_document(path)]
         if (
             one.status == "merged"
             or one.problem
@@ -470,7 +387,7 @@ def _merge(
 def _hidden(hub: Hub, repository: str, one: PullRequest) -> str | None:
     """A file in a pull request's tree that its diff did not name: a host may cut a long diff."""
     allowed = {f"{BOARD_FOLDER}/{relative}" for relative in one.files}
-    allowed |= {f"{BOARD_FOLDER}/{name}" for name in _OURS}  # ours may be older in its tree
+    allowed |= {f"{BOARD_FOLDER}/{name}" for name in DERIVED}  # ours may be older in its tree
     main = _tree_of(hub, repository, hub.head(repository, "dataset"))
     for path, blob in _tree_of(hub, repository, one.commit).items():
         if path not in allowed and main.get(path) != blob:
@@ -486,32 +403,3 @@ def _tree_of(hub: Hub, repository: str, commit: str) -> dict[str, str]:
         ),
     )
     return {entry.path: entry.blob_id for entry in entries if hasattr(entry, "blob_id")}
-
-
-def comment(
-    request: PullRequest,
-    found: Inspection | None,
-    documents: list[tuple[str, bool, str]],
-) -> str:
-    """The check table for a pull request. Its text is others'; none of its markup works here."""
-    if request.problem:
-        return (
-            f"Not accepted: {markdown(request.problem, 500)}.\n\nNothing of it was read further. "
-            "A submission adds files in its author's own folder and touches nothing else."
-        )
-    lines = []
-    if found:
-        word = "Accepted" if found.accepted else "Not accepted"
-        lines += [f"{word}: {markdown(found.reason, 1000)}.", ""]
-        lines += ["| check | outcome | |", "|---|---|---|"]
-        for check in found.report.checks():
-            status = found.report.status(check)
-            said = [f for f in found.report.of(check) if f.status == status]
-            place = f" ({said[0].place})" if said and said[0].place else ""
-            message = f"{said[0].message}{place}" if said else ""
-            lines.append(f"| {check} | {status} | {markdown(message, 300)} |")
-        lines += ["", "`n4090-kit verify` shows the same on your machine."]
-    for path, accepted, reason in documents:
-        word = "Accepted" if accepted else "Not accepted"
-        lines += ["", f"{word}: {markdown(path, 200)}: {markdown(reason, 1000)}."]
-    return "\n".join(lines)

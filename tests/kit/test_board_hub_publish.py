@@ -106,6 +106,30 @@ def test_swapped_weights_are_refused_without_fetching_them(
     assert comments(hub)[0].startswith("Not accepted: refused by V21")
 
 
+def test_telemetry_too_large_for_the_board_is_read_beside_the_weights(
+    hub: GitHub, run: Path, command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kit.board import layout
+    from kit.board.package import pack
+    from kit.board.publish import publish
+    from kit.board.submit import submit_to_folder
+
+    monkeypatch.setitem(layout.TEXT_LIMITS, "telemetry.jsonl", 1000)
+    command("alice", "submit", run)
+    assert "telemetry" not in git(
+        hub.path("datasets", BOARD), "diff", "--name-only", "main", "refs/pr/1"
+    )
+    (judged,) = command("n4090", "board", "publish")["submissions"]
+    assert judged["accepted"] and judged["checks"]["V15"] == "pass"
+    assert rows(hub)[0]["tier"] == "T1"
+
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    submit_to_folder(folder, pack(run, "alice", board=str(folder)))
+    (found,) = publish(folder).new
+    assert found.accepted and found.checks["V15"] == "pass"
+
+
 FOREIGN = {
     "another's folder": "submissions/2026/bob/{id}/result.json",
     "the events": "submissions/board-events.jsonl",
@@ -223,7 +247,7 @@ def test_a_reproduction_and_a_dispute_arrive_as_pull_requests_of_their_own(
     command("n4090", "board", "publish", "--merge")
     command("n4090", "board", "publish")
     (row, _) = rows(hub)
-    assert [one["kind"] for one in row["reproductions"]] == ["run", "check"]
+    assert {one["kind"] for one in row["reproductions"]} == {"run", "check"}
     assert [one["kind"] for one in row["statements"]] == ["dispute"]
     assert {one["status"] for one in hub.discussions[BOARD]} == {"merged"}
     git(hub.path("datasets", BOARD), "fsck", "--strict", "--no-dangling")

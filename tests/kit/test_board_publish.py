@@ -452,7 +452,7 @@ def test_text_reads_one_way_and_stays_in_its_cell(text: str) -> None:
 def test_a_hostile_submission_is_shown_harmlessly(root: Path, tmp_path: Path) -> None:
     import tamper
 
-    from kit.board.hub_publish import PullRequest, comment
+    from kit.board.pull_request import PullRequest, comment
 
     quoted = json.dumps("".join(t for t in NASTY if "\x00" not in t)[:280])
     recipe = tamper.RECIPE.replace('"a run as the reference recipe makes them"', quoted)
