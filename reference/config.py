@@ -9,6 +9,9 @@ from typing import Any
 VOCAB_MULTIPLE = 64  # tensor cores like it; the padding columns never reach a caller
 SHORT_WINDOW_MULTIPLE = 128  # the tile of the windowed attention kernels
 VALUE_GATE_CHANNELS = 12  # leading channels of the block input that drive a value gate
+# A tied head is the embedding table times this. Both rates of nanochat's untied tables then act at
+# once: a step moves the table by the embedding's rate and the head by its own, 0.3 : 0.008.
+TIED_HEAD_SCALE = 0.025
 SMEAR_GATE_CHANNELS = 24  # leading channels of the embedding that drive the smear gate
 
 
@@ -23,6 +26,12 @@ class ModelConfig:
             always long.
         short_window: Keys a position of an `S` layer sees, itself included; 0 derives
             a quarter of `seq_len`, rounded up to a multiple of 128.
+        ffn: "relu2" (up, relu squared, down) or "swiglu" (up times silu of gate, down).
+        ffn_width: Inner width; 0 derives 4 n_embd for relu2 and, of equal size with its third
+            matrix, 8/3 n_embd rounded up to a multiple of 64 for swiglu.
+        value_embedding_every: Layers from one value embedding to the next, counted from the last.
+        tied_until: Share of pretraining during which the head is the embedding table: 0 never,
+            1 for good (the checkpoint then has no head of its own), between: untied late.
         softcap: Logits become softcap * tanh(logits / softcap); 0 leaves them alone.
         dtype: Activations: "auto" (bf16 on a GPU, fp32 on a CPU), "bfloat16" or "float32".
     """
@@ -37,7 +46,11 @@ class ModelConfig:
     short_window: int = 0
     softcap: float = 15.0
     rope_base: float = 100_000.0
+    ffn: str = "relu2"
+    ffn_width: int = 0
     value_embeddings: bool = True
+    value_embedding_every: int = 2
+    tied_until: float = 0.0
     smear: bool = True
     backout: bool = True
     dtype: str = "auto"
@@ -53,6 +66,13 @@ class ModelConfig:
             )
         if not self.window_pattern or set(self.window_pattern) - set("SL"):
             raise ValueError(f"window_pattern {self.window_pattern!r} has letters beside S and L")
+        if self.ffn not in ("relu2", "swiglu"):
+            raise ValueError(f"ffn {self.ffn!r} is neither relu2 nor swiglu")
+        if self.value_embedding_every < 1 or not 0 <= self.tied_until <= 1:
+            raise ValueError(
+                f"value_embedding_every {self.value_embedding_every} is below 1, or"
+                f" tied_until {self.tied_until} no share"
+            )
         if self.dtype not in ("auto", "bfloat16", "float32"):
             raise ValueError(f"dtype {self.dtype!r} is none of auto, bfloat16, float32")
         if self.smear and self.n_embd < SMEAR_GATE_CHANNELS:
@@ -65,6 +85,18 @@ class ModelConfig:
     @property
     def kv_dim(self) -> int:
         return self.n_kv_head * self.head_dim
+
+    @property
+    def ffn_dim(self) -> int:
+        """Inner width of the MLP."""
+        if self.ffn_width:
+            return self.ffn_width
+        return 4 * self.n_embd if self.ffn == "relu2" else -(-8 * self.n_embd // 192) * 64
+
+    @property
+    def tied(self) -> bool:
+        """Whether a finished model has no head of its own."""
+        return self.tied_until >= 1.0
 
     @property
     def padded_vocab_size(self) -> int:
@@ -90,8 +122,9 @@ class ModelConfig:
         return tuple(windows)
 
     def has_value_embedding(self, layer: int) -> bool:
-        """Every other layer, the last one among them."""
-        return self.value_embeddings and layer % 2 == (self.n_layer - 1) % 2
+        """Every `value_embedding_every`-th layer, the last one among them."""
+        every = self.value_embedding_every
+        return self.value_embeddings and layer % every == (self.n_layer - 1) % every
 
     @classmethod
     def from_recipe(cls, section: Mapping[str, Any], vocab_size: int) -> ModelConfig:

@@ -31,6 +31,15 @@ def set_up_device(request: Request) -> torch.device:
     return torch.device(name)
 
 
+def resolve_dtype(dtype: str | torch.dtype, device: str | torch.device) -> torch.dtype:
+    """The activations' dtype: "auto" is bf16 on a GPU and fp32 on a CPU."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        return torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
+    return {"bfloat16": torch.bfloat16, "float32": torch.float32}[dtype]
+
+
 def peak_memory_bytes(device: torch.device) -> int:
     """The most memory this process has held on `device`; on a CPU its resident set."""
     if device.type == "cuda":

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from reference.model import GPT, KVCache
+from reference.kv_cache import KVCache
+from reference.model import GPT
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from pathlib import Path
 from torch import Tensor
 
 from reference.checkpoint import load_model
-from reference.model import GPT, KVCache
+from reference.kv_cache import KVCache
+from reference.model import GPT
 from reference.tokenizer import Tokenizer
 
 MAX_ENCODING_THREADS = 8

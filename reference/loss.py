@@ -15,8 +15,10 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from reference.eight_bit import FACTOR_MULTIPLE, Factor, Kind, multiply, quantize
 from reference.matmul import add_matmul_, linear, matmul
 
 Reduction = Literal["mean", "sum", "none"]
@@ -32,6 +34,7 @@ def softcapped_cross_entropy(
     softcap: float,
     reduction: Reduction = "mean",
     count: Tensor | int | None = None,
+    kind: Kind = "bf16",
 ) -> Tensor:
     """Cross-entropy in nats of softcap * tanh(hidden @ weight.T / softcap) against `targets`.
 
@@ -42,20 +45,49 @@ def softcapped_cross_entropy(
         softcap: 0 leaves the logits alone.
         reduction: "mean" over the targets that count, "sum", or "none" (zeros where ignored).
         count: With "mean", divides by this instead: the targets of a whole step of micro-batches.
+        kind: Of the factors of the logits; both gradients stay in the compute dtype.
 
     Returns:
         fp32 scalar, or (N,) for "none". With no target at all "mean" is 0.
     """
     if reduction == "none":
         return _EachLoss.apply(hidden, weight, targets, vocab_size, softcap)
-    scale = torch.ones((), device=hidden.device)
-    if reduction == "mean":
-        if count is None:
-            count = (targets >= 0).sum()
-        scale = 1.0 / torch.as_tensor(count, device=hidden.device).float().clamp_min(1.0)
+    scale = _mean_scale(targets, reduction, count)
     if not (torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)):
         return _losses(hidden, weight, targets, vocab_size, softcap).sum() * scale
-    return _TotalLoss.apply(hidden, weight, targets, vocab_size, softcap, scale)
+    return _TotalLoss.apply(hidden, weight, targets, vocab_size, softcap, scale, kind)
+
+
+def full_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    vocab_size: int,
+    softcap: float,
+    reduction: Reduction = "mean",
+    count: Tensor | int | None = None,
+    kind: Kind = "bf16",
+) -> Tensor:
+    """`softcapped_cross_entropy` by the plain formula, with all logits in memory at once.
+
+    What nanochat does; here to be measured against. Ignores `kind`.
+    """
+    logits = softcapped_logits(hidden, weight, vocab_size=vocab_size, softcap=softcap)
+    losses = F.cross_entropy(
+        logits, targets.masked_fill(targets < 0, -100), reduction="none", ignore_index=-100
+    )
+    if reduction == "none":
+        return losses
+    return losses.sum() * _mean_scale(targets, reduction, count)
+
+
+def _mean_scale(targets: Tensor, reduction: Reduction, count: Tensor | int | None) -> Tensor:
+    if reduction == "sum":
+        return torch.ones((), device=targets.device)
+    if count is None:
+        count = (targets >= 0).sum()
+    return 1.0 / torch.as_tensor(count, device=targets.device).float().clamp_min(1.0)
 
 
 def softcapped_logits(hidden: Tensor, weight: Tensor, *, vocab_size: int, softcap: float) -> Tensor:
@@ -69,12 +101,21 @@ def _chunk_tokens(weight: Tensor) -> int:
     return max(64, budget // (4 * weight.size(0)) // 64 * 64)
 
 
-def _chunk(hidden: Tensor, weight: Tensor, softcap: float) -> Tensor:
-    """Sigmoid of the scaled logits, or the logits where there is no cap: (n, V_padded) fp32."""
-    if not softcap:
-        return linear(hidden, weight).float()
+def _chunk(
+    hidden: Tensor, weight: Tensor, softcap: float, rounded: tuple[Factor, Kind] | None = None
+) -> Tensor:
+    """Sigmoid of the scaled logits, or the logits where there is no cap: (n, V_padded) fp32.
+
+    `rounded` is the weight in 8 bits, where the logits are to be computed so.
+    """
     # The scaling goes to the small factor; the sigmoid runs in place.
-    return linear(hidden * (2.0 / softcap), weight).float().sigmoid_()
+    rows = hidden * (2.0 / softcap) if softcap else hidden
+    if rounded is None:
+        logits = linear(rows, weight).float()
+    else:
+        factor, kind = rounded
+        logits = multiply(quantize(rows, kind), factor, kind, torch.float32)
+    return logits.sigmoid_() if softcap else logits
 
 
 def _probabilities(scores: Tensor, vocab_size: int, softcap: float) -> Tensor:
@@ -122,17 +163,20 @@ def _loss_and_gradients(
     row_scale: Tensor,
     vocab_size: int,
     softcap: float,
+    kind: Kind = "bf16",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Losses (N,), d/d hidden and d/d weight of sum(row_scale * losses); row_scale (N,) fp32."""
     cast = weight.to(hidden.dtype)
     step = _chunk_tokens(weight)
+    fits = not any(n % FACTOR_MULTIPLE for n in (hidden.size(0), *weight.shape))
+    rounded = (quantize(weight, kind), kind) if kind != "bf16" and fits else None
     losses = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
     d_hidden = torch.empty_like(hidden)
     d_weight = torch.zeros(weight.shape, dtype=torch.float32, device=hidden.device)
     for start in range(0, targets.numel(), step):
         part = slice(start, start + step)
         rows, target, scale = hidden[part], targets[part], row_scale[part, None]
-        scores = _chunk(rows, cast, softcap)
+        scores = _chunk(rows, cast, softcap, rounded)
         gradient = _probabilities(scores, vocab_size, softcap)  # (n, V_padded)
         losses[part] = _token_losses(scores, gradient, target, softcap, vocab_size)
         gradient.scatter_add_(
@@ -154,10 +198,10 @@ class _TotalLoss(torch.autograd.Function):
     """Scaled sum of the losses; its gradients are made in the forward pass."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, targets, vocab_size, softcap, scale):
+    def forward(ctx, hidden, weight, targets, vocab_size, softcap, scale, kind):
         row_scale = (targets >= 0) * scale
         losses, d_hidden, d_weight = _loss_and_gradients(
-            hidden, weight, targets, row_scale, vocab_size, softcap
+            hidden, weight, targets, row_scale, vocab_size, softcap, kind
         )
         ctx.save_for_backward(d_hidden, d_weight)
         return losses.sum() * scale
@@ -166,8 +210,9 @@ class _TotalLoss(torch.autograd.Function):
     def backward(ctx, grad):
         d_hidden, d_weight = ctx.saved_tensors
         if grad.device.type == "cpu" and grad.item() == 1.0:  # the usual case, spared two passes
-            return d_hidden, d_weight, None, None, None, None
-        return d_hidden * grad.to(d_hidden.dtype), d_weight * grad, None, None, None, None
+            return d_hidden, d_weight, None, None, None, None, None
+        d_hidden, d_weight = d_hidden * grad.to(d_hidden.dtype), d_weight * grad
+        return d_hidden, d_weight, None, None, None, None, None
 
 
 class _EachLoss(torch.autograd.Function):

@@ -10,6 +10,9 @@ of the final state; capped logits.
 Matrices are kept in fp32 and cast to the activations' dtype where they are used. The two kinds of
 token tables live in that dtype.
 
+What may change between steps, without new weights: the layers' windows, the attention kernels, the
+kinds of factors of the products (`reference.linear`), and whether the head is the embedding table.
+
 Shapes: B sequences, T positions, C = n_embd, H query heads, G key/value heads, D = head_dim,
 V vocabulary, S cached positions.
 """
@@ -22,40 +25,38 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reference.attention import cached_attention, causal_attention
-from reference.config import SMEAR_GATE_CHANNELS, VALUE_GATE_CHANNELS, ModelConfig
+from reference.attention import Backend, Documents, cached_attention, causal_attention
+from reference.config import (
+    SMEAR_GATE_CHANNELS,
+    TIED_HEAD_SCALE,
+    VALUE_GATE_CHANNELS,
+    ModelConfig,
+)
+from reference.device import resolve_dtype
+from reference.eight_bit import Kind
 from reference.fused import norm, norm_and_rotate, relu_squared
-from reference.loss import Reduction, softcapped_cross_entropy, softcapped_logits
-from reference.matmul import linear
+from reference.kv_cache import KVCache
+from reference.linear import Linear
+from reference.loss import (
+    Reduction,
+    full_cross_entropy,
+    softcapped_cross_entropy,
+    softcapped_logits,
+)
 
 __all__ = ["GPT", "KVCache", "ModelConfig", "resolve_dtype"]
 
 QUERY_KEY_SCALE = 1.2  # on both sides of the product: sharper attention than 1/sqrt(D) alone
 
 
-def resolve_dtype(dtype: str | torch.dtype, device: str | torch.device) -> torch.dtype:
-    """The activations' dtype: "auto" is bf16 on a GPU and fp32 on a CPU."""
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype == "auto":
-        return torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
-    return {"bfloat16": torch.bfloat16, "float32": torch.float32}[dtype]
-
-
-class Linear(nn.Linear):
-    """A bias-free linear map whose fp32 weight is cast to the input's dtype."""
-
-    def __init__(self, in_features: int, out_features: int) -> None:
-        super().__init__(in_features, out_features, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight.to(x.dtype))
-
-
 class Attention(nn.Module):
+    """Queries, keys, values and their mix; `window` and `backends` may change between steps."""
+
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.config, self.layer, self.window = config, layer, config.windows[layer]
+        # For windows that cover all keys, and for narrower ones.
+        self.backends: tuple[Backend, Backend] = ("auto", "auto")
         self.c_q = Linear(config.n_embd, config.n_embd)
         self.c_k = Linear(config.n_embd, config.kv_dim)
         self.c_v = Linear(config.n_embd, config.kv_dim)
@@ -67,7 +68,12 @@ class Attention(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, value: Tensor | None, rope: tuple[Tensor, Tensor], cache: KVCache | None
+        self,
+        x: Tensor,
+        value: Tensor | None,
+        rope: tuple[Tensor, Tensor],
+        cache: KVCache | None,
+        documents: Documents | None,
     ) -> Tensor:
         B, T, _ = x.shape
         D = self.config.head_dim
@@ -79,19 +85,25 @@ class Attention(nn.Module):
             v = v + gate.unsqueeze(-1) * value.view(B, T, -1, D)
         q, k = norm_and_rotate(q, *rope), norm_and_rotate(k, *rope)  # the tables hold the scale
         if cache is None:
-            y = causal_attention(q, k, v, self.window)
+            backend = self.backends[self.window < T]
+            y = causal_attention(q, k, v, self.window, documents=documents, backend=backend)
         else:
             y = cached_attention(q, *cache.extend(self.layer, k, v, self.window))
         return self.c_proj(y.reshape(B, T, -1))
 
 
 class MLP(nn.Module):
+    """Up, bend, down; with "swiglu" a third matrix is multiplied in."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.c_fc = Linear(config.n_embd, 4 * config.n_embd)
-        self.c_proj = Linear(4 * config.n_embd, config.n_embd)
+        self.c_fc = Linear(config.n_embd, config.ffn_dim)
+        self.c_up = Linear(config.n_embd, config.ffn_dim) if config.ffn == "swiglu" else None
+        self.c_proj = Linear(config.ffn_dim, config.n_embd)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.c_up is not None:
+            return self.c_proj(F.silu(self.c_fc(x)) * self.c_up(x))
         return self.c_proj(relu_squared(self.c_fc(x)))
 
 
@@ -112,9 +124,10 @@ class Block(nn.Module):
         value: Tensor | None,
         rope: tuple[Tensor, Tensor],
         cache: KVCache | None = None,
+        documents: Documents | None = None,
     ) -> Tensor:
         x = resid_scale * x + x0_scale * x0
-        x = x + self.attn(norm(x), value, rope, cache)
+        x = x + self.attn(norm(x), value, rope, cache, documents)
         return x + self.mlp(norm(x))
 
 
@@ -135,7 +148,12 @@ class GPT(nn.Module):
             }
         )
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
-        self.lm_head = Linear(C, V)
+        if not config.tied:
+            self.lm_head = Linear(C, V)
+        self.tied = config.tied  # whether the head is the embedding table at the moment
+        self.head_kind: Kind = "bf16"  # of the factors of the logits, in training
+        self.full_loss = False  # all logits at once, as the baseline does it
+        self._dtype = torch.float32
         self.resid_scale = nn.Parameter(torch.empty(config.n_layer))
         self.x0_scale = nn.Parameter(torch.empty(config.n_layer))
         if config.smear:
@@ -173,23 +191,47 @@ class GPT(nn.Module):
                 value.zero_()  # a block starts as the identity
             elif name == "backout_scale":
                 value.fill_(0.2)
-            elif "gate" in name:
+            elif "gate" in name:  # value gates and smear's
                 value.uniform_(0.0, 0.02, generator=generator)
             elif "c_fc" in name:
                 value.uniform_(-0.4 * width, 0.4 * width, generator=generator)
-            else:  # c_q, c_k, c_v, value_embeds
+            else:  # c_q, c_k, c_v, c_up, value_embeds
                 value.uniform_(-width, width, generator=generator)
             parameter.copy_(value)
 
     def place(
         self, device: str | torch.device = "cpu", dtype: str | torch.dtype | None = None
     ) -> GPT:
-        """Moves the model and casts its token tables to the activations' dtype."""
-        compute = resolve_dtype(self.config.dtype if dtype is None else dtype, device)
+        """Moves the model and casts its token tables to the activations' dtype.
+
+        A table that is a head as well stays in fp32, as heads are.
+        """
+        self._dtype = resolve_dtype(self.config.dtype if dtype is None else dtype, device)
         self.to(device)
-        self.wte.to(compute)
-        self.value_embeds.to(compute)
+        if not self.config.tied_until:
+            self.wte.to(self._dtype)
+        self.value_embeds.to(self._dtype)
         return self
+
+    def tie(self) -> None:
+        """Makes the embedding table the head as well, until `untie`."""
+        self.tied = True
+
+    @torch.no_grad()
+    def untie(self) -> None:
+        """Gives the head a table of its own, from here on, that computes what the shared one did."""
+        self.lm_head.weight.copy_(TIED_HEAD_SCALE * self.wte.weight)
+        self.tied = False
+
+    def set_windows(self, windows: Sequence[int]) -> None:
+        """The reach of each layer from here on (`ModelConfig.windows` are the final ones)."""
+        for block, window in zip(self.blocks, windows, strict=True):
+            block.attn.window = window
+
+    def set_backends(self, full: Backend, windowed: Backend) -> None:
+        """The attention kernels of training, for windows that cover all keys and for others."""
+        for block in self.blocks:
+            block.attn.backends = (full, windowed)
 
     @property
     def device(self) -> torch.device:
@@ -198,7 +240,12 @@ class GPT(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The activations' dtype."""
-        return self.wte.weight.dtype
+        return self._dtype if self.config.tied_until else self.wte.weight.dtype
+
+    @property
+    def head(self) -> tuple[Tensor, float]:
+        """The head's table (V, C) in force, and what the states are multiplied by before it."""
+        return (self.wte.weight, TIED_HEAD_SCALE) if self.tied else (self.lm_head.weight, 1.0)
 
     def named_parameter_groups(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
         """The parameters by the treatment they get; each is in exactly one group.
@@ -232,28 +279,34 @@ class GPT(nn.Module):
 
     # Forward
 
-    def hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+    def hidden(
+        self, tokens: Tensor, cache: KVCache | None = None, documents: Documents | None = None
+    ) -> Tensor:
         """Final normed states.
 
         Args:
             tokens: (B, T) int64. With a cache: the next T tokens of each row (see `KVCache` for
                 rows of uneven length).
+            documents: Where each row's documents begin: no token then sees another document.
 
         Returns:
             (B, T, C) in the compute dtype.
         """
         B, T = tokens.shape
-        x = norm(F.embedding(tokens, self.wte.weight))  # (B, T, C)
+        x = norm(F.embedding(tokens, self.wte.weight).to(self.dtype))  # (B, T, C)
         if cache is None:
             self._grow_rope(T)
             rope = self._rope_rows(slice(0, T))
             if self.config.smear:
-                x = torch.cat([x[:, :1], self._smear(x[:, 1:], x[:, :-1])], dim=1)
+                previous = x[:, :-1]
+                if documents is not None:
+                    previous = previous * documents.goes_on[:, 1:, None]
+                x = torch.cat([x[:, :1], self._smear(x[:, 1:], previous)], dim=1)
             values = {
                 layer: F.embedding(tokens, table.weight)
                 for layer, table in self.value_embeds.items()
             }
-            return self._blocks_forward(x, values, rope)
+            return self._blocks_forward(x, values, rope, documents=documents)
         if cache.batch != B:
             raise ValueError(f"{B} rows of tokens for a cache of {cache.batch} rows")
         cache.begin(T)
@@ -274,13 +327,13 @@ class GPT(nn.Module):
         values: dict[str, Tensor],
         rope: tuple[Tensor, Tensor],
         cache: KVCache | None = None,
+        documents: Documents | None = None,
     ) -> Tensor:
         resid_scale, x0_scale = self.resid_scale.to(x.dtype), self.x0_scale.to(x.dtype)
         x0, middle = x, None
         for layer, block in enumerate(self.blocks):
-            x = block(
-                x, x0, resid_scale[layer], x0_scale[layer], values.get(str(layer)), rope, cache
-            )
+            value = values.get(str(layer))
+            x = block(x, x0, resid_scale[layer], x0_scale[layer], value, rope, cache, documents)
             if layer == self.config.n_layer // 2:
                 middle = x
         if self.config.backout:
@@ -294,9 +347,10 @@ class GPT(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., V) fp32 capped logits of states (..., C); V is the vocabulary without padding."""
+        weight, scale = self.head
         return softcapped_logits(
-            hidden,
-            self.lm_head.weight,
+            hidden * scale if scale != 1.0 else hidden,
+            weight,
             vocab_size=self.config.vocab_size,
             softcap=self.config.softcap,
         )
@@ -311,6 +365,7 @@ class GPT(nn.Module):
         targets: Tensor,
         reduction: Reduction = "mean",
         count: Tensor | int | None = None,
+        documents: Documents | None = None,
     ) -> Tensor:
         """Cross-entropy in nats.
 
@@ -319,18 +374,23 @@ class GPT(nn.Module):
             targets: (B, T) int64; below 0 is ignored.
             reduction: "mean" over the targets that count, "sum", or "none".
             count: With "mean": divide by this instead (the targets of all micro-batches of a step).
+            documents: Where each row's documents begin: no token then sees another document.
 
         Returns:
             fp32 scalar, or (B, T) with 0 where ignored for "none".
         """
-        losses = softcapped_cross_entropy(
-            self.hidden(tokens).flatten(0, 1),
-            self.lm_head.weight,
+        hidden = self.hidden(tokens, documents=documents).flatten(0, 1)
+        weight, scale = self.head
+        formula = full_cross_entropy if self.full_loss else softcapped_cross_entropy
+        losses = formula(
+            hidden * scale if scale != 1.0 else hidden,
+            weight,
             targets.flatten(),
             vocab_size=self.config.vocab_size,
             softcap=self.config.softcap,
             reduction=reduction,
             count=count,
+            kind=self.head_kind if torch.is_grad_enabled() else "bf16",
         )
         return losses.view(targets.shape) if reduction == "none" else losses
 
@@ -352,121 +412,3 @@ class GPT(nn.Module):
     def _rope_rows(self, index: slice | Tensor) -> tuple[Tensor, Tensor]:
         """Tables of positions: (T, 1, D/2) for a slice, (B, T, 1, D/2) for (B, T) positions."""
         return self.rope_cos[index].unsqueeze(-2), self.rope_sin[index].unsqueeze(-2)
-
-
-class KVCache:
-    """Keys and values of the tokens so far, for rows of their own lengths.
-
-        cache = KVCache(config, 1, 512, device, dtype)
-        model.hidden(prompt, cache)              # once, (1, T)
-        cache = cache.expand(8)                  # eight continuations of it
-        model.hidden(tokens, cache)              # (8, t): any t, not only 1
-
-    Rows with fewer real tokens than the others are padded at the right:
-    `cache.append_counts([5, 3, 7])` before a call with 7 columns makes row 1 keep 3 of them. What
-    the padding left behind is never seen and is overwritten by the next call.
-
-    Args:
-        max_len: Positions to hold; a call that needs more raises ValueError.
-    """
-
-    def __init__(
-        self,
-        config: ModelConfig,
-        batch: int,
-        max_len: int,
-        device: str | torch.device = "cpu",
-        dtype: str | torch.dtype = "auto",
-    ) -> None:
-        self.config, self.batch, self.max_len = config, batch, max_len
-        self.device = torch.device(device)
-        self.dtype = resolve_dtype(dtype, device)
-        shape = (config.n_layer, batch, max_len, config.n_kv_head, config.head_dim)
-        self.keys = torch.zeros(shape, device=self.device, dtype=self.dtype)
-        self.values = torch.zeros(shape, device=self.device, dtype=self.dtype)
-        # The last token's embedding before smear; zero means there is none, and adds nothing.
-        self.previous = torch.zeros((batch, config.n_embd), device=self.device, dtype=self.dtype)
-        self.lengths: list[int] = [0] * batch  # tokens of each row, known without asking a GPU
-        self._counts: list[int] | None = None
-
-    def append_counts(self, counts: Sequence[int]) -> None:
-        """Says how many of the next call's columns are real tokens, row by row."""
-        if len(counts) != self.batch or min(counts) < 0:
-            raise ValueError(f"counts {list(counts)} for {self.batch} rows")
-        self._counts = list(counts)
-
-    def expand(self, batch: int) -> KVCache:
-        """A cache of `batch` rows that all continue this one's only row."""
-        if self.batch != 1:
-            raise ValueError(f"expand needs a cache of one row, this one has {self.batch}")
-        return self.select([0] * batch)
-
-    def select(self, rows: Sequence[int]) -> KVCache:
-        """A cache of copies of `rows`, in that order; rows may repeat or be missing."""
-        other = KVCache(self.config, len(rows), self.max_len, self.device, self.dtype)
-        filled = max((self.lengths[row] for row in rows), default=0)
-        index = torch.tensor(list(rows), device=self.device)
-        other.keys[:, :, :filled] = self.keys[:, index, :filled]
-        other.values[:, :, :filled] = self.values[:, index, :filled]
-        other.previous = self.previous[index]
-        other.lengths = [self.lengths[row] for row in rows]
-        return other
-
-    # What the model calls, in this order.
-
-    def begin(self, T: int) -> None:
-        """Opens a call of T columns."""
-        counts = self._counts or [T] * self.batch
-        if max(counts) > T:
-            raise ValueError(f"counts {counts} exceed the {T} columns of the call")
-        needed = max(self.lengths, default=0) + T
-        if needed > self.max_len:
-            raise ValueError(f"{needed} positions exceed the cache's max_len {self.max_len}")
-        self._counts, self._T = counts, T
-        self._even = len(set(self.lengths)) <= 1
-        lengths = torch.tensor(self.lengths, device=self.device)
-        self.positions = lengths[:, None] + torch.arange(T, device=self.device)  # (B, T)
-        self._masks: dict[int, Tensor | None] = {}
-
-    def exchange_previous(self, x: Tensor) -> Tensor:
-        """Each column's predecessor of embeddings x (B, T, C); remembers the last real one."""
-        joined = torch.cat([self.previous[:, None], x], dim=1)  # (B, 1 + T, C)
-        counts = torch.tensor(self._counts, device=self.device)
-        self.previous = joined[torch.arange(self.batch, device=self.device), counts]
-        return joined[:, :-1]
-
-    def extend(
-        self, layer: int, k: Tensor, v: Tensor, window: int
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Stores k, v (B, T, G, D); returns those in reach (B, S, G, D) and a mask."""
-        if self._even:
-            start = self.lengths[0]
-            self.keys[layer, :, start : start + self._T] = k
-            self.values[layer, :, start : start + self._T] = v
-        else:
-            rows = torch.arange(self.batch, device=self.device)[:, None]
-            self.keys[layer, rows, self.positions] = k
-            self.values[layer, rows, self.positions] = v
-        first = max(0, min(self.lengths) - window + 1)
-        stop = max(self.lengths) + self._T
-        if window not in self._masks:
-            self._masks[window] = self._mask(first, stop, window)
-        return (
-            self.keys[layer, :, first:stop],
-            self.values[layer, :, first:stop],
-            (self._masks[window]),
-        )
-
-    def _mask(self, first: int, stop: int, window: int) -> Tensor | None:
-        """(B, 1, T, S) where a query may look; None where that is everywhere."""
-        if self._even and self._T == 1:
-            return None  # `first` already cuts the window
-        rows = self.positions[:1] if self._even else self.positions
-        query = rows[:, :, None]  # (B, T, 1)
-        key = torch.arange(first, stop, device=self.device)
-        return ((key <= query) & (key > query - window))[:, None]
-
-    def commit(self) -> None:
-        """Closes the call: the rows are longer by their real tokens."""
-        self.lengths = [n + count for n, count in zip(self.lengths, self._counts, strict=True)]
-        self._counts = None

@@ -69,12 +69,18 @@ def plain_logits(weights: dict[str, Tensor], config: ModelConfig, tokens: Tensor
         k = 1.2 * plain_norm(plain_rotate(k, config.rope_base))
         y = plain_attention(q, k, v, config.windows[layer])
         x = x + y.transpose(1, 2).reshape(B, T, -1) @ w["attn.c_proj.weight"].T
-        x = x + F.relu(plain_norm(x) @ w["mlp.c_fc.weight"].T).square() @ w["mlp.c_proj.weight"].T
+        inner = plain_norm(x) @ w["mlp.c_fc.weight"].T
+        if config.ffn == "swiglu":
+            inner = F.silu(inner) * (plain_norm(x) @ w["mlp.c_up.weight"].T)
+        else:
+            inner = F.relu(inner).square()
+        x = x + inner @ w["mlp.c_proj.weight"].T
         if layer == config.n_layer // 2:
             middle = x
     if config.backout:
         x = x - weights["backout_scale"] * middle
-    logits = (plain_norm(x) @ weights["lm_head.weight"].T)[..., : config.vocab_size].float()
+    head = 0.025 * weights["wte.weight"] if config.tied else weights["lm_head.weight"]
+    logits = (plain_norm(x) @ head.T)[..., : config.vocab_size].float()
     return config.softcap * torch.tanh(logits / config.softcap) if config.softcap else logits
 
 

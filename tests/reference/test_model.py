@@ -7,7 +7,9 @@ import dataclasses
 import pytest
 import torch
 
-from reference.model import GPT, KVCache, ModelConfig
+from reference.config import ModelConfig
+from reference.kv_cache import KVCache
+from reference.model import GPT
 from reference.optim import MuonAdamW, parameter_groups
 from reference.plain import plain_logits, plain_loss
 from reference.schedule import ScheduleConfig, schedule_at
