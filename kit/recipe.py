@@ -182,7 +182,7 @@ def _reference_inconsistencies(document: dict[str, Any]) -> list[Problem]:
             )
         )
     for name, section in (("pretrain", pretrain), ("sft", sft)):
-        micro = section["device_batch_size"] * model["seq_len"]
+        micro = max(1, section["device_batch_size"]) * model["seq_len"]
         if name in document["stages"] and section["total_batch_size"] % micro:
             found.append(
                 Problem(
@@ -191,6 +191,7 @@ def _reference_inconsistencies(document: dict[str, Any]) -> list[Problem]:
                     f"must be a multiple of device_batch_size * seq_len = {micro}",
                 )
             )
+    found += _ramp_problems(model, pretrain)
     if "pretrain" in document["stages"] and (pretrain["num_steps"] > 0) == (pretrain["hours"] > 0):
         found.append(
             Problem(
@@ -199,6 +200,38 @@ def _reference_inconsistencies(document: dict[str, Any]) -> list[Problem]:
                 "exactly one of num_steps and hours is above 0",
             )
         )
+    return found
+
+
+def _ramp_problems(model: dict[str, Any], pretrain: dict[str, Any]) -> list[Problem]:
+    """Ramps begin at share 0, only move on, end at the full value, and cut batches evenly."""
+    found = []
+    length, micro = model["seq_len"], max(1, pretrain["device_batch_size"]) * model["seq_len"]
+    for name, full, unit in (
+        ("seq_len_ramp", length, None),
+        ("window_ramp", 1, None),
+        ("batch_ramp", pretrain["total_batch_size"], micro),
+    ):
+        ramp = pretrain[name]
+        if not ramp:
+            continue
+        shares, values = [share for share, _ in ramp], [value for _, value in ramp]
+        if shares[0] != 0 or sorted(set(shares)) != shares:
+            found.append(
+                Problem(f"pretrain.{name}", f"found shares {shares}", "must rise, from 0 on")
+            )
+        if values[-1] != full:
+            found.append(
+                Problem(f"pretrain.{name}", f"ends with {values[-1]}", f"must end with {full}")
+            )
+        uneven = [
+            value
+            for value in values
+            if (unit and value % unit) or (name == "seq_len_ramp" and length % value)
+        ]
+        if uneven:
+            rule = f"a multiple of {unit}" if unit else f"a divisor of {length}"
+            found.append(Problem(f"pretrain.{name}", f"found {uneven[0]}", f"must be {rule}"))
     return found
 
 

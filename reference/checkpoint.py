@@ -14,8 +14,11 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from time import perf_counter
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -104,6 +107,72 @@ def save_state(folder: Path, step: int, state: dict[str, Any]) -> int:
         old.unlink()
         old.with_suffix(".sha256").unlink(missing_ok=True)
     return path.stat().st_size
+
+
+class BackgroundSaver:
+    """Writes states in a thread: training waits for the copy out of its tensors, not for the disk.
+
+    A state is as crash-safe as one of `save_state`, which does the writing. One at a time: a second
+    request waits for the first. An error of the thread is raised by the next call.
+
+    Args:
+        background: False: write at once.
+    """
+
+    def __init__(self, folder: Path, *, background: bool = True) -> None:
+        self._folder = folder
+        self._pool = ThreadPoolExecutor(1, "checkpoints") if background else None
+        self._writing: Future[Saved] | None = None
+
+    def save(self, step: int, state: dict[str, Any]) -> list[Saved]:
+        """Stores `state` as it is now; returns what has been finished since the last call."""
+        finished = self.wait()
+        if self._pool is None:
+            return [self._write(step, state, 0.0)]
+        began = perf_counter()
+        copy = _copied(state)
+        self._writing = self._pool.submit(self._write, step, copy, perf_counter() - began)
+        return finished
+
+    def finished(self) -> list[Saved]:
+        """States written since the last call, without waiting."""
+        return self.wait() if self._writing is not None and self._writing.done() else []
+
+    def wait(self) -> list[Saved]:
+        """Waits for what is being written."""
+        writing, self._writing = self._writing, None
+        return [] if writing is None else [writing.result()]
+
+    def close(self) -> None:
+        """Ends the thread; what is being written is finished first."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True)
+
+    def _write(self, step: int, state: dict[str, Any], copied_s: float) -> Saved:
+        began = perf_counter()
+        size = save_state(self._folder, step, state)
+        elapsed_s = copied_s + perf_counter() - began
+        return Saved(step, size, elapsed_s, copied_s if self._pool else elapsed_s)
+
+
+class Saved(NamedTuple):
+    """A written state: its size, how long it took, and how long training stood still for it."""
+
+    step: int
+    bytes: int
+    elapsed_s: float
+    stalled_s: float
+
+
+def _copied(value: Any) -> Any:
+    """`value` with every tensor copied to the CPU's memory."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {key: _copied(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_copied(inner) for inner in value)
+    return value
 
 
 def load_latest_state(folder: Path) -> tuple[int, dict[str, Any]] | None:

@@ -15,6 +15,9 @@ Pieces come in a new random order each epoch, over the whole corpus. The order i
 batch carries the state to continue after it, so the read-ahead thread does not show in a resumed
 run.
 
+Rows may become longer or shorter on the way (`resize`). Pieces are then cut anew; of the epoch that
+is under way, documents of which anything has been read are left out, so nothing is read twice.
+
 Validation has one definition, independent of packing and batch size: every token of a document but
 BOS is predicted once, from the tokens before it in its own piece and nothing else.
 """
@@ -25,11 +28,13 @@ from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from time import perf_counter
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 
+from reference.attention import Documents, find_documents
 from reference.errors import TrainerError
 
 BUFFER_PIECES = 1000
@@ -55,6 +60,14 @@ class Batch(NamedTuple):
     targets: torch.Tensor
 
 
+class DocumentBatch(NamedTuple):
+    """A batch that also says where its documents begin."""
+
+    tokens: torch.Tensor
+    targets: torch.Tensor
+    documents: Documents
+
+
 class ShuffledBuffer:
     """Pieces in a random order that is new each epoch, a few of them at hand to choose from.
 
@@ -63,10 +76,18 @@ class ShuffledBuffer:
     Args:
         lengths: (N,) tokens of each piece.
         size: Pieces at hand. A small corpus is not read more than one epoch ahead.
+        unread: (N,) bool, with the epoch that it is about: pieces to leave out of that one.
     """
 
-    def __init__(self, lengths: np.ndarray, size: int, seed: int) -> None:
+    def __init__(
+        self,
+        lengths: np.ndarray,
+        size: int,
+        seed: int,
+        unread: tuple[int, np.ndarray] | None = None,
+    ) -> None:
         self._lengths = lengths
+        self._unread = unread
         self._size = min(size, len(lengths))
         self._seed = seed
         self._order = np.empty(0, dtype=np.int64)
@@ -111,14 +132,22 @@ class ShuffledBuffer:
 
     def _refill(self) -> None:
         while len(self._buffer) < self._size:
-            if self._position == len(self._lengths):
+            self._take_order()
+            while self._position == len(self._order):
                 self.epoch += 1
                 self._position = 0
-            if self._order_epoch != self.epoch:
-                self._order = epoch_order(len(self._lengths), self._seed, self.epoch)
-                self._order_epoch = self.epoch
+                self._take_order()
             self._add(int(self._order[self._position]))
             self._position += 1
+
+    def _take_order(self) -> None:
+        """The order of the epoch under way."""
+        if self._order_epoch == self.epoch:
+            return
+        self._order = epoch_order(len(self._lengths), self._seed, self.epoch)
+        if self._unread is not None and self._unread[0] == self.epoch:
+            self._order = self._order[self._unread[1][self._order]]
+        self._order_epoch = self.epoch
 
     def _add(self, piece: int) -> None:
         entry = (int(self._lengths[piece]), -self._arrivals, piece)
@@ -143,7 +172,8 @@ class PackedLoader:
         seed: Decides the order of pieces.
         device: Where batches go; pinned and copied in the background for CUDA.
         buffer_pieces: Pieces to choose from; more gives less cropping.
-        prefetch: Assemble the next batch in a thread while this one is used.
+        prefetch: Batches assembled ahead in a thread; False or 0: none.
+        bos: Also say where documents begin: at this token.
         state: Continue from a `state_dict` of a loader with the same arguments.
     """
 
@@ -156,41 +186,61 @@ class PackedLoader:
         *,
         device: str | torch.device = "cpu",
         buffer_pieces: int = BUFFER_PIECES,
-        prefetch: bool = True,
+        prefetch: int = 1,
+        bos: int | None = None,
         state: dict[str, Any] | None = None,
     ) -> None:
         self.documents = documents
         self.batch_size = batch_size
-        self.seq_len = seq_len
         self.seed = seed
         self.device = torch.device(device)
-        # Document i has the pieces first[i] to first[i + 1] - 1, all but its last of T tokens.
-        texts = documents.lengths - 1
-        counts = np.maximum(1, -(-texts // seq_len))
-        self._first = np.concatenate([[0], np.cumsum(counts)])
-        lengths = np.full(self._first[-1], seq_len, dtype=np.int32)
-        lengths[self._first[1:] - 1] = texts - (counts - 1) * seq_len
-        self._lengths = lengths
-        self._buffer = ShuffledBuffer(lengths, buffer_pieces, seed)
+        self.waited_s = 0.0  # in all, for batches that were not ready
+        self._bos, self._buffer_pieces = bos, buffer_pieces
         self._identity = {
             "seed": seed,
-            "seq_len": seq_len,
             "buffer_pieces": buffer_pieces,
             "documents": len(documents),
             "digest": documents.digest,
         }
         self._used = self._cropped = 0
+        self._depth = int(prefetch)
         self._pool = ThreadPoolExecutor(1, "batches") if prefetch else None
-        self._next: Future[tuple[np.ndarray, dict[str, Any]]] | None = None
+        self._next: deque[Future[_Assembled]] = deque()
+        self._cut(seq_len if state is None else state.get("seq_len", seq_len), [])
         self._restore(state or self._state())
+        self.resize(batch_size, seq_len)
 
-    def next_batch(self) -> Batch:
-        """The next (tokens, targets), each (B, T) int64 on `device`."""
-        future, self._next = self._next, None
-        rows, self._delivered = self._assemble() if future is None else future.result()
+    def next_batch(self) -> Batch | DocumentBatch:
+        """The next (tokens, targets[, documents]); tokens and targets (B, T) int64 on `device`."""
+        began = perf_counter()
+        assembled = self._next.popleft().result() if self._next else self._assemble()
+        self.waited_s += perf_counter() - began
+        self._delivered = assembled.state
         if self._pool is not None:
-            self._next = self._pool.submit(self._assemble)
-        return split_rows(torch.from_numpy(rows), self.device)
+            while len(self._next) < self._depth:
+                self._next.append(self._pool.submit(self._assemble))
+        batch = split_rows(assembled.rows, self.device)
+        if assembled.documents is None:
+            return batch
+        return DocumentBatch(*batch, assembled.documents.to(self.device))
+
+    def resize(self, batch_size: int, seq_len: int) -> None:
+        """Batches of another shape from here on; the corpus goes on where it is."""
+        if (batch_size, seq_len) == (self.batch_size, self.seq_len):
+            return
+        state = self._delivered
+        self._discard()
+        self.batch_size = batch_size
+        if seq_len == self.seq_len:
+            self._restore(state)  # what was packed ahead is packed again
+            return
+        read = {name: state[name] for name in ("seq_len", "epoch", "position", "buffer")}
+        # Of earlier epochs nothing has to be known: this one visits every document again.
+        earlier = [part for part in state.get("earlier", []) if part["epoch"] == state["epoch"]]
+        self._cut(seq_len, [*earlier, read])
+        self._used, self._cropped = state["used"], state["cropped"]
+        self._buffer.load_state_dict({"epoch": state["epoch"], "position": 0, "buffer": []})
+        self._delivered = self._state()
 
     def state_dict(self) -> dict[str, Any]:
         """What it takes to continue after the last batch that `next_batch` returned."""
@@ -202,9 +252,7 @@ class PackedLoader:
         Raises:
             TrainerError: The state belongs to other documents, another seed or other rows.
         """
-        if self._next is not None:
-            self._next.result()
-            self._next = None
+        self._discard()
         self._restore(state)
 
     @property
@@ -223,9 +271,41 @@ class PackedLoader:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
+    def _discard(self) -> None:
+        """Forgets what was packed ahead."""
+        while self._next:
+            self._next.popleft().result()
+
+    def _cut(self, seq_len: int, earlier: list[dict[str, Any]]) -> None:
+        """Cuts documents into pieces of at most `seq_len` tokens behind a BOS.
+
+        Args:
+            earlier: Positions reached in this epoch with rows of other lengths.
+        """
+        self.seq_len, self._earlier = seq_len, earlier
+        self._first, self._lengths = cut_pieces(self.documents.lengths, seq_len)
+        unread = None
+        if earlier:
+            epoch = earlier[-1]["epoch"]
+            untouched = np.ones(len(self.documents), dtype=bool)
+            for position, part in enumerate(earlier):
+                # An earlier cut had left out what those before it had read: so does its order.
+                first, _ = cut_pieces(self.documents.lengths, part["seq_len"])
+                owner = np.repeat(np.arange(len(self.documents)), np.diff(first))
+                order = epoch_order(len(owner), self.seed, epoch)
+                if position:
+                    order = order[untouched[owner[order]]]
+                taken = np.setdiff1d(order[: part["position"]], part["buffer"])
+                untouched[owner[taken]] = False
+            unread = (epoch, np.repeat(untouched, np.diff(self._first)))
+        self._buffer = ShuffledBuffer(self._lengths, self._buffer_pieces, self.seed, unread)
+
     def _state(self) -> dict[str, Any]:
         counts = {"used": self._used, "cropped": self._cropped}
-        return {**self._identity, **self._buffer.state_dict(), **counts}
+        place: dict[str, Any] = {"seq_len": self.seq_len}
+        if self._earlier and self._earlier[-1]["epoch"] == self._buffer.epoch:
+            place["earlier"] = self._earlier
+        return {**self._identity, **place, **self._buffer.state_dict(), **counts}
 
     def _restore(self, state: dict[str, Any]) -> None:
         found = {name: state.get(name) for name in self._identity}
@@ -238,6 +318,8 @@ class PackedLoader:
                 "Resume with the recipe and the data the run began with, or start a new run.",
             )
         self._delivered = state
+        if (self.seq_len, self._earlier) != (state["seq_len"], state.get("earlier", [])):
+            self._cut(state["seq_len"], state.get("earlier", []))
         self._buffer.load_state_dict(state)
         self._used, self._cropped = state["used"], state["cropped"]
 
@@ -247,12 +329,16 @@ class PackedLoader:
         begin = 1 + (piece - int(self._first[document])) * self.seq_len
         return self.documents[document][begin : begin + self.seq_len]
 
-    def _assemble(self) -> tuple[np.ndarray, dict[str, Any]]:
-        """The next rows (B, T + 1) int64, and the state after them."""
+    def _assemble(self) -> _Assembled:
+        """The next rows, what is known of them, and the state after them."""
         rows = np.empty((self.batch_size, self.seq_len + 1), dtype=np.int64)
         for row in rows:
             self._fill_row(row)
-        return rows, self._state()
+        documents = None if self._bos is None else find_documents(rows[:, :-1], self._bos)
+        tensor = torch.from_numpy(rows)
+        if self.device.type == "cuda":  # here, so that the training thread need not copy
+            tensor = tensor.pin_memory()
+        return _Assembled(tensor, documents, self._state())
 
     def _fill_row(self, row: np.ndarray) -> None:
         row[-1] = bos = self.documents[0][0]  # what stays when only one token is left to fill
@@ -271,6 +357,29 @@ class PackedLoader:
             self._cropped += length - taken
 
 
+class _Assembled(NamedTuple):
+    """Rows (B, T + 1) int64, their documents, and the loader's state after them."""
+
+    rows: torch.Tensor
+    documents: Documents | None
+    state: dict[str, Any]
+
+
+def cut_pieces(lengths: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pieces of documents of `lengths` tokens, their BOS counted.
+
+    Returns:
+        first: (documents + 1,); document i has the pieces first[i] to first[i + 1] - 1.
+        pieces: their tokens without the BOS, seq_len for all but a document's last.
+    """
+    texts = lengths - 1
+    counts = np.maximum(1, -(-texts // seq_len))
+    first = np.concatenate([[0], np.cumsum(counts)])
+    pieces = np.full(first[-1], seq_len, dtype=np.int32)
+    pieces[first[1:] - 1] = texts - (counts - 1) * seq_len
+    return first, pieces
+
+
 def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
     """A permutation of 0..count-1, a function of its arguments alone."""
     return np.random.default_rng([seed, epoch]).permutation(count)
@@ -279,7 +388,8 @@ def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
 def split_rows(rows: torch.Tensor, device: torch.device) -> Batch:
     """Rows (B, T + 1) -> inputs and targets (B, T) on `device`."""
     if device.type == "cuda":
-        rows = rows.pin_memory().to(device, non_blocking=True)
+        rows = rows if rows.is_pinned() else rows.pin_memory()
+        rows = rows.to(device, non_blocking=True)
     return Batch(rows[:, :-1].contiguous(), rows[:, 1:].contiguous())
 
 

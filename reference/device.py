@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 
 import torch
@@ -29,6 +30,37 @@ def set_up_device(request: Request) -> torch.device:
             )
         torch.set_float32_matmul_precision("high")
     return torch.device(name)
+
+
+def make_deterministic() -> None:
+    """Equal bits from equal inputs on one GPU; to be called before the first CUDA kernel.
+
+    A kernel that cannot keep the promise raises an error instead of breaking it.
+    """
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    torch.use_deterministic_algorithms(True)
+    # What is filled in anyway need not be filled with NaN first.
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.backends.cudnn.benchmark = False
+    from torch._inductor import config
+
+    if hasattr(config, "deterministic"):
+        config.deterministic = True  # no choice by timing among kernels that round differently
+
+
+def memory_limit_bytes(device: torch.device, cap_gib: float) -> int | None:
+    """What this process may hold of a GPU's memory, and holds it to that; None on a CPU.
+
+    Args:
+        cap_gib: Stay within this; 0: all of the card.
+    """
+    if device.type != "cuda":
+        return None
+    total = torch.cuda.get_device_properties(device).total_memory
+    if cap_gib and cap_gib * 2**30 < total:
+        torch.cuda.set_per_process_memory_fraction(cap_gib * 2**30 / total, device)
+        return int(cap_gib * 2**30)
+    return int(total)
 
 
 def resolve_dtype(dtype: str | torch.dtype, device: str | torch.device) -> torch.dtype:

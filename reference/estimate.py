@@ -11,7 +11,18 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
-from reference.config import SMEAR_GATE_CHANNELS, VALUE_GATE_CHANNELS, ModelConfig
+from reference.config import SMEAR_GATE_CHANNELS, ModelConfig
+from reference.memory import (
+    GIB,
+    USABLE_SHARE,
+    VRAM_BYTES,
+    Parameters,
+    count_parameters,
+    fitting_micro_batch,
+    plan_vram,
+)
+
+__all__ = ["Parameters", "count_flops", "count_parameters", "estimate", "peak_flops", "plan_vram"]
 
 # Dense bf16 peak with fp32 accumulation, FLOP/s, by the device's reported name; the vendor's data
 # sheets. A "*" stands for any form factor of the same peak.
@@ -28,7 +39,6 @@ PEAK_BF16_FLOPS = {
     "NVIDIA L40S": 362e12,
 }
 RTX_4090_FLOPS = PEAK_BF16_FLOPS["NVIDIA GeForce RTX 4090"]
-VRAM_BYTES = 24 * 2**30
 ASSUMED_MFU = 0.75  # bf16, nanochat's count
 ASSUMPTIONS = (
     "165.2 TFLOP/s peak: RTX 4090 data sheet, bf16 with fp32 accumulation",
@@ -37,24 +47,6 @@ ASSUMPTIONS = (
     "weights fp32 except bf16 token tables; Adam states in their table's type",
     "activations as compiled code keeps them, no checkpointing",
 )
-
-
-class Parameters(NamedTuple):
-    """Counts by kind; `scaling` is what nanochat's horizon rule multiplies."""
-
-    embedding: int
-    value_embedding: int
-    unembedding: int
-    matrix: int
-    scalar: int
-
-    @property
-    def scaling(self) -> int:
-        return self.matrix + self.unembedding
-
-    @property
-    def total(self) -> int:
-        return sum(self)
 
 
 class FlopsPerToken(NamedTuple):
@@ -81,20 +73,6 @@ def peak_flops(device_name: str) -> float | None:
     return None
 
 
-def count_parameters(config: ModelConfig) -> Parameters:
-    """Parameters of a model, padding rows included."""
-    C, V, L = config.n_embd, config.padded_vocab_size, config.n_layer
-    gated = sum(config.has_value_embedding(layer) for layer in range(L))
-    block = 2 * C * C + 2 * C * config.kv_dim + 8 * C * C
-    return Parameters(
-        embedding=V * C,
-        value_embedding=gated * V * config.kv_dim,
-        unembedding=V * C,
-        matrix=L * block + gated * VALUE_GATE_CHANNELS * config.n_kv_head,
-        scalar=2 * L + (SMEAR_GATE_CHANNELS + 1) * config.smear + config.backout,
-    )
-
-
 def count_flops(config: ModelConfig) -> FlopsPerToken:
     """FLOPs per token: 6 per matrix entry, 12 per channel and visible key."""
     parameters = count_parameters(config)
@@ -112,39 +90,14 @@ def count_flops(config: ModelConfig) -> FlopsPerToken:
     )
 
 
-def plan_vram(config: ModelConfig, device_batch_size: int) -> dict[str, int]:
-    """Bytes of GPU memory by purpose while training in bf16."""
-    p = count_parameters(config)
-    tables = p.embedding + p.value_embedding
-    fp32 = p.total - tables
-    tokens = device_batch_size * config.seq_len
-    C, L = config.n_embd, config.n_layer
-    # Kept for the backward pass by compiled code, in elements a token: both residual states, both
-    # normed inputs, q and k before and after their norm, v, the attention's output, and the MLP's
-    # inner state; what follows by one cheap pass is computed again.
-    per_layer = 2 * C + 2 * C + 2 * C + 3 * config.kv_dim + C + 4 * C
-    gated = sum(config.has_value_embedding(layer) for layer in range(L))
-    activations = tokens * (L * per_layer + gated * 2 * config.kv_dim + 4 * C) * 2
-    chunk = min(tokens, max(64, (512 << 20) // (4 * config.padded_vocab_size)))
-    largest = max(
-        (L * 4 * C * C, L * (2 * C * C)), default=0
-    )  # the biggest batch of equal matrices
-    return {
-        "weights": 4 * fp32 + 2 * tables,
-        "gradients": 4 * fp32 + 2 * tables,
-        "optimizer": 4 * p.matrix + 8 * (p.unembedding + p.scalar) + 4 * tables,
-        "activations": activations,
-        "logits": chunk * config.padded_vocab_size * (4 + 4 + 2) + 4 * p.unembedding,
-        "workspace": min(largest, 64 << 20) * (4 + 2 + 2 + 2) + 2 * p.scaling,
-    }
-
-
 def estimate(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters, FLOPs, memory and hours of a resolved recipe.
 
     Returns:
         `parameters` (by kind, `scaling`, `total`), `flops_per_token` (`nanochat`, `causal`),
-        `tokens`, `flops` (both counts), `vram_bytes` (by purpose, `total`, `fits_24gb`),
+        `tokens`, `flops` (both counts), `vram_bytes` (by purpose, `total`, `fits_24gb`) of the
+        micro-batch that a 24 GB card gets, `micro_batch` (`sequences`, `per_step`,
+        `smallest_vram_bytes`: the plan of one sequence at a time),
         `rtx4090` (`tokens_per_s`, `pretrain_hours`, `assumptions`). Where the recipe trains for
         a time instead of a number of steps, `tokens` follows from the predicted speed.
     """
@@ -156,8 +109,12 @@ def estimate(recipe: Mapping[str, Any]) -> dict[str, Any]:
         tokens = pretrain["num_steps"] * pretrain["total_batch_size"]
     else:
         tokens = int(tokens_per_s * 3600 * pretrain.get("hours", 0))
-    vram = plan_vram(config, pretrain["device_batch_size"])
+    cap = pretrain.get("vram_cap_gib") or 0
+    memory = min(VRAM_BYTES, int(cap * GIB)) if cap else VRAM_BYTES
+    micro_batch = fitting_micro_batch(config, pretrain, memory)
+    vram = plan_vram(config, micro_batch, pretrain)
     total = sum(vram.values())
+    smallest = sum(plan_vram(config, 1, pretrain).values())
     return {
         "parameters": {
             **parameters._asdict(),
@@ -168,7 +125,12 @@ def estimate(recipe: Mapping[str, Any]) -> dict[str, Any]:
         "tokens": tokens,
         "tokens_per_scaling_parameter": tokens / parameters.scaling,
         "flops": {"nanochat": flops.nanochat * tokens, "causal": flops.causal * tokens},
-        "vram_bytes": {**vram, "total": total, "fits_24gb": total < VRAM_BYTES},
+        "vram_bytes": {**vram, "total": total, "fits_24gb": total < USABLE_SHARE * VRAM_BYTES},
+        "micro_batch": {
+            "sequences": micro_batch,
+            "per_step": max(1, pretrain["total_batch_size"] // (micro_batch * config.seq_len)),
+            "smallest_vram_bytes": smallest,
+        },
         "rtx4090": {
             "tokens_per_s": tokens_per_s,
             "pretrain_hours": tokens / tokens_per_s / 3600,

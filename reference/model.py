@@ -219,7 +219,7 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def untie(self) -> None:
-        """Gives the head a table of its own, from here on, that computes what the shared one did."""
+        """Gives the head a table of its own; at first it computes what the shared one did."""
         self.lm_head.weight.copy_(TIED_HEAD_SCALE * self.wte.weight)
         self.tied = False
 

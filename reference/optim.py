@@ -32,6 +32,7 @@ POLAR_EXPRESS = (
 )
 NORM_MARGIN = 1.01  # keeps the largest singular value below 1 when bf16 rounds
 MAX_BATCH_ELEMENTS = 64 << 20  # of matrices worked off at once: bounds Muon's workspace
+TABLE_ROWS = 8192  # of a token table worked off at once, where that needs an fp32 copy
 BASE_BATCH_TOKENS = 1 << 19  # the batch at which the learning rates were tuned
 BASE_WIDTH = 768
 
@@ -75,17 +76,38 @@ def _even_out(update: Tensor, second_moment: Tensor, beta2: float) -> Tensor:
     return update.mul_(scale * (before / after.clamp_min(1e-20)).sqrt())
 
 
+def muon_update(
+    update: Tensor, momentum: Tensor, second_moment: Tensor, rate: Tensor | float, beta2: float
+) -> Tensor:
+    """The step's direction from the gradients `update` (K, m, n), which it may overwrite.
+
+    Both states are brought up to date in place; momentum may be kept in bf16.
+    """
+    mixed = momentum if momentum.dtype == update.dtype else momentum.to(update.dtype)
+    mixed = mixed.lerp_(update, 1.0 - rate)
+    if mixed is not momentum:
+        momentum.copy_(mixed)
+    update = orthogonalize(update.lerp_(mixed, rate))
+    return _even_out(update, second_moment, beta2)
+
+
 class MuonAdamW(torch.optim.Optimizer):
     """Both optimizers behind one `step`.
 
     Args:
         groups: Dicts with `kind` "muon" (params of one shape, lr, momentum, beta2, weight_decay)
             or "adamw" (params, lr, betas, eps, weight_decay); `name` for people. `lr` and
-            `weight_decay` are the full ones; `set_schedule` multiplies them.
+            `weight_decay` are the full ones; `set_schedule` multiplies them. Optional: for muon
+            `momentum_dtype`; for adamw `factored`, the second moment as row times column
+            (Adafactor, arXiv 1804.04235).
+        compiled: Compile Muon's update; for GPUs.
     """
 
-    def __init__(self, groups: list[dict[str, Any]]) -> None:
+    def __init__(self, groups: list[dict[str, Any]], *, compiled: bool = False) -> None:
         super().__init__(groups, defaults={})
+        self.updates = 0  # begun by this object: whether a failed step can be done again
+        self._muon_update = torch.compile(muon_update, dynamic=False) if compiled else muon_update
+        self._compiled = compiled
         for group in self.param_groups:
             group["full_lr"] = group["lr"]
             group["full_weight_decay"] = group["weight_decay"]
@@ -98,11 +120,23 @@ class MuonAdamW(torch.optim.Optimizer):
                 group["momentum"] = schedule.momentum
                 group["weight_decay"] = group["full_weight_decay"] * schedule.weight_decay
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from `state_dict`, each value in the type it was saved in."""
+        super().load_state_dict(state_dict)
+        # PyTorch casts states to their parameter's type: wrong for bf16 momentum of an fp32 matrix.
+        for saved, group in zip(state_dict["param_groups"], self.param_groups, strict=True):
+            for index, p in zip(saved["params"], group["params"], strict=True):
+                for name, value in state_dict["state"].get(index, {}).items():
+                    self.state[p][name] = value.detach().clone().to(p.device)
+
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
+        self.updates += 1
         for group in self.param_groups:
             if group["kind"] == "muon":
                 self._step_muon(group)
+            elif group.get("factored"):
+                self._step_factored(group)
             else:
                 self._step_adamw(group)
 
@@ -135,6 +169,37 @@ class MuonAdamW(torch.optim.Optimizer):
             maximize=False,
         )
 
+    def _step_factored(self, group: dict[str, Any]) -> None:
+        """AdamW of tables whose second moment is (row means x column means) / mean."""
+        beta1, beta2 = group["betas"]
+        for p in group["params"]:
+            if p.grad is None:
+                continue
+            state = self.state[p]
+            V, C = p.shape
+            if not state:
+                state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
+                state["exp_avg"] = torch.zeros_like(p)
+                state["row"] = torch.zeros((V, 1), device=p.device)
+                state["column"] = torch.zeros((1, C), device=p.device)
+            state["step"] += 1.0
+            norms = [
+                torch.linalg.vector_norm(p.grad, dim=dim, keepdim=True, dtype=torch.float32)
+                for dim in (1, 0)
+            ]
+            state["row"].lerp_(norms[0].square_().div_(C), 1.0 - beta2)
+            state["column"].lerp_(norms[1].square_().div_(V), 1.0 - beta2)
+            state["exp_avg"].lerp_(p.grad, 1.0 - beta1)
+            first = 1.0 - beta1 ** state["step"]
+            second = 1.0 - beta2 ** state["step"]
+            column = state["column"] / (state["row"].mean().clamp_min(1e-30) * second)
+            p.mul_(1.0 - group["lr"] * group["weight_decay"])
+            for start in range(0, V, TABLE_ROWS):  # bounds the fp32 copies
+                rows = slice(start, start + TABLE_ROWS)
+                scale = (state["row"][rows] * column).sqrt_().add_(group["eps"])
+                update = state["exp_avg"][rows].float().div_(scale).div_(first)
+                p[rows].sub_((update * group["lr"]).to(p.dtype))
+
     def _step_muon(self, group: dict[str, Any]) -> None:
         params = group["params"]
         m, n = params[0].shape
@@ -142,18 +207,24 @@ class MuonAdamW(torch.optim.Optimizer):
         if not state:
             shape = (len(params), m, n)
             factored = (len(params), m, 1) if m >= n else (len(params), 1, n)
-            state["momentum"] = torch.zeros(shape, dtype=params[0].dtype, device=params[0].device)
+            dtype = group.get("momentum_dtype", params[0].dtype)
+            state["momentum"] = torch.zeros(shape, dtype=dtype, device=params[0].device)
             state["second_moment"] = torch.zeros(factored, device=params[0].device)
         lr = group["lr"] * math.sqrt(max(1.0, m / n))
         size = max(1, MAX_BATCH_ELEMENTS // (m * n))
+        rate: Tensor | float = group["momentum"]
+        if self._compiled:  # a number would be compiled in, and anew at each of its changes
+            rate = torch.tensor(rate, device=params[0].device)
         for start in range(0, len(params), size):
             part = slice(start, start + size)
-            momentum = state["momentum"][part]
             update = torch.stack([p.grad for p in params[part]])  # (K, m, n)
-            momentum.lerp_(update, 1.0 - group["momentum"])
-            update.lerp_(momentum, group["momentum"])
-            update = orthogonalize(update)
-            update = _even_out(update, state["second_moment"][part], group["beta2"])
+            update = self._muon_update(
+                update,
+                state["momentum"][part],
+                state["second_moment"][part],
+                rate,
+                group["beta2"],
+            )
             for p, u in zip(params[part], update.unbind(), strict=True):
                 if group["weight_decay"]:  # only where the step shrinks the weight as well
                     u.addcmul_(p, (p * u >= 0).to(p.dtype), value=group["weight_decay"])
@@ -200,7 +271,7 @@ def parameter_groups(
 
     Args:
         pretrain: The rates, `weight_decay`, `total_batch_size` and `scale_lr` (False: all rates
-            and the decay as written).
+            and the decay as written); `momentum_dtype` and `factored_second_moment`.
         tokens: The horizon in tokens, for the weight decay's rule; None leaves that rule out.
     """
     scaled = pretrain.get("scale_lr", True)
@@ -218,6 +289,8 @@ def parameter_groups(
         "x0": (pretrain["x0_lr"], (0.96, 0.95), 0.0),
         "gate": (pretrain["gate_lr"], (0.8, 0.95), 0.0),
     }
+    factored = pretrain.get("factored_second_moment", False)
+    momentum_dtype = getattr(torch, pretrain.get("momentum_dtype", "float32"))
     named = model.named_parameter_groups()
     groups = [
         {
@@ -228,6 +301,7 @@ def parameter_groups(
             "betas": betas,
             "eps": 1e-10,
             "weight_decay": weight_decay,
+            "factored": factored and name in ("embedding", "value_embedding"),
             "fused": True,  # tells `load_state_dict` to keep the step counts on the device
         }
         for name, (lr, betas, weight_decay) in table.items()
@@ -245,6 +319,7 @@ def parameter_groups(
             "momentum": 0.95,
             "beta2": 0.9,
             "weight_decay": decay,
+            "momentum_dtype": momentum_dtype,
         }
         for shape, params in by_shape.items()
     ]

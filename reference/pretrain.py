@@ -5,33 +5,47 @@ follows the elapsed share of it. By steps a run is a function of recipe and seed
 interrupted one, resumed, has the same losses to the bit on a CPU. By time every card finishes when
 the budget says so; each step's progress is logged, so that a replay can follow it.
 
+What changes on the way (sequence length, windows, batch, precision) is `reference.curriculum`; what
+is decided by measuring before the first step, `reference.tuning`.
+
 References:
     nanochat's training script is the starting point: https://github.com/karpathy/nanochat
 """
 
 from __future__ import annotations
 
+import gc
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from reference.anneal import AnnealedLoader, open_loader
 from reference.checkpoint import (
+    BackgroundSaver,
+    Saved,
     clear_states,
     is_complete,
     load_latest_state,
     save_model,
-    save_state,
     weights_digest,
 )
+from reference.curriculum import Curriculum, Phase, rows_at
 from reference.dataloader import PackedLoader, validation_batches
 from reference.dataset import Documents, token_folder
-from reference.device import DeviceTimer, peak_memory_bytes, set_up_device
+from reference.device import (
+    DeviceTimer,
+    make_deterministic,
+    memory_limit_bytes,
+    peak_memory_bytes,
+    set_up_device,
+)
 from reference.errors import TrainerError
 from reference.estimate import count_flops, count_parameters, estimate, peak_flops
 from reference.events import Events
+from reference.memory import fitting_micro_batch, plan_vram
 from reference.metrics import evaluate_bpb
 from reference.model import GPT, ModelConfig
 from reference.optim import MuonAdamW, parameter_groups
@@ -40,7 +54,8 @@ from reference.schedule import ScheduleConfig, schedule_at
 from reference.snapshot import save_snapshot
 from reference.stage import Stopped, stop_requested
 from reference.tokenizer import Tokenizer
-from reference.train_step import maybe_compile, train_step
+from reference.train_step import Stepper, compiled_graphs, maybe_compile
+from reference.tuning import apply, decide, precompile
 
 # Of a horizon in time, kept back for the last evaluation and checkpoint.
 RESERVE_SHARE = 0.01
@@ -56,6 +71,8 @@ def run(request: Request, events: Events) -> None:
     if request.attempt and is_complete(out):
         clear_states(out)
         return
+    if section["deterministic"]:
+        make_deterministic()
     device = set_up_device(request)
     tokenizer = Tokenizer.load(request.path("tokenizer"))
     cache = token_folder(request.path("cache"), request.run_id)
@@ -63,115 +80,218 @@ def run(request: Request, events: Events) -> None:
     validation = Documents.open(cache, "validation", tokenizer)
 
     config = ModelConfig.from_recipe(recipe["model"], tokenizer.vocab_size)
+    T = config.seq_len
     model = GPT(config)
     model.init_weights(request.seed)
     initial_weights = weights_digest(model)
     model.place(device)
     horizon = Horizon(request)
-    optimizer = MuonAdamW(parameter_groups(model, section, tokens=horizon.tokens))
+    optimizer = MuonAdamW(
+        parameter_groups(model, section, tokens=horizon.tokens),
+        compiled=section["compile_optimizer"] and device.type == "cuda",
+    )
     schedule = ScheduleConfig.from_recipe(section)
+    curriculum = Curriculum.from_recipe(config, section)
     report_model(events, model, device, initial_weights)
 
-    first_step, loader_state = restore(request, model, optimizer, device)
-    batch_size, T = section["device_batch_size"], config.seq_len
-    micro_batches = section["total_batch_size"] // (batch_size * T)
+    def say(text: str, **figures: Any) -> None:
+        events.emit("note", text=text, **figures)
+
+    state = restore(request, model, optimizer, device)
+    first_step, tokens_seen = state["step"], state["tokens"]
+    micro_batch = choose_micro_batch(config, section, device, say)
+    maybe_compile(model, section["compile"], device, tokens=horizon.tokens)
+    decisions = decide(
+        model, section, micro_batch=micro_batch, say=say, known=state.get("decisions")
+    )
+    bos = tokenizer.bos_id if section["document_mask"] else None
+    if device.type == "cuda" and section["compile"] != "off":
+        began = time.perf_counter()
+        shapes = [(phase, rows_at(phase, micro_batch, T)) for phase in curriculum.phases]
+        precompile(model, section, decisions, shapes[::-1], bos)
+        say(
+            f"{compiled_graphs()} graphs compiled beforehand for {len(shapes)} phase(s) of the run",
+            compile_s=round(time.perf_counter() - began, 3),
+        )
+    phase = curriculum.at(horizon.progress(first_step))
     loader = open_loader(
         lambda documents, position: PackedLoader(
-            documents, batch_size, T, request.seed, device=device, state=position
+            documents,
+            rows_at(phase, micro_batch, T),
+            phase.seq_len,
+            request.seed,
+            device=device,
+            prefetch=section["prefetch"],
+            bos=bos,
+            state=position,
         ),
         train,
         cache,
         tokenizer,
         recipe["data"]["anneal"],
-        loader_state,
+        state["loader"],
     )
-    maybe_compile(model, section["compile"], device, tokens=horizon.tokens)
+    stepper = Stepper(model, optimizer, parts=state["parts"])
+    saver = BackgroundSaver(out, background=section["background_checkpoints"])
     token_bytes = torch.from_numpy(tokenizer.token_bytes()).to(device)
 
     def evaluate(step: int) -> None:
         began = time.perf_counter()
+        # Always the finished model's reach: what a checkpoint of this moment would compute.
+        model.set_windows(config.windows)
         batches = validation_batches(
-            validation, batch_size, T, max_tokens=section["eval_tokens"], device=device
+            validation, micro_batch, T, max_tokens=section["eval_tokens"], device=device
         )
         value = evaluate_bpb(model, batches, token_bytes)
+        model.set_windows(phase.windows)
         elapsed_s = time.perf_counter() - began
         horizon.reserve(elapsed_s)
         events.emit("eval", name="val_bpb", step=step, value=value, elapsed_s=elapsed_s)
 
-    def state(step: int) -> dict[str, Any]:
+    def whole_state(step: int) -> dict[str, Any]:
         return {
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),
             "loader": loader.state_dict() if step else None,
+            "tokens": tokens_seen,
+            "tied": model.tied,
+            "parts": stepper.parts,
+            "decisions": decisions,
         }
 
-    def checkpoint(step: int) -> None:
-        began = time.perf_counter()
-        size = save_state(out, step, state(step))
-        elapsed_s = time.perf_counter() - began
-        events.emit("checkpoint", step=step, bytes=size, elapsed_s=elapsed_s)
+    def checkpoint(step: int, *, wait: bool = False) -> None:
+        finished = saver.save(step, whole_state(step))
+        report_saved(events, finished + (saver.wait() if wait else []))
 
-    step = first_step
-    while True:
-        progress = horizon.progress(step)
-        done = progress >= 1.0
-        if done or step == 0 or (section["eval_every"] and step % section["eval_every"] == 0):
-            evaluate(step)
-        if done:
-            break
-        if stop_requested():
-            checkpoint(step)
-            raise Stopped
-        if (
-            step > first_step
-            and section["checkpoint_every"]
-            and step % section["checkpoint_every"] == 0
-        ):
-            checkpoint(step)
-        if step and section["snapshot_every"] and step % section["snapshot_every"] == 0:
-            save_snapshot(out, step, state(step))
+    step, begun, graphs = first_step, False, compiled_graphs()
+    try:
+        while True:
+            progress = horizon.progress(step)
+            done = progress >= 1.0
+            if done or step == 0 or (section["eval_every"] and step % section["eval_every"] == 0):
+                evaluate(step)
+                gc.collect()
+                graphs = compiled_graphs()
+            if done:
+                break
+            if stop_requested():
+                checkpoint(step, wait=True)
+                raise Stopped
+            if (
+                step > first_step
+                and section["checkpoint_every"]
+                and step % section["checkpoint_every"] == 0
+            ):
+                checkpoint(step)
+            if step and section["snapshot_every"] and step % section["snapshot_every"] == 0:
+                save_snapshot(out, step, whole_state(step))
 
-        timer = DeviceTimer(device)
-        began = time.perf_counter()
-        if isinstance(loader, AnnealedLoader):
-            loader.at(progress)
-        batches = [loader.next_batch() for _ in range(micro_batches)]
-        waited_s = time.perf_counter() - began
-        multipliers = schedule_at(progress, step, schedule)
-        loss = train_step(model, optimizer, batches, multipliers)
-        cuda_s = timer.elapsed_s()
-        elapsed_s = time.perf_counter() - began
-        if not math.isfinite(loss):
-            raise TrainerError(
-                "nan_loss",
-                f"the loss is {loss} at step {step}",
-                "Lower the learning rates or lengthen the warm-up; the last checkpoint is kept.",
+            before, phase = phase, curriculum.at(progress)
+            if phase != before or not begun:
+                if begun:
+                    say(f"step {step}: {difference(before, phase)}")
+                apply(model, section, decisions, phase)
+                loader.resize(rows_at(phase, micro_batch, T), phase.seq_len)
+            if isinstance(loader, AnnealedLoader):
+                loader.at(progress)
+            step_tokens = phase.batch_tokens
+            micro_batches = step_tokens // (loader.batch_size * phase.seq_len)
+            multipliers = schedule_at(progress, step, schedule)
+            multipliers = multipliers._replace(lr=multipliers.lr * curriculum.lr_scale(phase))
+            timer = DeviceTimer(device)
+            began, waited_s = time.perf_counter(), loader.waited_s
+            batches = (loader.next_batch() for _ in range(micro_batches))
+            loss = stepper.step(batches, multipliers, count=step_tokens)
+            cuda_s = timer.elapsed_s()
+            elapsed_s = time.perf_counter() - began
+            if not math.isfinite(loss):
+                raise TrainerError(
+                    "nan_loss",
+                    f"the loss is {loss} at step {step}",
+                    "Lower the learning rates or warm up longer; the last checkpoint is kept.",
+                )
+            tokens_seen += step_tokens
+            events.emit(
+                "step",
+                step=step,
+                tokens=tokens_seen,
+                loss=loss,
+                lr=multipliers.lr,
+                progress=progress,
+                micro_batches=micro_batches * stepper.parts,
+                step_tokens=step_tokens,
+                dt_s=round(elapsed_s, 6),
+                wait_s=round(loader.waited_s - waited_s, 6),
+                cuda_s=cuda_s,
             )
-        events.emit(
-            "step",
-            step=step,
-            tokens=(step + 1) * section["total_batch_size"],
-            loss=loss,
-            lr=multipliers.lr,
-            progress=progress,
-            micro_batches=micro_batches,
-            step_tokens=section["total_batch_size"],
-            dt_s=round(elapsed_s, 6),
-            wait_s=round(waited_s, 6),
-            cuda_s=cuda_s,
-        )
-        step += 1
-        if step % MEMORY_EVERY == 0:
-            events.emit("memory", step=step, peak_bytes=peak_memory_bytes(device))
+            if begun and compiled_graphs() > graphs:
+                say(f"step {step} compiled {compiled_graphs() - graphs} graph(s) on the way")
+            graphs = compiled_graphs()
+            report_saved(events, saver.finished())
+            for text in stepper.notes:
+                say(f"step {step}: {text}")
+            stepper.notes.clear()
+            if not begun:
+                # From here on garbage is collected at evaluations, not in the middle of a step.
+                gc.collect()
+                gc.freeze()
+                gc.disable()
+                begun = True
+            step += 1
+            if step % MEMORY_EVERY == 0:
+                events.emit("memory", step=step, peak_bytes=peak_memory_bytes(device))
+        report_saved(events, saver.wait())
+    finally:
+        gc.enable()
+        gc.unfreeze()
+        loader.close()
+        saver.close()
 
+    if model.tied and not config.tied:
+        model.untie()
     events.emit("memory", step=step, peak_bytes=peak_memory_bytes(device))
-    text = (
+    say(
         f"{loader.crop_rate:.1%} of the tokens read were cropped, {loader.epoch + 1} epoch(s) begun"
     )
-    events.emit("note", text=text)
-    loader.close()
     save_model(out, model, config, request.path("tokenizer"))
     clear_states(out)
+
+
+def choose_micro_batch(
+    config: ModelConfig, section: dict[str, Any], device: torch.device, say: Callable[[str], None]
+) -> int:
+    """Sequences of a micro-batch, by the memory plan; says where that is not the recipe's."""
+    limit = memory_limit_bytes(device, section["vram_cap_gib"])
+    micro_batch = fitting_micro_batch(config, section, limit)
+    wanted = section["device_batch_size"]
+    if limit is not None and micro_batch != wanted:
+        planned = sum(plan_vram(config, micro_batch, section).values())
+        say(
+            f"micro-batches of {micro_batch} sequences instead of {wanted or 'a stated number'}:"
+            f" planned {planned / 2**30:.1f} of {limit / 2**30:.1f} GiB"
+        )
+    return micro_batch
+
+
+def difference(before: Phase, after: Phase) -> str:
+    """What changes from one phase to the next, for the log."""
+    return ", ".join(
+        f"{name} {old} -> {new}"
+        for name, old, new in zip(Phase._fields, before, after, strict=True)
+        if old != new
+    )
+
+
+def report_saved(events: Events, finished: list[Saved]) -> None:
+    """Tells the supervisor which states are on the disk."""
+    for saved in finished:
+        events.emit(
+            "checkpoint",
+            step=saved.step,
+            bytes=saved.bytes,
+            elapsed_s=saved.elapsed_s,
+            stalled_s=saved.stalled_s,
+        )
 
 
 class Horizon:
@@ -224,12 +344,13 @@ def report_model(
 
 def restore(
     request: Request, model: GPT, optimizer: MuonAdamW, device: torch.device
-) -> tuple[int, dict[str, Any] | None]:
-    """Puts the latest state in place; the step to go on with, and the loader's position."""
+) -> dict[str, Any]:
+    """Puts the latest state in place; returns the rest of it: step, loader, tokens, parts, …"""
     latest = load_latest_state(request.path("out")) if request.attempt else None
     if latest is None:
-        return 0, None
+        return {"step": 0, "loader": None, "tokens": 0, "parts": 1}
     step, state = latest
     model.load_state_dict(state["model"])
+    model.tied = state.get("tied", model.tied)
     optimizer.load_state_dict(state["optimizer"])
-    return step, state["loader"]
+    return {"parts": 1, **state, "step": step}

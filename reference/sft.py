@@ -35,7 +35,7 @@ from reference.request import Request
 from reference.schedule import ScheduleConfig, schedule_at
 from reference.stage import Stopped, stop_requested
 from reference.tokenizer import Tokenizer
-from reference.train_step import maybe_compile, train_step
+from reference.train_step import Stepper, maybe_compile
 
 HELD_OUT_SHARE = 0.02
 MAX_HELD_OUT = 512
@@ -82,7 +82,8 @@ def run(request: Request, events: Events) -> None:
         warmdown_ratio=section["warmdown_ratio"],
         final_lr_frac=section["final_lr_frac"],
     )
-    first_step, loader_state = restore(request, model, optimizer, device)
+    state = restore(request, model, optimizer, device)
+    first_step, loader_state = state["step"], state["loader"]
     loader = ConversationLoader(
         train, batch_size, T, request.seed, tokenizer.bos_id, device, loader_state
     )
@@ -100,8 +101,14 @@ def run(request: Request, events: Events) -> None:
         elapsed_s = time.perf_counter() - began
         events.emit("eval", name="sft_val_loss", step=step, value=value, elapsed_s=elapsed_s)
 
+    stepper = Stepper(model, optimizer, parts=state["parts"])
+
     def checkpoint(step: int) -> None:
-        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        state = {
+            "parts": stepper.parts,
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+        }
         size = save_state(out, step, {**state, "loader": loader.state_dict()})
         events.emit("checkpoint", step=step, bytes=size)
 
@@ -123,7 +130,7 @@ def run(request: Request, events: Events) -> None:
         began = time.perf_counter()
         batches = [loader.next_batch() for _ in range(micro_batches)]
         multipliers = schedule_at(step / last, step, schedule)
-        loss = train_step(model, optimizer, batches, multipliers)
+        loss = stepper.step(batches, multipliers)
         if not math.isfinite(loss):
             raise TrainerError(
                 "nan_loss",
@@ -137,10 +144,13 @@ def run(request: Request, events: Events) -> None:
             loss=loss,
             lr=multipliers.lr,
             progress=step / last,
-            micro_batches=micro_batches,
+            micro_batches=micro_batches * stepper.parts,
             step_tokens=step_tokens,
             dt_s=round(time.perf_counter() - began, 6),
         )
+        for text in stepper.notes:
+            events.emit("note", text=f"step {step}: {text}")
+        stepper.notes.clear()
         step += 1
 
     if out_of_time and step < last:

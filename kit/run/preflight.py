@@ -102,13 +102,14 @@ def device_problems(recipe: Recipe, device: str) -> list[Lack]:
         lacks.append(Lack(f"{others} other processes use the GPU", "end them first (`nvidia-smi`)"))
     plan = estimate(recipe)
     total = gpus[0].get("memory_bytes")
-    planned = plan["vram_bytes"]["total"] if plan else 0
+    # A micro-batch that does not fit is halved by the trainer: only the smallest has to.
+    planned = plan["micro_batch"]["smallest_vram_bytes"] if plan else 0
     if total and planned > total:
         lacks.append(
             Lack(
-                f"the recipe plans {planned / 2**30:.1f} GiB of GPU memory, "
+                f"one sequence at a time takes {planned / 2**30:.1f} GiB of GPU memory, "
                 f"the card has {total / 2**30:.1f} GiB",
-                "lower pretrain.device_batch_size",
+                "choose a smaller model or a shorter model.seq_len",
             )
         )
     return lacks

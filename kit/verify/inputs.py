@@ -211,13 +211,23 @@ def _tokens(evidence: Evidence) -> Iterator[Finding]:
             return
     if not evidence.reference_trainer:
         return
-    total = evidence.recipe.section("pretrain")["total_batch_size"]
+    section = evidence.recipe.section("pretrain")
+    total, ramp = section["total_batch_size"], section.get("batch_ramp") or []
+    before = {"step": -1, "tokens": 0}
     for step in steps:
-        if step["tokens"] != (step["step"] + 1) * total:
+        expected = (step["step"] + 1) * total
+        if ramp:
+            # The batch of a step is the recipe's at the progress that the step reports.
+            if step["step"] != before["step"] + 1:
+                return  # V08 says so
+            reached = [value for share, value in ramp if share <= step.get("progress", 1.0)]
+            expected = before["tokens"] + (reached[-1] if reached else total)
+        before = step
+        if step["tokens"] != expected:
             yield fail(
                 "tokens are not steps times batch",
                 f"pretrain step {step['step']}",
-                expected=(step["step"] + 1) * total,
+                expected=expected,
                 found=step["tokens"],
             )
             return

@@ -92,7 +92,10 @@ def flops_per_token(config: dict[str, Any]) -> float:
     layers, width, vocabulary = config["n_layer"], config["n_embd"], config["vocab_size"]
     kv_width = width * config["n_kv_head"] // config["n_head"]
     length = config["seq_len"]
-    matrices = layers * (2 * width * width + 2 * width * kv_width + 8 * width * width)
+    swiglu = config.get("ffn") == "swiglu"
+    inner = config.get("ffn_width") or (-(-8 * width // 192) * 64 if swiglu else 4 * width)
+    ffn = (3 if swiglu else 2) * width * inner
+    matrices = layers * (2 * width * width + 2 * width * kv_width + ffn)
     short = config.get("short_window") or -(-length // 4 // 128) * 128
     pattern = config.get("window_pattern") or "L"
     windows = [
@@ -113,8 +116,9 @@ def _config(evidence: Evidence) -> dict[str, Any] | None:
         return None
     if evidence.reference_trainer:
         model = evidence.recipe.section("model")
-        for name in ("n_layer", "n_embd", "n_head", "n_kv_head", "seq_len"):
-            if config[name] != model[name]:
+        shape = ("n_layer", "n_embd", "n_head", "n_kv_head", "seq_len", "ffn", "ffn_width")
+        for name in shape:
+            if name in config and config[name] != model[name]:
                 raise ValueError(f"model has {name} {config[name]}, its recipe {model[name]}")
     return config
 
@@ -151,7 +155,9 @@ def _peak_flops(evidence: Evidence) -> tuple[float | None, str]:
 
 
 def _eight_bit(evidence: Evidence) -> bool:
-    text = str(evidence.recipe.document.get("model")) + str(evidence.recipe.document["pretrain"])
+    if evidence.reference_trainer:
+        return bool(evidence.recipe.section("pretrain").get("matmul", "bf16") != "bf16")
+    text = str(evidence.recipe.document.get("trainer"))
     return any(word in text.lower() for word in ("fp8", "int8", "float8"))
 
 

@@ -1,0 +1,153 @@
+"""What training needs of a GPU's memory, by arithmetic alone, and the micro-batch that fits.
+
+Needs no torch. Weights, gradients and optimizer states are counted exactly; activations as compiled
+code keeps them; the workspace is the largest thing alive for a moment. `n4090-kit bench train`
+prints the plan beside what the device measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from reference.config import SMEAR_GATE_CHANNELS, VALUE_GATE_CHANNELS, ModelConfig
+
+GIB = 2**30
+VRAM_BYTES = 24 * GIB
+# Of a card's memory, what the process may fill: the rest is CUDA's context, cuBLAS's workspaces,
+# fragmentation and the desktop.
+USABLE_SHARE = 0.90
+LOGITS_CHUNK_BYTES = 512 << 20  # of fp32 logits at a time on a GPU
+MUON_CHUNK_ELEMENTS = 64 << 20  # matrices that Muon works off at once
+CPU_SEQUENCES = 8  # the micro-batch of a recipe that leaves it open, where there is no GPU
+
+
+class Parameters(NamedTuple):
+    """Counts by kind; `scaling` is what nanochat's horizon rule multiplies."""
+
+    embedding: int
+    value_embedding: int
+    unembedding: int
+    matrix: int
+    scalar: int
+    tied_head: int = 0  # matrix entries that are used as a head and counted as an embedding
+
+    @property
+    def scaling(self) -> int:
+        return self.matrix + self.unembedding + self.tied_head
+
+    @property
+    def total(self) -> int:
+        return sum(self) - self.tied_head
+
+
+def count_parameters(config: ModelConfig) -> Parameters:
+    """Parameters of a model, padding rows included."""
+    C, V, L = config.n_embd, config.padded_vocab_size, config.n_layer
+    gated = sum(config.has_value_embedding(layer) for layer in range(L))
+    ffn = (3 if config.ffn == "swiglu" else 2) * C * config.ffn_dim
+    block = 2 * C * C + 2 * C * config.kv_dim + ffn
+    return Parameters(
+        embedding=V * C,
+        value_embedding=gated * V * config.kv_dim,
+        unembedding=0 if config.tied else V * C,
+        matrix=L * block + gated * VALUE_GATE_CHANNELS * config.n_kv_head,
+        scalar=2 * L + (SMEAR_GATE_CHANNELS + 1) * config.smear + config.backout,
+        tied_head=V * C if config.tied else 0,
+    )
+
+
+def plan_vram(
+    config: ModelConfig, device_batch_size: int, pretrain: Mapping[str, Any] | None = None
+) -> dict[str, int]:
+    """Bytes of GPU memory by purpose while training in bf16.
+
+    Args:
+        pretrain: The recipe's section, for its switches that move memory; None: all at default.
+    """
+    section = pretrain or {}
+    p = count_parameters(config)
+    tables = p.value_embedding + (0 if config.tied_until else p.embedding)  # in bf16
+    fp32 = p.total - tables
+    tokens = device_batch_size * config.seq_len
+    chunk = min(tokens, max(64, LOGITS_CHUNK_BYTES // (4 * config.padded_vocab_size)))
+    # Scores, their gradient and its bf16 copy; all at once where the loss is not chunked.
+    logits = chunk * config.padded_vocab_size * (4 + 4 + 2)
+    if not section.get("fused_loss", True):
+        logits = tokens * config.padded_vocab_size * (2 + 4 + 4 + 4)
+    head = p.unembedding or p.tied_head
+    return {
+        "weights": 4 * fp32 + 2 * tables,
+        "gradients": 4 * fp32 + 2 * tables,
+        "optimizer": _optimizer_bytes(config, p, section),
+        "activations": tokens * _activations_per_token(config) * 2,
+        "logits": logits + 4 * head,
+        "workspace": _workspace(config, p, tokens, section),
+    }
+
+
+def _optimizer_bytes(config: ModelConfig, p: Parameters, section: Mapping[str, Any]) -> int:
+    """Muon's momentum; two moments of all else, the tables' second one factored where asked."""
+    momentum = 2 if section.get("momentum_dtype") == "bfloat16" else 4
+    embedding = 4 if config.tied_until else 2  # bytes of one entry
+    tables = embedding * p.embedding + 2 * p.value_embedding
+    if section.get("factored_second_moment"):
+        V, C = config.padded_vocab_size, config.n_embd
+        gated = p.value_embedding // (V * config.kv_dim)
+        second = 4 * (V + C) + gated * 4 * (V + config.kv_dim)
+    else:
+        second = tables
+    return momentum * p.matrix + 8 * (p.unembedding + p.scalar) + tables + second
+
+
+def _activations_per_token(config: ModelConfig) -> int:
+    """Elements that compiled code keeps for the backward pass, a token.
+
+    A layer: both residual states and both normed inputs, q and k before and after their norm, v,
+    the attention's output, and the MLP's inner states; what follows from those by one cheap pass
+    is computed again.
+    """
+    C, L = config.n_embd, config.n_layer
+    inner = (2 if config.ffn == "swiglu" else 1) * config.ffn_dim
+    per_layer = 2 * C + 2 * C + 2 * C + 3 * config.kv_dim + C + inner
+    gated = sum(config.has_value_embedding(layer) for layer in range(L))
+    return L * per_layer + gated * 2 * config.kv_dim + 4 * C
+
+
+def _workspace(config: ModelConfig, p: Parameters, tokens: int, section: Mapping[str, Any]) -> int:
+    """The bf16 copies of all matrices, and the larger of Muon's chunk and one block's gradients."""
+    C, L = config.n_embd, config.n_layer
+    largest = min(L * C * max(C, config.ffn_dim), MUON_CHUNK_ELEMENTS)
+    muon = largest * (4 + 2 + 2 + 2)
+    widest = max(config.ffn_dim, C + 2 * config.kv_dim)
+    backward = tokens * 3 * widest * 2
+    if section.get("matmul", "bf16") != "bf16":
+        # Both factors of a product in 8 bits, and a turned copy of each.
+        backward += 2 * (tokens * (C + config.ffn_dim) + C * config.ffn_dim)
+    return max(muon, backward) + 2 * p.scaling
+
+
+def fitting_micro_batch(
+    config: ModelConfig, pretrain: Mapping[str, Any], memory_bytes: int | None
+) -> int:
+    """Sequences of a micro-batch that stay within a card's memory.
+
+    The recipe's `device_batch_size`, halved until the plan fits; where that is 0, the largest power
+    of two that divides the step's sequences and fits. The step's batch stays what it is.
+
+    Args:
+        memory_bytes: The card's memory, or its cap; None where there is no GPU.
+    """
+    wanted = pretrain["device_batch_size"]
+    sequences = max(1, pretrain["total_batch_size"] // config.seq_len)
+    if not wanted:
+        limit = CPU_SEQUENCES if memory_bytes is None else 256
+        wanted = 1
+        while wanted < limit and sequences % (2 * wanted) == 0:
+            wanted *= 2
+    if memory_bytes is None:
+        return wanted
+    usable = USABLE_SHARE * memory_bytes
+    while wanted > 1 and sum(plan_vram(config, wanted, pretrain).values()) > usable:
+        wanted = wanted // 2 if wanted % 2 == 0 else 1
+    return wanted
