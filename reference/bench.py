@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from reference.curriculum import Curriculum
 from reference.device import peak_memory_bytes
 from reference.estimate import count_flops, peak_flops
 from reference.matmul import cpu_library
@@ -26,8 +27,11 @@ from reference.optim import MuonAdamW, parameter_groups
 from reference.plain import plain_loss
 from reference.schedule import ScheduleConfig, schedule_at
 from reference.train_step import maybe_compile, train_step
+from reference.trial_run import trial_run
+from reference.tuning import apply
 
 Batches = list[tuple[Tensor, Tensor]]
+ALONE_STEPS = 5
 WARMUP_STEPS = 2  # untimed: allocations, autotuning, and where asked for compiling
 
 
@@ -63,6 +67,7 @@ def bench_training(
     device: str = "cpu",
     compile_setting: str | None = None,
     compare: bool = True,
+    vram_cap_gib: float = 0.0,
 ) -> dict[str, Any]:
     """Speed of the pretraining steps of a resolved recipe.
 
@@ -70,23 +75,33 @@ def bench_training(
         steps: Timed steps, after two untimed ones.
         compile_setting: "auto", "on" or "off"; None takes the recipe's.
         compare: Also time the plain twin and report `ratio_vs_plain`.
+        vram_cap_gib: Hold a larger GPU to this memory; 0: the recipe's own cap.
 
     Returns:
         The figures as plain JSON; those that do not apply are None, with the reason beside them.
     """
-    section = recipe["pretrain"]
+    section = {**recipe["pretrain"]}
+    section["vram_cap_gib"] = vram_cap_gib or section["vram_cap_gib"]
+    recipe = {**recipe, "pretrain": section}
+    where = torch.device(device)
     config = ModelConfig.from_recipe(recipe["model"], recipe["tokenizer"]["vocab_size"])
-    tokens_per_step = section["total_batch_size"]
-    micro_batches = max(1, tokens_per_step // (section["device_batch_size"] * config.seq_len))
-    tokens_per_step = micro_batches * section["device_batch_size"] * config.seq_len
     setting = compile_setting or section["compile"]
+    # First alone, as the stage does it: its memory and its waiting are then its own.
+    alone = trial_run(recipe, device=device, steps=min(steps, ALONE_STEPS), compile_setting=setting)
+    micro_batch = alone.micro_batch
+    micro_batches = max(1, section["total_batch_size"] // (micro_batch * config.seq_len))
+    tokens_per_step = micro_batches * micro_batch * config.seq_len
 
     model = GPT(config)
     model.init_weights(0)
     weights = {name: p.detach().clone() for name, p in model.named_parameters()}
     model.place(device)
     compiled = maybe_compile(model, setting, device, tokens=section["num_steps"] * tokens_per_step)
-    optimizer = MuonAdamW(parameter_groups(model, section))
+    apply(model, section, alone.decisions, Curriculum.from_recipe(config, section).at(1.0))
+    optimizer = MuonAdamW(
+        parameter_groups(model, section),
+        compiled=section["compile_optimizer"] and where.type == "cuda",
+    )
     schedule = ScheduleConfig.from_recipe(section)
 
     def ours(step: int, batches: Batches) -> float:
@@ -95,7 +110,7 @@ def bench_training(
     trainers: dict[str, Callable[[int, Batches], float]] = {"ours": ours}
     if compare:
         trainers["plain"] = plain_trainer(weights, config, device)
-    draw = _drawer(config, section["device_batch_size"], micro_batches, device)
+    draw = _drawer(config, micro_batch, micro_batches, device)
     began = time.perf_counter()
     timings, plain_reason = _time_in_turn(trainers, draw, steps, device)
     elapsed_s = time.perf_counter() - began
@@ -104,7 +119,7 @@ def bench_training(
     inside_s = sum(sum(t.all_s) for t in timings.values())
     result = mine.summary(tokens_per_step)
     peak, peak_reason = None, "a GPU figure"
-    if torch.device(device).type == "cuda":
+    if where.type == "cuda":
         name = torch.cuda.get_device_name(device)
         peak, peak_reason = peak_flops(name), f"no peak known for {name}"
     flops = count_flops(config)
@@ -123,10 +138,19 @@ def bench_training(
         "mfu_causal": mfu(flops.causal, speed, peak),
         "mfu_reason": None if peak else peak_reason,
         "flops_per_s": flops.causal * speed,
-        "peak_memory_bytes": peak_memory_bytes(torch.device(device)),
+        "micro_batch": micro_batch,
+        "peak_memory_bytes": alone.peak_bytes or peak_memory_bytes(where),
+        "planned_memory_bytes": alone.planned_bytes if where.type == "cuda" else None,
+        "wait_share": sum(alone.wait_s) / sum(alone.step_s),
+        "graphs_compiled": alone.graphs[0],
+        "graphs_compiled_in_steps": alone.graphs[1],
+        "decisions": alone.decisions,
+        "notes": alone.notes,
+        "step_ms": {name: [1e3 * s for s in t.step_s] for name, t in timings.items()},
         "outside_steps_s": elapsed_s - inside_s,
         "compiled": compiled,
-        "compile_s": max(0.0, mine.all_s[0] - result["step_ms_median"] / 1e3) if compiled else 0.0,
+        # Without a GPU's trials what comes before the first step is compiling.
+        "compile_s": alone.prepare_s if compiled else 0.0,
         "loss_first": mine.losses[0],
         "plain": plain.summary(tokens_per_step) if plain else None,
         "plain_reason": plain_reason,

@@ -85,7 +85,7 @@ def load_model(
         ) from error
     except Exception as error:
         raise TrainerError("bad_input", f"{folder}: the model cannot be read: {error}") from error
-    model = GPT(config)
+    model = GPT.empty(config)
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from reference.chat import Session
 
 
+PLOT = click.Path(dir_okay=False, path_type=Path)
+
+
 @click.command("train")
 @click.option("--recipe", "name", default="smoke", show_default=True, help="A name or a file.")
 @click.option("--steps", default=20, show_default=True, type=click.IntRange(min=1))
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
     help="Instead of the recipe's.",
 )
 @click.option("--plain/--no-plain", default=True, help="Time the plain PyTorch twin as well.")
+@click.option("--vram-cap", default=0.0, metavar="GIB", help="Hold a larger GPU to this memory.")
+@click.option("--plot", type=PLOT, help="Also as a plot: .svg, .png or .pdf.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def bench_train(
     name: str,
@@ -36,6 +41,8 @@ def bench_train(
     threads: int,
     compile_setting: str | None,
     plain: bool,
+    vram_cap: float,
+    plot: Path | None,
     as_json: bool,
 ) -> None:
     """Time a recipe's training steps beside plain PyTorch's.
@@ -54,18 +61,31 @@ def bench_train(
 
     from reference.bench import bench_training
 
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     if threads or recipe["threads"]:
         torch.set_num_threads(threads or recipe["threads"])
     result = bench_training(
-        recipe, steps=steps, device=device, compile_setting=compile_setting, compare=plain
+        recipe,
+        steps=steps,
+        device=_device(device),
+        compile_setting=compile_setting,
+        compare=plain,
+        vram_cap_gib=vram_cap,
     )
     result = {"recipe": recipe["name"], **result}
+    if plot is not None:
+        from reference.plots import plot_training
+
+        plot_training(result, plot)
     if as_json:
         click.echo(json.dumps(result, indent=2))
     else:
         _print_table(result)
+
+
+def _device(name: str) -> str:
+    import torch
+
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
 def _print_table(result: dict[str, Any]) -> None:
@@ -91,6 +111,10 @@ def _print_table(result: dict[str, Any]) -> None:
         "MFU, nanochat's count": percent(result["mfu_nanochat"]),
         "MFU, causal attention halved": percent(result["mfu_causal"]),
         "peak memory, MiB": f"{result['peak_memory_bytes'] / 2**20:,.0f}",
+        "planned memory, MiB": f"{result['planned_memory_bytes'] / 2**20:,.0f}"
+        if result["planned_memory_bytes"]
+        else "- (a GPU figure)",
+        "waiting for rows": f"{result['wait_share']:.2%} of a step",
         "outside steps, s": f"{result['outside_steps_s']:.2f}",
         "compiling, s": f"{result['compile_s']:.1f}" if result["compiled"] else "not compiled",
         "device": f"{result['device']}, {result['dtype']}, {result['threads']} threads",

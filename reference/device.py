@@ -48,6 +48,15 @@ def make_deterministic() -> None:
         config.deterministic = True  # no choice by timing among kernels that round differently
 
 
+def forget_determinism() -> None:
+    """Ends what `make_deterministic` began, for a benchmark that goes on without."""
+    torch.use_deterministic_algorithms(False)
+    from torch._inductor import config
+
+    if hasattr(config, "deterministic"):
+        config.deterministic = False
+
+
 def memory_limit_bytes(device: torch.device, cap_gib: float) -> int | None:
     """What this process may hold of a GPU's memory, and holds it to that; None on a CPU.
 

@@ -167,18 +167,30 @@ class GPT(nn.Module):
 
     # Weights
 
+    @classmethod
+    def empty(cls, config: ModelConfig, device: str | torch.device = "cpu") -> GPT:
+        """A model without PyTorch's own initial values, which take seconds and are overwritten."""
+        with torch.device("meta"):
+            model = cls(config)
+        return model.to_empty(device=device)
+
     @torch.no_grad()
-    def init_weights(self, seed: int) -> None:
+    def init_weights(self, seed: int, *, on_device: bool = False) -> None:
         """Sets every parameter from `seed`, to the same values wherever the model lives.
 
         Drawn on the CPU in the order of the state dict. Uniform draws have the standard deviation
         that their comment names and no outliers.
+
+        Args:
+            on_device: Draw where the weights are: at once, but other values on a GPU. For runs
+                that nobody has to repeat.
         """
-        generator = torch.Generator().manual_seed(seed)
+        device = self.device if on_device else torch.device("cpu")
+        generator = torch.Generator(device).manual_seed(seed)
         layers = torch.arange(self.config.n_layer) / max(self.config.n_layer - 1, 1)
         width = 3**0.5 * self.config.n_embd**-0.5  # standard deviation 1/sqrt(C)
         for name, parameter in self.named_parameters():
-            value = torch.empty(parameter.shape)
+            value = torch.empty(parameter.shape, device=device)
             if name == "wte.weight":
                 value.normal_(0.0, 0.8, generator=generator)
             elif name == "lm_head.weight":

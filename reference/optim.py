@@ -197,7 +197,7 @@ class MuonAdamW(torch.optim.Optimizer):
             for start in range(0, V, TABLE_ROWS):  # bounds the fp32 copies
                 rows = slice(start, start + TABLE_ROWS)
                 scale = (state["row"][rows] * column).sqrt_().add_(group["eps"])
-                update = state["exp_avg"][rows].float().div_(scale).div_(first)
+                update = state["exp_avg"][rows].float() / (scale * first)
                 p[rows].sub_((update * group["lr"]).to(p.dtype))
 
     def _step_muon(self, group: dict[str, Any]) -> None:
@@ -207,7 +207,7 @@ class MuonAdamW(torch.optim.Optimizer):
         if not state:
             shape = (len(params), m, n)
             factored = (len(params), m, 1) if m >= n else (len(params), 1, n)
-            dtype = group.get("momentum_dtype", params[0].dtype)
+            dtype = getattr(torch, group.get("momentum_dtype", "float32"))
             state["momentum"] = torch.zeros(shape, dtype=dtype, device=params[0].device)
             state["second_moment"] = torch.zeros(factored, device=params[0].device)
         lr = group["lr"] * math.sqrt(max(1.0, m / n))
@@ -290,7 +290,7 @@ def parameter_groups(
         "gate": (pretrain["gate_lr"], (0.8, 0.95), 0.0),
     }
     factored = pretrain.get("factored_second_moment", False)
-    momentum_dtype = getattr(torch, pretrain.get("momentum_dtype", "float32"))
+    momentum_dtype = pretrain.get("momentum_dtype", "float32")
     named = model.named_parameter_groups()
     groups = [
         {

@@ -81,7 +81,7 @@ def run(request: Request, events: Events) -> None:
 
     config = ModelConfig.from_recipe(recipe["model"], tokenizer.vocab_size)
     T = config.seq_len
-    model = GPT(config)
+    model = GPT.empty(config)
     model.init_weights(request.seed)
     initial_weights = weights_digest(model)
     model.place(device)
@@ -170,7 +170,8 @@ def run(request: Request, events: Events) -> None:
             done = progress >= 1.0
             if done or step == 0 or (section["eval_every"] and step % section["eval_every"] == 0):
                 evaluate(step)
-                gc.collect()
+                if begun:
+                    gc.collect()
                 graphs = compiled_graphs()
             if done:
                 break

@@ -15,11 +15,13 @@ from typing import Any
 import torch
 
 from reference.checkpoint import load_model, weights_digest
+from reference.curriculum import Curriculum, rows_at
 from reference.dataloader import PackedLoader, validation_batches
 from reference.dataset import Documents, find_shards, token_folder
-from reference.device import set_up_device
+from reference.device import memory_limit_bytes, set_up_device
 from reference.estimate import estimate
 from reference.events import Events
+from reference.memory import fitting_micro_batch
 from reference.metrics import evaluate_bpb
 from reference.model import GPT, ModelConfig
 from reference.optim import MuonAdamW, parameter_groups
@@ -30,7 +32,8 @@ from reference.snapshot import load_snapshot, snapshot_path
 from reference.stage import Stopped, stop_requested
 from reference.tokenizer import Tokenizer
 from reference.tokenizer_stage import tokenize_corpus
-from reference.train_step import maybe_compile, train_step
+from reference.train_step import Stepper, maybe_compile
+from reference.tuning import apply, decide
 
 
 def run(request: Request, events: Events) -> None:
@@ -73,31 +76,57 @@ def _window(
     """The same steps as in `reference.pretrain`, from a given start."""
     section = request.recipe["pretrain"]
     horizon = estimate(request.recipe)["tokens"]
-    model = GPT(config)
+    T = config.seq_len
+    model = GPT.empty(config)
     first: int = window["step"]
-    state: dict[str, Any] | None = None
+    state: dict[str, Any] = {"loader": None, "tokens": 0, "parts": 1}
     if first:
-        _, state = load_snapshot(snapshot_path(request.path("base"), first))
+        state = {**state, **load_snapshot(snapshot_path(request.path("base"), first))[1]}
     else:
         model.init_weights(request.seed)
     model.place(device)
     optimizer = MuonAdamW(parameter_groups(model, section, tokens=horizon))
-    if state is not None:
+    if first:
         model.load_state_dict(state["model"])
+        model.tied = state.get("tied", model.tied)
         optimizer.load_state_dict(state["optimizer"])
-    schedule = ScheduleConfig.from_recipe(section)
-    batch_size, T = section["device_batch_size"], config.seq_len
-    micro_batches = section["total_batch_size"] // (batch_size * T)
-    position = state and state["loader"]
-    loader = PackedLoader(documents, batch_size, T, request.seed, device=device, state=position)
+    schedule, curriculum = (
+        ScheduleConfig.from_recipe(section),
+        Curriculum.from_recipe(config, section),
+    )
+    micro_batch = fitting_micro_batch(config, section, memory_limit_bytes(device, 0))
     maybe_compile(model, section["compile"], device, tokens=horizon)
+    decisions = decide(
+        model,
+        section,
+        micro_batch=micro_batch,
+        say=lambda text, **_: events.emit("note", text=text),
+        known=state.get("decisions"),
+    )
+    phase = curriculum.at(window["progress"][0])
+    loader = PackedLoader(
+        documents,
+        rows_at(phase, micro_batch, T),
+        phase.seq_len,
+        request.seed,
+        device=device,
+        bos=documents[0][0] if section["document_mask"] else None,
+        state=state["loader"],
+    )
+    stepper, tokens = Stepper(model, optimizer, parts=state["parts"]), state["tokens"]
     try:
         for step, progress in enumerate(window["progress"], start=first):
             if stop_requested():
                 raise Stopped
-            batches = [loader.next_batch() for _ in range(micro_batches)]
-            loss = train_step(model, optimizer, batches, schedule_at(progress, step, schedule))
-            tokens = (step + 1) * section["total_batch_size"]
+            phase = curriculum.at(progress)
+            apply(model, section, decisions, phase)
+            loader.resize(rows_at(phase, micro_batch, T), phase.seq_len)
+            micro_batches = phase.batch_tokens // (loader.batch_size * phase.seq_len)
+            batches = (loader.next_batch() for _ in range(micro_batches))
+            multipliers = schedule_at(progress, step, schedule)
+            multipliers = multipliers._replace(lr=multipliers.lr * curriculum.lr_scale(phase))
+            loss = stepper.step(batches, multipliers, count=phase.batch_tokens)
+            tokens += phase.batch_tokens
             events.emit("step", step=step, tokens=tokens, loss=loss, window=first)
     finally:
         loader.close()
@@ -112,7 +141,7 @@ def _validate(
     model, config = load_model(request.path("base"), device, dtype)
     batches = validation_batches(
         Documents.open(cache, "validation", tokenizer),
-        section["device_batch_size"],
+        max(1, section["device_batch_size"]),
         config.seq_len,
         max_tokens=section["eval_tokens"],
         device=device,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import shutil
+import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -213,9 +214,8 @@ def maybe_compile(
 
 def compiled_graphs() -> int:
     """Graphs that this process has compiled so far: one more in mid-run is a stall to explain."""
-    from torch._dynamo.utils import counters
-
-    return int(counters["stats"]["unique_graphs"])
+    compiler = sys.modules.get("torch._dynamo.utils")  # importing it would take seconds
+    return int(compiler.counters["stats"]["unique_graphs"]) if compiler else 0
 
 
 def has_cpp_compiler() -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,30 +13,31 @@ from click.testing import CliRunner
 
 import reference.bench
 import reference.commands
+from kit.recipe import parse_recipe
 from reference.bench import bench_training, nearest_rank
 from reference.model import GPT, ModelConfig
 from reference.train_step import has_cpp_compiler, maybe_compile
 
-RECIPE = {
-    "name": "tiny",
-    "threads": 0,
-    "model": {"n_layer": 2, "n_embd": 32, "n_head": 2, "n_kv_head": 2, "seq_len": 32},
-    "tokenizer": {"vocab_size": 64},
-    "pretrain": {
-        "num_steps": 100,
-        "device_batch_size": 2,
-        "total_batch_size": 128,
-        "matrix_lr": 0.02,
-        "embedding_lr": 0.3,
-        "unembedding_lr": 0.008,
-        "value_embedding_lr": 0.15,
-        "resid_lr": 0.005,
-        "x0_lr": 0.5,
-        "gate_lr": 0.2,
-        "weight_decay": 0.28,
-        "compile": "auto",
-    },
-}
+TEXT = """
+schema_version = 1
+name = "tiny"
+track = "smoke"
+budget_s = 60
+[tokenizer]
+vocab_size = 320
+[model]
+n_layer = 2
+n_embd = 32
+n_head = 2
+n_kv_head = 2
+seq_len = 32
+short_window = 16
+[pretrain]
+num_steps = 100
+device_batch_size = 2
+total_batch_size = 128
+"""
+RECIPE = parse_recipe(TEXT, folder=Path()).document
 
 
 def test_both_trainers_start_from_the_same_loss_and_are_timed_step_by_step():
@@ -47,6 +49,7 @@ def test_both_trainers_start_from_the_same_loss_and_are_timed_step_by_step():
     assert result["ratio_vs_plain"] == pytest.approx(ratio)
     assert result["mfu_nanochat"] is None and result["mfu_reason"] == "a GPU figure"
     assert 0 <= result["outside_steps_s"] < 1
+    assert 0 <= result["wait_share"] < 1 and result["planned_memory_bytes"] is None
     assert result["peak_memory_bytes"] > 1 << 20
     assert not result["compiled"] and result["compile_s"] == 0.0
     json.dumps(result)

@@ -138,7 +138,10 @@ def test_an_estimate_by_steps_and_one_by_hours():
     assert by_time["vram_bytes"]["fits_24gb"]
     parts = {k: v for k, v in by_time["vram_bytes"].items() if k not in ("total", "fits_24gb")}
     assert by_time["vram_bytes"]["total"] == sum(parts.values())
-    recipe["pretrain"]["device_batch_size"] = 32
+    recipe["pretrain"]["device_batch_size"] = 64  # cut to what a 4090 holds
+    cut = estimate(recipe)
+    assert cut["vram_bytes"]["fits_24gb"] and cut["micro_batch"]["sequences"] < 64
+    recipe["model"].update(n_layer=64, n_embd=4096, n_head=32, n_kv_head=32)
     assert not estimate(recipe)["vram_bytes"]["fits_24gb"]
 
 

@@ -197,7 +197,7 @@ def test_deadline_ends_the_stage_with_a_model_and_a_note(world: Path, tmp_path: 
 
 
 def test_nan_loss_is_named(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sft, "train_step", lambda *arguments: math.nan)
+    monkeypatch.setattr(sft.Stepper, "step", lambda *arguments: math.nan)
     with pytest.raises(TrainerError, match="the loss is nan at step 0") as caught:
         sft.run(request(world, tmp_path / "out"), Recorder())
     assert caught.value.kind == "nan_loss"

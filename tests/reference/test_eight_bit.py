@@ -1,0 +1,255 @@
+"""Products of 8-bit factors against exact arithmetic on the same rounded factors."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+from reference.config import ModelConfig
+from reference.eight_bit import KINDS, product, quantize
+from reference.linear import PASSES, PLAIN, Linear, Products, eligible, set_products
+from reference.loss import softcapped_cross_entropy
+from reference.matmul_trial import choose_products, time_product
+from reference.model import GPT
+
+EIGHT_BIT = [kind for kind in KINDS if kind != "bf16"]
+# The largest share of a row's largest value that rounding can move a value by.
+STEP = {"fp8": 2**-4, "fp8_rowwise": 2**-4, "int8": 0.5 / 127}
+
+
+def draw(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("kind", EIGHT_BIT)
+@pytest.mark.parametrize("gradient", [False, True])
+def test_rounding_moves_no_value_further_than_half_a_step(kind, gradient):
+    x = draw(32, 48) * torch.logspace(-4, 3, 32)[:, None]
+    factor = quantize(x, kind, gradient=gradient)
+    assert factor.values.is_contiguous() and factor.values.element_size() == 1
+    amax = x.abs().amax() if kind == "fp8" else x.abs().amax(1, keepdim=True)
+    error = (factor.dequantized() - x).abs()
+    if kind == "int8":
+        assert (error <= amax * STEP[kind] * 1.001).all()
+    else:  # floating: relative to the value; e5m2 has one bit less; or below the smallest number
+        relative = 2 * STEP[kind] if gradient and kind == "fp8" else STEP[kind]
+        smallest = 2.0**-16 if gradient and kind == "fp8" else 2.0**-9
+        assert (error <= (x.abs() * relative).maximum(smallest * factor.scale) * 1.001).all()
+    torch.testing.assert_close(factor.dequantized().abs().amax(), x.abs().amax())
+
+
+@pytest.mark.parametrize("kind", EIGHT_BIT)
+def test_zeros_stay_zeros_and_turned_matrices_round_alike(kind):
+    x = draw(16, 32)
+    x[3] = 0
+    factor, turned = quantize(x, kind), quantize(x.T.contiguous().T, kind)
+    assert not factor.dequantized()[3].any()
+    assert torch.equal(factor.dequantized(), turned.dequantized())
+    assert not quantize(torch.zeros(16, 16), kind).dequantized().any()
+
+
+@pytest.mark.parametrize("kind", EIGHT_BIT)
+@pytest.mark.parametrize("gradient", [False, True])
+def test_a_product_is_that_of_its_rounded_factors(kind, gradient):
+    a, b = draw(32, 64), draw(48, 64, seed=1)
+    y = product(a, b, kind, torch.float32, gradient=gradient)
+    exact = (
+        quantize(a, kind, gradient=gradient).dequantized().double()
+        @ quantize(b, kind).dequantized().double().T
+    )
+    # The kernels return bf16: 8 bits of mantissa.
+    assert (y - exact).abs().max() <= exact.abs().max() * 2**-8
+    assert (y - a @ b.T).abs().max() > 0
+
+
+@pytest.mark.parametrize("kind", EIGHT_BIT)
+def test_sizes_the_kernels_do_not_take_are_multiplied_as_they_are(kind):
+    a, b = draw(30, 64), draw(48, 64, seed=1)
+    assert torch.equal(product(a, b, kind, torch.float32), a @ b.T)
+
+
+@pytest.mark.parametrize("kind", EIGHT_BIT)
+@pytest.mark.parametrize("which", PASSES)
+def test_each_pass_is_switched_alone(kind, which):
+    plain, mixed = Linear(32, 48), Linear(32, 48)
+    mixed.load_state_dict(plain.state_dict())
+    mixed.products = Products.of(kind, [which])
+    results = []
+    for module in (plain, mixed):
+        x = draw(2, 16, 32).requires_grad_()
+        y = module(x)
+        y.backward(draw(2, 16, 48, seed=2))
+        results.append(
+            {"forward": y, "input_grad": x.grad, "weight_grad": module.weight.grad.clone()}
+        )
+    expected, found = results
+    for name in PASSES:
+        difference = (found[name] - expected[name]).abs().max() / expected[name].abs().max()
+        if name == which:
+            assert 1e-5 < difference < 0.1, name
+        else:
+            assert difference < 1e-5, name
+
+
+@pytest.mark.parametrize("kind", EIGHT_BIT)
+def test_without_gradients_a_map_works_in_the_activations_type(kind):
+    module, x = Linear(32, 48), draw(16, 32)
+    expected = module(x).detach()
+    module.products = Products.of(kind)
+    with torch.no_grad():
+        assert torch.equal(module(x), expected)
+
+
+MODEL = ModelConfig(
+    96, n_layer=2, n_embd=32, n_head=2, n_kv_head=1, seq_len=16, short_window=8, smear=True
+)
+
+
+def model_loss(config, kind, layers, head="bf16", full=False):
+    model = GPT(config)
+    model.init_weights(0)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "c_proj" in name or name == "lm_head.weight":
+                p.copy_(0.1 * draw(*p.shape, seed=len(name)))
+    model.place()
+    changed = set_products(model, layers, Products.of(kind))
+    model.head_kind, model.full_loss = head, full
+    tokens = torch.randint(0, 96, (2, 17), generator=torch.Generator().manual_seed(3))
+    loss = model.loss(tokens[:, :-1], tokens[:, 1:])
+    loss.backward()
+    return changed, loss.item(), {n: p.grad for n, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("kind", EIGHT_BIT)
+@pytest.mark.parametrize("tied", [0.0, 1.0])
+@pytest.mark.parametrize("ffn", ["relu2", "swiglu"])
+def test_a_model_learns_nearly_the_same_from_8_bit_products(kind, tied, ffn):
+    config = ModelConfig(**{**MODEL.to_json(), "tied_until": tied, "ffn": ffn})
+    none, loss, gradients = model_loss(config, "bf16", ["attention", "mlp"])
+    some, rounded, others = model_loss(config, kind, ["attention", "mlp"])
+    assert none == 0 and some == 2 * (4 + (3 if ffn == "swiglu" else 2))
+    assert rounded == pytest.approx(loss, rel=0.02) and rounded != loss
+    for name in ("wte.weight", "blocks.0.mlp.c_fc.weight", "blocks.1.attn.c_q.weight"):
+        a, b = gradients[name].flatten(), others[name].flatten()
+        assert torch.cosine_similarity(a, b, dim=0) > 0.97, name
+
+
+@pytest.mark.parametrize("layers", [["attention"], ["mlp"], []])
+def test_only_the_named_layers_take_8_bit_factors(layers):
+    model = GPT(MODEL)
+    set_products(model, layers, Products.of("int8"))
+    taken = {name for name, module in model.named_modules()
+             if isinstance(module, Linear) and module.products != PLAIN}  # fmt: skip
+    assert taken == {name for name, _ in eligible(model, layers)}
+    assert all(any(f".{'attn' if k == 'attention' else k}." in n for k in layers) for n in taken)
+    assert not any("gate" in name or "lm_head" in name for name in taken)
+
+
+@pytest.mark.parametrize("kind", EIGHT_BIT)
+@pytest.mark.parametrize("tied", [0.0, 1.0])
+def test_the_heads_logits_in_8_bits_keep_gradients_close(kind, tied):
+    config = ModelConfig(**{**MODEL.to_json(), "tied_until": tied, "vocab_size": 128})
+    _, loss, gradients = model_loss(config, "bf16", [])
+    _, rounded, others = model_loss(config, "bf16", [], head=kind)
+    assert rounded == pytest.approx(loss, rel=0.02) and rounded != loss
+    for name, gradient in gradients.items():
+        if gradient.abs().max() > 1e-6 and gradient.dim() == 2 and "gate" not in name:
+            similar = torch.cosine_similarity(gradient.flatten(), others[name].flatten(), dim=0)
+            assert similar > 0.97, name
+
+
+def test_an_uncapped_loss_takes_8_bit_logits_too():
+    hidden, weight = draw(32, 16).requires_grad_(), draw(64, 16, seed=1)
+    targets = torch.arange(32)
+    settings = {"vocab_size": 60, "softcap": 0.0}
+    plain = softcapped_cross_entropy(hidden, weight, targets, **settings)
+    rounded = softcapped_cross_entropy(hidden, weight, targets, kind="int8", **settings)
+    assert rounded.item() == pytest.approx(plain.item(), rel=0.02) and rounded != plain
+
+
+def test_the_trial_takes_the_fastest_and_refuses_what_runs_no_8_bit_kernel():
+    cpu = torch.device("cpu")
+    order = iter([3.0, 1.0, 2.0, 5.0, 9.0, 7.0, 2.0, 4.0, 6.0])
+    chosen, rows = choose_products(
+        [(32, 16)],
+        32,
+        device=cpu,
+        timer=lambda function: next(order),
+        kinds=("bf16", "fp8", "int8"),
+        kernels=lambda function: ["sm89_xmma_gemm_e4m3bf16_e4m3f32_f32_tn_n"],
+    )
+    assert chosen == {"32x16": Products("fp8", "bf16", "bf16")}
+    assert [row.ms for row in rows] == [3.0, 1.0, 2.0, 5.0, 9.0, 7.0, 2.0, 4.0, 6.0]
+    chosen, rows = choose_products(
+        [(32, 16)],
+        32,
+        device=cpu,
+        timer=lambda function: 1.0,
+        kinds=("bf16", "fp8"),
+        kernels=lambda function: ["cutlass_80_tensorop_bf16_s16816gemm"],
+    )
+    assert chosen == {"32x16": PLAIN}
+    assert "no 8-bit kernel ran: cutlass_80" in rows[1].reason
+
+
+def test_the_trial_leaves_passes_that_are_switched_off_in_bf16_and_reports_failures():
+    def timer(function):
+        function()
+        return 1.0 if len(times) else times.append(1) or 2.0
+
+    times: list[int] = []
+    chosen, rows = choose_products(
+        [(32, 16)],
+        32,
+        device=torch.device("cpu"),
+        timer=timer,
+        passes=["forward"],
+        kinds=("bf16", "fp8"),
+    )
+    assert chosen == {"32x16": Products("fp8", "bf16", "bf16")}
+    assert [row.kind for row in rows] == ["bf16", "fp8", "bf16", "bf16"]
+
+    def refuse(function):
+        raise RuntimeError("no such kernel\nmore")
+
+    row = time_product(32, 16, 32, "forward", "fp8", torch.device("cpu"), refuse)
+    assert row.reason == "RuntimeError: no such kernel" and row.ms is None
+
+
+TRITON = """
+import torch, triton
+from reference.int8_triton import SHARED_BYTES, configs, int8_kernel
+sizes = ((70, 48, 96, 32, 32, 64), (32, 32, 16, 16, 16, 16), (130, 33, 80, 64, 32, 32))
+for M, N, K, *tile in sizes:
+    g = torch.Generator().manual_seed(M)
+    a = torch.randint(-127, 128, (M, K), dtype=torch.int8, generator=g)
+    b = torch.randint(-127, 128, (N, K), dtype=torch.int8, generator=g)
+    sa, sb = torch.rand(M, 1, generator=g), torch.rand(N, 1, generator=g)
+    # The interpreter cuts fp32 off to bf16, a GPU rounds.
+    c = torch.full((M, N), float("nan"), dtype=torch.bfloat16)
+    grid = (triton.cdiv(M, tile[0]) * triton.cdiv(N, tile[1]),)
+    int8_kernel[grid](a, b, c, sa, sb, M, N, K, *tile, 2)
+    exact = (a.double() @ b.double().T) * sa * sb.T
+    assert ((c.double() - exact).abs() <= exact.abs() * 2**-7 + 1e-3).all()
+for c in configs():
+    k = c.kwargs
+    assert c.num_stages * (k["BLOCK_M"] + k["BLOCK_N"]) * k["BLOCK_K"] <= SHARED_BYTES
+"""
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+def test_the_triton_kernel_interpreted_equals_exact_arithmetic():
+    done = subprocess.run(
+        [sys.executable, "-c", TRITON],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

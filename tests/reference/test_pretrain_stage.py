@@ -1,0 +1,267 @@
+"""The pretraining stage with its switches: stopped anywhere, resumed to the bit, out of memory."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from time import CLOCK_BOOTTIME, clock_gettime_ns
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from kit.recipe import parse_recipe
+from reference import pretrain
+from reference.checkpoint import load_model
+from reference.dataset import token_folder, tokenize_shard, write_index
+from reference.errors import TrainerError
+from reference.events import Events
+from reference.model import GPT
+from reference.request import Request
+from reference.stage import Stopped
+from reference.tokenizer import Tokenizer
+
+TEXT = """
+schema_version = 1
+name = "tiny"
+track = "smoke"
+budget_s = 600
+[tokenizer]
+vocab_size = 320
+[model]
+n_layer = 2
+n_embd = 32
+n_head = 2
+n_kv_head = 2
+seq_len = 32
+short_window = 16
+"""
+SECTION = {
+    "num_steps": 8, "device_batch_size": 2, "total_batch_size": 128, "warmup_steps": 0,
+    "scale_lr": False, "eval_every": 4, "eval_tokens": 256, "checkpoint_every": 3,
+}  # fmt: skip
+SWITCHES: dict[str, dict[str, dict[str, Any]]] = {
+    "none": {},
+    "length ramp": {"pretrain": {"seq_len_ramp": [[0, 8], [0.3, 16], [0.7, 32]]}},
+    "all ramps": {
+        "pretrain": {"seq_len_ramp": [[0, 16], [0.4, 32]], "window_ramp": [[0, 0.5], [0.6, 1]],
+                     "batch_ramp": [[0, 64], [0.5, 128]]},
+    },
+    "8 bits until late": {"pretrain": {"matmul": "fp8", "matmul_until": 0.6}},
+    "untied late, 8 bits, short rows": {
+        "model": {"tied_until": 0.5},
+        "pretrain": {"matmul": "int8", "seq_len_ramp": [[0, 16], [0.5, 32]]},
+    },
+    "tied, states in other types": {
+        "model": {"tied_until": 1},
+        "pretrain": {"momentum_dtype": "bfloat16", "factored_second_moment": True},
+    },
+    "documents apart": {"pretrain": {"document_mask": True, "prefetch": 3}},
+    "swiglu, one key head, logits in 8 bits": {
+        "model": {"ffn": "swiglu", "n_kv_head": 1},
+        "pretrain": {"matmul": "fp8_rowwise", "matmul_layers": ["mlp", "head"]},
+    },
+}  # fmt: skip
+
+
+class Recorder(Events):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, dict[str, Any]]] = []
+
+    def emit(self, ev: str, **data: Any) -> None:
+        json.dumps(data, allow_nan=False)
+        self.seen.append((ev, data))
+
+    def data(self, ev: str) -> list[dict[str, Any]]:
+        return [data for name, data in self.seen if name == ev]
+
+    @property
+    def losses(self) -> list[tuple[int, int, float]]:
+        return [(data["step"], data["tokens"], data["loss"]) for data in self.data("step")]
+
+    @property
+    def notes(self) -> str:
+        return "\n".join(data["text"] for data in self.data("note"))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer and a small tokenized corpus."""
+    root = tmp_path_factory.mktemp("pretrain")
+    texts = [f"{i} and {i + 1} are {2 * i + 1}, " * (1 + i % 7) for i in range(300)]
+    tokenizer = Tokenizer.train(texts, 320)
+    tokenizer.save(root / "tokenizer")
+    folder = token_folder(root / "cache", "r")
+    for name, part in (("a", texts[30:]), ("b", texts[:30])):
+        pq.write_table(pa.table({"text": part}), root / f"{name}.parquet")
+        tokenize_shard(root / f"{name}.parquet", folder, tokenizer)
+    write_index(folder, ["a"], ["b"])
+    return root
+
+
+def request(world: Path, out: Path, name: str, *, attempt: int = 0, **section: Any) -> Request:
+    recipe = parse_recipe(TEXT + "[pretrain]\nnum_steps = 8\n", folder=world).document
+    changes = SWITCHES[name]
+    recipe["model"].update(changes.get("model", {}))
+    recipe["pretrain"].update({**SECTION, **changes.get("pretrain", {}), **section})
+    now = clock_gettime_ns(CLOCK_BOOTTIME)
+    document = {
+        "contract": 1, "stage": "pretrain", "run_id": "r", "seed": 7, "attempt": attempt,
+        "device": "cpu", "threads": 1, "recipe": recipe,
+        "paths": {"out": str(out), "cache": str(world / "cache"),
+                  "tokenizer": str(world / "tokenizer")},
+        "clock": {"start_ns": now, "stage_start_ns": now, "deadline_ns": now + int(6e11),
+                  "budget_s": 600.0},
+    }  # fmt: skip
+    path = out.with_name(f"{out.name}-request.json")
+    path.write_text(json.dumps(document))
+    return Request.load(path)
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_a_run_stopped_in_any_phase_and_resumed_repeats_every_bit(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    whole = Recorder()
+    pretrain.run(request(world, tmp_path / "whole", name), whole)
+    assert [step for step, _, _ in whole.losses] == list(range(8))
+    assert whole.losses[0][2] == pytest.approx(math.log(320), abs=0.7)
+    parts, losses = tmp_path / "parts", []
+    for attempt, stop_at in enumerate((2, 5, None)):
+        events = Recorder()
+
+        def stopped(events: Recorder = events, stop_at: int | None = stop_at) -> bool:
+            return stop_at is not None and bool(events.losses) and events.losses[-1][0] >= stop_at
+
+        monkeypatch.setattr(pretrain, "stop_requested", stopped)
+        try:
+            pretrain.run(request(world, parts, name, attempt=attempt), events)
+        except Stopped:
+            assert stop_at is not None
+        losses += events.losses
+    assert losses == whole.losses
+    assert events.data("eval")[-1]["value"] == whole.data("eval")[-1]["value"]
+    file = "model.safetensors"
+    assert (parts / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+    model, config = load_model(parts)
+    assert model.tied == config.tied == (SWITCHES[name].get("model", {}).get("tied_until") == 1)
+    assert not (parts / "state").exists()
+
+
+def test_a_killed_run_goes_on_from_a_checkpoint_of_an_earlier_phase(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    name, whole = "untied late, 8 bits, short rows", Recorder()
+    pretrain.run(request(world, tmp_path / "whole", name), whole)
+    first = Recorder()
+
+    def die() -> bool:
+        if len(first.losses) == 5:  # one step past untying; the last state is of before it
+            raise Killed
+        return False
+
+    monkeypatch.setattr(pretrain, "stop_requested", die)
+    with pytest.raises(Killed):
+        pretrain.run(request(world, tmp_path / "out", name), first)
+    monkeypatch.undo()
+    second = Recorder()
+    pretrain.run(request(world, tmp_path / "out", name, attempt=1), second)
+    assert second.losses == whole.losses[3:] and first.losses == whole.losses[:5]
+    file = "model.safetensors"
+    same = [(tmp_path / part / file).read_bytes() for part in ("out", "whole")]
+    assert same[0] == same[1]
+
+
+def test_phases_are_logged_and_evaluation_always_has_the_full_length(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[Any, ...]] = []
+    real = pretrain.evaluate_bpb
+
+    def watched(model: GPT, batches: Any, token_bytes: torch.Tensor) -> float:
+        batches = list(batches)
+        windows = tuple(block.attn.window for block in model.blocks)
+        seen.append((batches[0][0].shape, windows))
+        return real(model, batches, token_bytes)
+
+    monkeypatch.setattr(pretrain, "evaluate_bpb", watched)
+    events = Recorder()
+    pretrain.run(request(world, tmp_path / "out", "all ramps"), events)
+    assert set(seen) == {(torch.Size([2, 32]), (16, 32))} and len(seen) == 3
+    assert "step 4: seq_len 16 -> 32" in events.notes
+    assert "batch_tokens 64 -> 128" in events.notes
+    steps = events.data("step")
+    assert [data["step_tokens"] for data in steps] == [64] * 4 + [128] * 4
+    assert [data["tokens"] for data in steps][-1] == 4 * 64 + 4 * 128
+    assert steps[0]["lr"] == pytest.approx(steps[4]["lr"] / 2**0.5, rel=0.5)
+    assert [data["micro_batches"] for data in steps] == [1] * 4 + [2] * 4
+    assert all(0 <= data["wait_s"] <= data["dt_s"] for data in steps)
+    assert [data["step"] for data in events.data("checkpoint")] == [3, 6]
+
+
+def test_memory_that_runs_out_is_survived_noted_and_remembered(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    real = GPT.loss
+
+    def loss(self: GPT, tokens: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            calls.append(len(tokens))
+            if len(calls) == 5:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB")
+        return real(self, tokens, *args, **options)
+
+    whole = Recorder()
+    pretrain.run(request(world, tmp_path / "whole", "none"), whole)
+    monkeypatch.setattr(GPT, "loss", loss)
+    events = Recorder()
+    monkeypatch.setattr(pretrain, "stop_requested", lambda: len(events.losses) >= 5)
+    with pytest.raises(Stopped):
+        pretrain.run(request(world, tmp_path / "out", "none"), events)
+    assert "step 2: out of memory" in events.notes and "2 parts" in events.notes
+    found = [loss for _, _, loss in events.losses]
+    assert found == pytest.approx([loss for _, _, loss in whole.losses[:5]], rel=1e-4)
+    assert [data["micro_batches"] for data in events.data("step")] == [2, 2, 4, 4, 4]
+    calls.clear()
+    calls += [0] * 5
+    monkeypatch.setattr(pretrain, "stop_requested", lambda: False)
+    resumed = Recorder()
+    pretrain.run(request(world, tmp_path / "out", "none", attempt=1), resumed)
+    assert {data["micro_batches"] for data in resumed.data("step")} == {4}
+    assert resumed.losses[-1][2] == pytest.approx(whole.losses[-1][2], rel=1e-3)
+
+
+def test_a_kernel_that_cannot_run_is_named_before_the_first_step(
+    world: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(TrainerError, match="attention = 'fa3' cannot run here: needs a GPU"):
+        pretrain.run(request(world, tmp_path / "out", "none", attention="fa3"), Recorder())
+    events = Recorder()
+    changes = {"matmul": "fastest", "document_mask": True, "num_steps": 1}
+    pretrain.run(request(world, tmp_path / "out", "none", **changes), events)
+    assert "needs a GPU's clock" in events.notes and "explicit mask" in events.notes
+
+
+def test_a_deterministic_run_repeats_itself_and_says_so_to_pytorch(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from reference.device import forget_determinism
+
+    try:
+        runs = []
+        for name in ("one", "two"):
+            events = Recorder()
+            pretrain.run(request(world, tmp_path / name, "none", deterministic=True), events)
+            assert torch.are_deterministic_algorithms_enabled()
+            runs.append(events.losses)
+    finally:
+        forget_determinism()
+    assert runs[0] == runs[1] and not torch.are_deterministic_algorithms_enabled()
