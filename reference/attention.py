@@ -27,7 +27,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import cache
-from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Literal, NamedTuple
 
@@ -83,7 +82,7 @@ def find_documents(tokens: np.ndarray, bos: int) -> Documents:
     positions = np.where(begins, np.arange(T, dtype=np.int32), 0)
     starts = np.maximum.accumulate(positions, axis=1)
     places = np.flatnonzero(begins)
-    size = 1 << max(4, len(places).bit_length())  # compiled code sees few sizes
+    size = 1 << max(len(places), B * T // 128).bit_length()  # compiled code sees few sizes
     offsets = np.full(size, B * T, dtype=np.int32)
     offsets[: len(places)] = places
     return Documents(torch.from_numpy(starts), torch.from_numpy(offsets))
@@ -201,31 +200,56 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, window: int, documents: Documents |
     return y.view(q.shape)
 
 
-def _flash_package(name: str) -> Callable[..., Tensor]:
-    """A backend made of a FlashAttention package: equal rows, or documents as ragged ones."""
+def _fa2(q: Tensor, k: Tensor, v: Tensor, window: int, documents: Documents | None) -> Tensor:
+    import flash_attn
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, window: int, documents: Documents | None) -> Tensor:
-        package = import_module(name)
-        shared: dict[str, Any] = {"causal": True, "window_size": (window - 1, 0)}
-        if torch.are_deterministic_algorithms_enabled():
-            shared["deterministic"] = True
-        T = q.size(1)
-        if documents is None:
-            y = package.flash_attn_func(q, k, v, **shared)
-        else:
-            rows = (x.flatten(0, 1) for x in (q, k, v))
-            offsets = documents.offsets
-            y = package.flash_attn_varlen_func(*rows, offsets, offsets, T, T, **shared)
-        # FlashAttention 3 returned the log-sum-exp as well for a while.
-        return (y[0] if isinstance(y, tuple) else y).view(q.shape)
+    return _flash(flash_attn, q, k, v, window, documents)
 
-    return attend
+
+def _fa3(q: Tensor, k: Tensor, v: Tensor, window: int, documents: Documents | None) -> Tensor:
+    import flash_attn_interface
+
+    return _flash(flash_attn_interface, q, k, v, window, documents)
+
+
+def _flash(
+    package: Any, q: Tensor, k: Tensor, v: Tensor, window: int, documents: Documents | None
+) -> Tensor:
+    """A FlashAttention package: equal rows, or documents as ragged ones."""
+    shared: dict[str, Any] = {"causal": True, "window_size": (window - 1, 0)}
+    if torch.are_deterministic_algorithms_enabled():
+        shared["deterministic"] = True
+    T = q.size(1)
+    if documents is None:
+        y = package.flash_attn_func(q, k, v, **shared)
+    else:
+        q_, k_, v_ = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
+        offsets = documents.offsets
+        y = package.flash_attn_varlen_func(q_, k_, v_, offsets, offsets, T, T, **shared)
+    # FlashAttention 3 returned the log-sum-exp as well for a while.
+    return (y[0] if isinstance(y, tuple) else y).view(q.shape)
+
+
+# FlexAttention's masks and tiles, made before code that uses them is compiled: inside it they would
+# be worked out again at every call.
+_window_masks: dict[tuple[int, int, str], BlockMask] = {}
+_tiles: dict[str, dict[str, int] | None] = {}
+
+
+def prepare_flex(T: int, window: int, device: torch.device) -> None:
+    """Makes what FlexAttention needs for windows of `window` over T positions on `device`."""
+    window = min(window, T)
+    _tiles[device.type] = flex_tiles(device)
+    if (T, window, device.type) not in _window_masks:
+        _window_masks[T, window, device.type] = _window_mask(T, window, str(device))
 
 
 def _flex(q: Tensor, k: Tensor, v: Tensor, window: int, documents: Documents | None) -> Tensor:
     T = q.size(1)
+    if not torch.compiler.is_compiling():
+        prepare_flex(T, window, q.device)
     if documents is None:
-        mask = _window_mask(T, window, str(q.device))
+        mask = _window_masks[T, window, q.device.type]
     else:
         mask = _document_mask(T, window, documents.starts)
     y = _flex_function(q)(
@@ -234,7 +258,7 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, window: int, documents: Documents | N
         v.transpose(1, 2),
         block_mask=mask,
         enable_gqa=k.size(2) != q.size(2),
-        kernel_options=flex_tiles(q.device),
+        kernel_options=_tiles[q.device.type],
     )
     return y.transpose(1, 2)
 
@@ -258,7 +282,6 @@ def _flex_function(q: Tensor) -> Callable[..., Any]:
     return flex_attention if eager else _compiled_flex()
 
 
-@cache
 def _window_mask(T: int, window: int, device: str) -> BlockMask:
     def visible(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return (j <= i) & (i - j < window)
@@ -312,8 +335,8 @@ _BACKENDS: dict[str, Callable[..., Tensor]] = {
     "cudnn": _cudnn,
     "varlen": _varlen,
     "flex": _flex,
-    "fa2": _flash_package("flash_attn"),
-    "fa3": _flash_package("flash_attn_interface"),
+    "fa2": _fa2,
+    "fa3": _fa3,
     "blocks": _blocked,
     "mask": _masked,
 }

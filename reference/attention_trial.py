@@ -19,6 +19,7 @@ from reference.attention import (
     causal_attention,
     find_documents,
     lacks,
+    prepare_flex,
     takes,
 )
 
@@ -86,6 +87,8 @@ def try_backend(
     reason = lacks(backend, device, dtype)
     if reason:
         return Row(window, backend, None, reason)
+    if backend == "flex":
+        prepare_flex(shape[1], window, device)
     q, k, v, bounds = _inputs(shape, device, dtype, documents)
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

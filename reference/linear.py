@@ -47,26 +47,28 @@ class Linear(nn.Linear):
         if self.products == PLAIN or not torch.is_grad_enabled():
             return linear(x, self.weight.to(x.dtype))
         rows = x.flatten(0, -2)
-        return _Mixed.apply(rows, self.weight, self.products).view(*x.shape[:-1], -1)
+        return _Mixed.apply(rows, self.weight, *self.products).view(*x.shape[:-1], -1)
 
 
 class _Mixed(torch.autograd.Function):
     """x @ weight.T with each of the three products in its own kind of factors."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, products: Products) -> Tensor:
+    def forward(
+        ctx, x: Tensor, weight: Tensor, forward: Kind, input_grad: Kind, weight_grad: Kind
+    ) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.products = products
-        return product(x, weight, products.forward, x.dtype)
+        ctx.kinds = (input_grad, weight_grad)
+        return product(x, weight, forward, x.dtype)
 
     @staticmethod
-    def backward(ctx, dy: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx, dy: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         x, weight = ctx.saved_tensors
-        _, for_input, for_weight = ctx.products
+        for_input, for_weight = ctx.kinds
         dy = dy.contiguous()
         dx = product(dy, weight.T, for_input, x.dtype, gradient=True)
         dw = product(dy.T, x.T, for_weight, x.dtype, gradient=True)
-        return dx, dw.to(weight.dtype), None
+        return dx, dw.to(weight.dtype), None, None, None
 
 
 def eligible(model: nn.Module, layers: Sequence[str]) -> Iterator[tuple[str, Linear]]:

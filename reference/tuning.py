@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from reference.attention import automatic, lacks, takes
+from reference.attention import automatic, lacks, prepare_flex, takes
 from reference.attention_trial import choose_backends, cuda_milliseconds
 from reference.curriculum import Phase
 from reference.errors import TrainerError
@@ -56,6 +56,10 @@ def apply(
     """Puts a phase's windows, factors and tying in force, with the kernels decided on."""
     model.set_windows(phase.windows)
     model.set_backends(*decisions["attention"])
+    if "flex" in decisions["attention"]:
+        for window in {*phase.windows, *model.config.windows}:  # evaluation has the full ones
+            for length in (phase.seq_len, model.config.seq_len):
+                prepare_flex(length, window, model.device)
     layers = section["matmul_layers"] if phase.eight_bit else ()
     set_products(model, ("attention", "mlp"), PLAIN)
     set_products(model, layers, decisions["products"])
