@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from reference.anneal import AnnealedLoader, open_loader
 from reference.checkpoint import load_model, weights_digest
 from reference.curriculum import Curriculum, rows_at
 from reference.dataloader import PackedLoader, validation_batches
@@ -50,7 +51,7 @@ def run(request: Request, events: Events) -> None:
     cache = token_folder(request.path("cache"), request.run_id)
     _tokenize(request, cache, tokenizer, events, training=bool(asked["windows"]))
     for window in asked["windows"]:
-        _window(request, events, Documents.open(cache, "train", tokenizer), device, config, window)
+        _window(request, events, cache, tokenizer, device, config, window)
     if asked["validate"]:
         _validate(request, events, cache, tokenizer, device)
 
@@ -68,7 +69,8 @@ def _tokenize(
 def _window(
     request: Request,
     events: Events,
-    documents: Documents,
+    cache: Path,
+    tokenizer: Tokenizer,
     device: torch.device,
     config: ModelConfig,
     window: dict[str, Any],
@@ -104,14 +106,22 @@ def _window(
         known=state.get("decisions"),
     )
     phase = curriculum.at(window["progress"][0])
-    loader = PackedLoader(
-        documents,
-        rows_at(phase, micro_batch, T),
-        phase.seq_len,
-        request.seed,
-        device=device,
-        bos=documents[0][0] if section["document_mask"] else None,
-        state=state["loader"],
+    bos = tokenizer.bos_id if section["document_mask"] else None
+    loader = open_loader(
+        lambda documents, position: PackedLoader(
+            documents,
+            rows_at(phase, micro_batch, T),
+            phase.seq_len,
+            request.seed,
+            device=device,
+            bos=bos,
+            state=position,
+        ),
+        Documents.open(cache, "train", tokenizer),
+        cache,
+        tokenizer,
+        request.recipe["data"]["anneal"],
+        state["loader"],
     )
     stepper, tokens = Stepper(model, optimizer, parts=state["parts"]), state["tokens"]
     try:
@@ -120,6 +130,8 @@ def _window(
                 raise Stopped
             phase = curriculum.at(progress)
             apply(model, section, decisions, phase)
+            if isinstance(loader, AnnealedLoader):
+                loader.at(progress)
             loader.resize(rows_at(phase, micro_batch, T), phase.seq_len)
             micro_batches = phase.batch_tokens // (loader.batch_size * phase.seq_len)
             batches = (loader.next_batch() for _ in range(micro_batches))
