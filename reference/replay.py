@@ -92,10 +92,8 @@ def _window(
         model.load_state_dict(state["model"])
         model.tied = state.get("tied", model.tied)
         optimizer.load_state_dict(state["optimizer"])
-    schedule, curriculum = (
-        ScheduleConfig.from_recipe(section),
-        Curriculum.from_recipe(config, section),
-    )
+    schedule = ScheduleConfig.from_recipe(section)
+    curriculum = Curriculum.from_recipe(config, section)
     micro_batch = fitting_micro_batch(config, section, memory_limit_bytes(device, 0))
     maybe_compile(model, section["compile"], device, tokens=horizon)
     decisions = decide(
