@@ -203,6 +203,10 @@ def open_study(study: Study, place: Place) -> StudyRun:
             f"recipe {study.baseline} reads stories that the kit makes",
             "Make them with `n4090-kit run --recipe smoke`; --data WORK/data/stories-…/pretrain.",
         )
+    if study.core is not None and place.core is None:
+        raise TrainerError(
+            "bad_input", f"study {study.name} scores CORE tasks", "Name the bundle with --core DIR."
+        )
     pairs = [(arm, scale) for arm in study.arms for scale in study.scales]
     documents = {
         f"{arm.name}-{scale.name}": study.recipe(resolved, arm, scale) for arm, scale in pairs

@@ -153,7 +153,12 @@ def plan(
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 @click.option("--jobs", type=click.IntRange(min=1), help="Trials at a time [GPUs, else cores].")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1))
-@click.option("--ray", "ray_address", metavar="ADDRESS", help="Run the trials on a Ray cluster.")
+@click.option(
+    "--ray",
+    "ray_address",
+    metavar="ADDRESS",
+    help="Run the trials on a Ray cluster that shares --out and --data.",
+)
 @click.option("--keep-weights", is_flag=True, help="Keep each trial's model.")
 @click.option("--report-only", is_flag=True, help="Start nothing; report what is there.")
 @click.option("--json", "as_json", is_flag=True, help="The findings as JSON.")

@@ -190,13 +190,8 @@ class _Watch:
     def read_core(self, path: Path) -> None:
         if not path.is_file():
             return
-        scores = {}
-        for task in json.loads(path.read_text())["tasks"]:
-            outcomes = task["outcomes"]
-            chance = task["random_baseline"] / 100
-            if outcomes:
-                scores[task["task"]] = (sum(outcomes) / len(outcomes) - chance) / (1 - chance)
-        self._core = scores
+        tasks = json.loads(path.read_text())["tasks"]
+        self._core = {task["label"]: task["centered"] for task in tasks}
 
     def outcome(self, code: int) -> Outcome:
         every = max(1, len(self._steps) // self.POINTS)

@@ -1,6 +1,7 @@
 """Studies end to end: with a trainer of a formula whose truth is known, and with the real one."""
 
 import json
+import os
 import shutil
 import time
 from dataclasses import replace
@@ -25,7 +26,8 @@ from reference.lab.study import BASELINE, Arm, Halving, Scale, Study, load_study
 from reference.lab.trial import COMPLETE, FAILED, STOPPED, Outcome, Trial, run_trial
 from reference.resolve import resolve_recipe
 
-ASSETS = Path(__file__).parent.parent / "assets"
+ROOT = Path(__file__).parent.parent.parent
+ASSETS = ROOT / "tests" / "assets"
 FORMULA = ASSETS / "lab"
 
 
@@ -166,6 +168,13 @@ def test_every_trial_of_a_scale_costs_the_same() -> None:
     assert steps_of(resolved, 1.0) == 4, "never fewer than the milestones"
 
 
+def test_equal_time_asks_for_hours_instead_of_steps() -> None:
+    study = load_study(FORMULA / "study.toml")
+    scale = Scale("t", {}, seconds=120)
+    document = study.recipe(resolve_recipe("smoke"), study.arms[0], scale)
+    assert (document["pretrain"]["num_steps"], document["pretrain"]["hours"]) == (0, 120 / 3600)
+
+
 def study_of(arms: int, folder: Path) -> Study:
     changes = tuple(Arm(f"c{i}", {}, expect="undecided") for i in range(arms))
     scales = (Scale("s", {}, flops=1.0), Scale("l", {}, flops=2.0))
@@ -216,11 +225,13 @@ def test_one_trial_that_cannot_run_does_not_stop_the_rest(tmp_path: Path) -> Non
 def test_the_real_trainer_as_a_trial_and_the_stop_rule(tmp_path: Path, text: Path) -> None:
     recipe = resolve_recipe(str(ASSETS / "tiny.toml"))
     recipe["data"]["kind"] = "folder"
-    recipe["stages"] = ["tokenizer", "pretrain"]
+    bundle = Path(os.environ.get("N4090_SHARED", ROOT.parent / "shared")) / "core"
+    recipe["stages"] = ["tokenizer", "pretrain", *(["core"] if bundle.is_dir() else [])]
+    recipe["core"] |= {"tasks": ["copa"], "max_per_task": 20}
     recipe["pretrain"] |= {"num_steps": 12, "eval_every": 3, "checkpoint_every": 0}
     trial = Trial(
         "t", "a", "s", 1, recipe, str(tmp_path / "one"), str(tmp_path / "shared"), str(text),
-        None, str(tmp_path), "cpu", 1,
+        str(bundle), str(tmp_path), "cpu", 1,
     )  # fmt: skip
     outcome = run_trial(trial)
     assert outcome.status == COMPLETE, outcome.reason
@@ -228,6 +239,8 @@ def test_the_real_trainer_as_a_trial_and_the_stop_rule(tmp_path: Path, text: Pat
     assert outcome.val_bpb == outcome.evals[-1][5]
     assert outcome.train_s > 0 and outcome.curve[-1][2] > 0
     assert not (tmp_path / "one" / "checkpoints").exists(), "the weights are gone"
+    if bundle.is_dir():
+        assert outcome.core is not None and -1 <= outcome.core["copa"] <= 1
 
     limited = replace(trial, folder=str(tmp_path / "two"), limits=((0.5, 0.001),))
     stopped = run_trial(limited)
