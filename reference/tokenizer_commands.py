@@ -103,7 +103,10 @@ def compare_command(
         from reference.tokenizer import Tokenizer
         from reference.tokenizer_compare import compare, read_domains, write_page
 
-        names = {str(folder): Tokenizer.load(folder) for folder in folders}
+        short = len({folder.name for folder in folders}) == len(folders)
+        names = {
+            folder.name if short else str(folder): Tokenizer.load(folder) for folder in folders
+        }
         found = compare(names, read_domains(texts), resolve_recipe(recipe))
         if plot is not None:
             write_page(found, plot)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import resource
 import tempfile
 import time
+from bisect import bisect_right, insort
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ def bench(texts: Path | None, core: Path | None, documents: int) -> dict[str, An
         "steps": steps,
         "datatrove": beside_datatrove(chosen),
         "tokenizer": time_tokenizer(chosen),
+        "packing": packing(chosen),
         "build": whole_build(chosen),
         "near_duplicates": planted_duplicates(every),
         "quality": quality_auc(texts) if texts else {"auc": None, "reason": "needs --texts"},
@@ -205,6 +207,42 @@ def time_tokenizer(texts: Sequence[str]) -> dict[str, float]:
     return measure_speed(tokenizer, texts, repeats=5)
 
 
+def packing(texts: Sequence[str], seq_len: int = 2048) -> dict[str, float]:
+    """Tokens dropped to fill rows: our loader's, and nanochat's rule on the same documents."""
+    from reference.data.study import TokenizedTexts
+    from reference.dataloader import PackedLoader
+    from reference.tokenizer import Tokenizer
+
+    documents = TokenizedTexts(texts, Tokenizer.train(texts[:100], 2048))
+    loader = PackedLoader(documents, 8, seq_len, seed=0, prefetch=False)
+    while not loader.epoch:
+        loader.next_batch()
+    return {
+        "seq_len": seq_len,
+        "crop_rate": loader.crop_rate,
+        "pad_rate": 0.0,  # rows are always full
+        "whole_documents_crop_rate": whole_document_crop_rate(documents.lengths, seq_len),
+    }
+
+
+def whole_document_crop_rate(lengths: np.ndarray, seq_len: int, buffer: int = 1000) -> float:
+    """Share of tokens dropped when rows take whole documents, best fit first, and the rest of a
+    document that fills a row is lost: nanochat's rule."""
+    waiting = [int(length) for length in lengths]
+    held, waiting = sorted(waiting[:buffer]), waiting[buffer:][::-1]
+    used = cropped = 0
+    while held:
+        space = seq_len + 1
+        while space and held:
+            fitting = bisect_right(held, space)
+            length = held.pop(fitting - 1) if fitting else held.pop(0)
+            taken = min(length, space)
+            used, cropped, space = used + taken, cropped + length - taken, space - taken
+            if waiting:
+                insort(held, waiting.pop())
+    return cropped / max(1, used + cropped)
+
+
 def whole_build(texts: Sequence[str]) -> dict[str, Any]:
     """A build from parquet to shards in one process: speed and peak memory."""
     with tempfile.TemporaryDirectory() as folder:
@@ -328,6 +366,12 @@ def print_tables(found: dict[str, Any]) -> None:
         f"tokenizer: {tokens['tokens_per_s']:,.0f} tokens/s a core, "
         f"{tokens['speed_beside_tiktoken']:.2f}x tiktoken's batch mode "
         f"(as arrays {tokens['arrays_beside_tiktoken']:.2f}x)"
+    )
+    rows = found["packing"]
+    console.print(
+        f"packing at {rows['seq_len']} tokens: {rows['crop_rate']:.1%} cropped, "
+        f"{rows['pad_rate']:.1%} padded; {rows['whole_documents_crop_rate']:.1%} cropped by "
+        "nanochat's rule"
     )
     near = found["near_duplicates"]
     console.print(

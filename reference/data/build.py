@@ -36,6 +36,17 @@ from reference.errors import TrainerError
 MANIFEST = "corpus.json"
 FORMAT = 1
 SAMPLES = 6  # removed documents kept for the report, a reason
+_DECIDING = (
+    "filters",
+    "index",
+    "linear",
+    "minhash",
+    "overlap",
+    "part",
+    "shards",
+    "sources",
+    "words",
+)
 Progress = Callable[[str, int, int], None]
 
 
@@ -170,7 +181,7 @@ class _Build:
         if manifest["plan"] != f"sha256:{digest}":
             raise TrainerError(
                 "bad_input",
-                f"{self.out} holds another corpus (other spec or other inputs)",
+                f"{self.out} holds another corpus (other spec, inputs or program)",
                 "Name another folder with --out, or build it anew with --restart.",
             )
         return manifest
@@ -186,11 +197,12 @@ class _Build:
                 {part["file"] for part in old["parts"] if part not in plan["parts"]}
                 | {part["file"] for part in plan["parts"] if part not in old["parts"]}
             )
-            what = (
-                "the spec has changed"
-                if old["spec"] != plan["spec"]
-                else f"inputs have changed: {', '.join(changed[:5])}"
-            )
+            if old["spec"] != plan["spec"]:
+                what = "the spec has changed"
+            elif changed:
+                what = f"inputs have changed: {', '.join(changed[:5])}"
+            else:
+                what = "this program has changed"
             raise TrainerError(
                 "bad_input",
                 f"{self.out} holds an unfinished build, and since then {what}",
@@ -439,6 +451,14 @@ def corpus_digest(shards: Sequence[dict[str, Any]]) -> str:
     lines = sorted((shard["path"], shard["sha256"].removeprefix("sha256:")) for shard in shards)
     text = "".join(f"{digest}  {path}\n" for path, digest in lines)
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def code_digest() -> str:
+    """Of the modules that decide what a corpus holds; a build does not go on with others."""
+    found = hashlib.sha256()
+    for name in _DECIDING:
+        found.update(Path(__file__).with_name(f"{name}.py").read_bytes())
+    return f"sha256:{found.hexdigest()}"
 
 
 def folder_digest(folder: Path) -> str:

@@ -216,7 +216,7 @@ def spec() -> None:
 )
 @click.option("--out", type=FOLDER, default=Path("data-study"), show_default=True)
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(min=2))
-@click.option("--steps", default=250, show_default=True, type=click.IntRange(min=1))
+@click.option("--steps", default=200, show_default=True, type=click.IntRange(min=1))
 @click.option("--core", type=FOLDER, help="CORE bundle, to decontaminate against.")
 @click.option("--threads", default=0, help="For torch; 0: its own choice.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")

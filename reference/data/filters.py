@@ -27,7 +27,8 @@ from reference.errors import TrainerError
 os.environ.setdefault("LOGURU_LEVEL", "WARNING")
 
 Rule = Callable[[Any], bool | tuple[bool, str]]
-_WORD = regex.compile(r"[\p{L}\p{N}]+(?:['\u2019.,:][\p{L}\p{N}]+)*|\.+|-+|[^\s\p{L}\p{N}]")
+# Close to spaCy's English: an abbreviation, a number or a compound is one word, a clitic its own.
+_WORD = regex.compile(r"(?:\p{Lu}\.)+|\w+(?:[.,:/\u2013]\w+)*|['\u2019]\p{L}+|\.+|-+|[^\s\w]")
 _SENTENCE = regex.compile(r"[^.!?\n]*[.!?]+[\"'\u201d\u2019)\]]*\s*|[^.!?\n]+\s*|\n\s*")
 _LANGUAGE_CHARS = 800  # taken from the middle of a document: enough to tell languages apart
 

@@ -307,6 +307,13 @@ def test_a_spec_with_problems_names_all_of_them(tmp_path: Path) -> None:
     assert "dedup.jaccard: found 3.0" in caught.value.message
 
 
+def test_the_example_is_a_spec() -> None:
+    path = Path(build_module.__file__).with_name("example.toml")
+    spec = load_spec(path)
+    assert [source.name for source in spec.source] == ["web", "news", "textbook"]
+    assert spec.source[0].path == str(path.parent / "pretrain/web-raw-*.parquet")
+
+
 def test_the_digest_is_the_one_a_run_writes_down(tmp_path: Path, inputs: Path) -> None:
     from kit.trust.digest import tree_digest
 

@@ -16,7 +16,12 @@ pytest.importorskip("duckdb")
 pytest.importorskip("datatrove")
 
 from reference.data import linear, minhash
-from reference.data.bench import made_texts, planted_duplicates
+from reference.data.bench import (
+    made_texts,
+    packing,
+    planted_duplicates,
+    whole_document_crop_rate,
+)
 from reference.data.build import Options, build_corpus
 from reference.data.filters import rules
 from reference.data.index import sampling_rates
@@ -135,6 +140,13 @@ def test_rates_give_the_wanted_shares_within_the_allowed_repeats():
     assert max(rates.values()) == pytest.approx(2)
     with pytest.raises(TrainerError, match=r"mix\.shares names 'x'"):
         sampling_rates({"a": 1}, Spec(source=(), mix=Mix(shares={"x": 1})))
+
+
+def test_packing_drops_less_than_nanochats_rule():
+    assert whole_document_crop_rate(np.array([4, 4]), seq_len=7) == 0
+    assert whole_document_crop_rate(np.array([12]), seq_len=7) == pytest.approx(4 / 12)
+    found = packing(made_texts(40), seq_len=128)
+    assert found["crop_rate"] < found["whole_documents_crop_rate"]
 
 
 def test_intervals_are_students():
