@@ -46,7 +46,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def write_request(corpus: Path, root: Path, attempt: int = 0, **tokenizer: int) -> Path:
+def write_request(corpus: Path, root: Path, attempt: int = 0, **tokenizer: int | str) -> Path:
     now = clock_gettime_ns(CLOCK_BOOTTIME)
     section = {"vocab_size": 300, "max_chars": 20_000, "doc_cap": 100, **tokenizer}
     section = {"digits": 2, "path": "", "digest": "", **section}
@@ -55,6 +55,7 @@ def write_request(corpus: Path, root: Path, attempt: int = 0, **tokenizer: int) 
         "device": "cpu", "threads": 2,
         "recipe": {"data": {"text_column": "text", "anneal": 0}, "tokenizer": section},
         "paths": {
+            "recipe_dir": str(root),
             "out": str(root / "tokenizer"), "data": str(corpus), "cache": str(root / "cache"),
         },
         "clock": {
@@ -68,7 +69,7 @@ def write_request(corpus: Path, root: Path, attempt: int = 0, **tokenizer: int) 
     return path
 
 
-def run(corpus: Path, root: Path, attempt: int = 0, **tokenizer: int) -> Recorder:
+def run(corpus: Path, root: Path, attempt: int = 0, **tokenizer: int | str) -> Recorder:
     events = Recorder()
     tokenizer_stage.run(Request.load(write_request(corpus, root, attempt, **tokenizer)), events)
     return events
@@ -196,3 +197,17 @@ def test_too_large_a_vocabulary_is_noted(corpus: Path, tmp_path: Path) -> None:
 def test_each_run_has_a_cache_of_its_own() -> None:
     assert token_folder(Path("c"), "one") != token_folder(Path("c"), "two")
     assert os.path.commonpath([token_folder(Path("c"), "one"), "c"]) == "c"
+
+
+def test_a_tokenizer_brought_along_is_used_and_held_to_its_digest(
+    corpus: Path, tmp_path: Path
+) -> None:
+    brought = Tokenizer.train(["foxes and hens " * 20], 280)
+    brought.save(tmp_path / "brought")
+    run(corpus, tmp_path, vocab_size=brought.vocab_size, path="brought", digest=brought.digest)
+    assert Tokenizer.load(tmp_path / "tokenizer").digest == brought.digest
+    with pytest.raises(TrainerError, match=r"the recipe's tokenizer\.digest"):
+        run(corpus, tmp_path / "other", digest=brought.digest)
+    brought.save(tmp_path / "third" / "brought")
+    with pytest.raises(TrainerError, match=r"tokenizer\.path leads to"):
+        run(corpus, tmp_path / "third", vocab_size=300, path="brought")
