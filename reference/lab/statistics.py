@@ -61,6 +61,8 @@ def gains(losses: Losses, baseline: str) -> dict[str, Gain]:
     An arm without a seed in common with the baseline has none.
     """
     finite = {key: value for key, value in losses.items() if math.isfinite(value)}
+    if not finite:
+        return {}
     base = {seed: value for (arm, seed), value in finite.items() if arm == baseline}
     differences = {
         arm: np.array(

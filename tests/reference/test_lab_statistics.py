@@ -78,6 +78,8 @@ def test_seeds_that_are_missing_or_infinite_are_left_out_of_pairs() -> None:
     found = gains(losses, "baseline")
     assert found["change"].seeds == 1
     assert "other" not in found
+    assert gains({}, "baseline") == {}
+    assert gains({("baseline", 1): 1.0, ("change", 1): 0.9}, "baseline")["change"].p_value == 1.0
 
 
 def test_holm_by_hand() -> None:
