@@ -16,6 +16,8 @@ from kit.board.package import Item, Package, document_items
 from kit.errors import KitError
 
 Document = dict[str, object]
+# Written anew by every version of the kit, so an earlier one's are as good.
+_PAGES = ("README.md", "curves.svg", ".eval_results/core.yaml")
 
 
 @dataclass(frozen=True)
@@ -139,15 +141,13 @@ def _publish_model(hub: Hub, package: Package) -> str:
         )
     missing = [i for i in package.model if i.path not in there or not same(there[i.path], i)]
     others = [item.path for item in missing if item.path in there]
-    # A new repository may come with these; a result's own files never change.
-    strangers = [path for path in others if path not in ("README.md", ".gitattributes")]
-    if strangers and not own:
+    strangers = [path for path in others if own is None or path not in _PAGES]
+    if strangers:
         raise KitError(
             f"`{repository}` holds another `{strangers[0]}` already",
             hint="nothing is overwritten; choose another with --repo",
         )
-    if own:
-        missing = [item for item in missing if item.path not in others]
+    missing = [item for item in missing if item.path not in others]
     if missing:
         hub.tell(f"sending {len(missing)} files to {repository}")
         hub.commit(repository, "model", missing, f"Result {package.id}")

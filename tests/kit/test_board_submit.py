@@ -194,7 +194,26 @@ def test_another_result_under_the_name_is_never_overwritten(hub: GitHub, run: Pa
     hub.create("models", "alice/weights", {"checkpoints/sft/config.json": b"{}\n"})
     message, hint = refused(run, "--board", BOARD, "--yes", "--repo", "alice/weights")
     assert "holds another" in message
+    hub.create("models", "alice/page", {"README.md": b"my own page\n"})
+    message, hint = refused(run, "--board", BOARD, "--yes", "--repo", "alice/page")
+    assert "holds another `README.md`" in message
     assert git(repo, "rev-parse", "main") == before
+
+
+def test_weights_that_changed_behind_ones_back_are_not_pinned(hub: GitHub, run: Path) -> None:
+    repository, _, commit = submit(run)["model"].partition("@")
+    repo = hub.path("models", repository)
+    pointer = git(repo, "show", f"{commit}:checkpoints/sft/model.safetensors")
+    other = pointer.replace(pointer[60:64], "beef").encode()
+    changed = {"checkpoints/sft/model.safetensors": other, "README.md": b"a page of mine\n"}
+    hub.write(repo, "refs/heads/main", commit, changed, "swap")
+    message, _ = refused(run, "--board", BOARD, "--yes")
+    assert "holds another `checkpoints/sft/model.safetensors`" in message
+    tip = git(repo, "rev-parse", "main").strip()
+    back = {"checkpoints/sft/model.safetensors": pointer.encode()}
+    hub.write(repo, "refs/heads/main", tip, back, "put it back")
+    assert submit(run)["state"] == "open already"
+    assert git(repo, "show", "main:README.md") == "a page of mine\n"
 
 
 def test_nothing_is_public_before_a_yes(hub: GitHub, run: Path) -> None:
