@@ -81,6 +81,7 @@ class KVCache:
             raise ValueError(f"{needed} positions exceed the cache's max_len {self.max_len}")
         self._counts, self._T = counts, T
         self._even = len(set(self.lengths)) <= 1
+        self.is_new = max(self.lengths, default=0) == 0
         lengths = torch.tensor(self.lengths, device=self.device)
         self.positions = lengths[:, None] + torch.arange(T, device=self.device)  # (B, T)
         self._masks: dict[int, Tensor | None] = {}
@@ -92,10 +93,8 @@ class KVCache:
         self.previous = joined[torch.arange(self.batch, device=self.device), counts]
         return joined[:, :-1]
 
-    def extend(
-        self, layer: int, k: Tensor, v: Tensor, window: int
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Stores k, v (B, T, G, D); returns those in reach (B, S, G, D) and a mask."""
+    def store(self, layer: int, k: Tensor, v: Tensor) -> None:
+        """Keeps the call's k, v (B, T, G, D)."""
         if self._even:
             start = self.lengths[0]
             self.keys[layer, :, start : start + self._T] = k
@@ -104,6 +103,9 @@ class KVCache:
             rows = torch.arange(self.batch, device=self.device)[:, None]
             self.keys[layer, rows, self.positions] = k
             self.values[layer, rows, self.positions] = v
+
+    def in_reach(self, layer: int, window: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The stored keys and values in reach of the call, (B, S, G, D), and a mask."""
         first = max(0, min(self.lengths) - window + 1)
         stop = max(self.lengths) + self._T
         if window not in self._masks:

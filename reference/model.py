@@ -67,14 +67,10 @@ class Attention(nn.Module):
             else None
         )
 
-    def forward(
-        self,
-        x: Tensor,
-        value: Tensor | None,
-        rope: tuple[Tensor, Tensor],
-        cache: KVCache | None,
-        documents: Documents | None,
-    ) -> Tensor:
+    def project(
+        self, x: Tensor, value: Tensor | None, rope: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, T, H, D), keys and values (B, T, G, D) of normed states (B, T, C)."""
         B, T, _ = x.shape
         D = self.config.head_dim
         q = self.c_q(x).view(B, T, -1, D)  # (B, T, H, D)
@@ -83,13 +79,26 @@ class Attention(nn.Module):
         if value is not None:
             gate = 3.0 * torch.sigmoid(self.value_gate(x[..., :VALUE_GATE_CHANNELS]))  # (B, T, G)
             v = v + gate.unsqueeze(-1) * value.view(B, T, -1, D)
-        q, k = norm_and_rotate(q, *rope), norm_and_rotate(k, *rope)  # the tables hold the scale
-        if cache is None:
-            backend = self.backends[self.window < T]
+        # The tables hold the scale.
+        return norm_and_rotate(q, *rope), norm_and_rotate(k, *rope), v
+
+    def mix(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cache: KVCache | None,
+        documents: Documents | None,
+    ) -> Tensor:
+        """(B, T, C): what each position reads from those it may see."""
+        if cache is not None:
+            cache.store(self.layer, k, v)
+        if cache is None or cache.is_new:  # padding stands at the right: nothing sees it
+            backend = self.backends[self.window < q.size(1)]
             y = causal_attention(q, k, v, self.window, documents=documents, backend=backend)
         else:
-            y = cached_attention(q, *cache.extend(self.layer, k, v, self.window))
-        return self.c_proj(y.reshape(B, T, -1))
+            y = cached_attention(q, *cache.in_reach(self.layer, self.window))
+        return y.flatten(2)
 
 
 class MLP(nn.Module):
@@ -126,8 +135,25 @@ class Block(nn.Module):
         cache: KVCache | None = None,
         documents: Documents | None = None,
     ) -> Tensor:
+        x, *qkv = self.before(x, x0, resid_scale, x0_scale, value, rope)
+        return self.after(x, self.attn.mix(*qkv, cache, documents))
+
+    def before(
+        self,
+        x: Tensor,
+        x0: Tensor,
+        resid_scale: Tensor,
+        x0_scale: Tensor,
+        value: Tensor | None,
+        rope: tuple[Tensor, Tensor],
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """All up to attention: the mixed input (B, T, C), and its queries, keys and values."""
         x = resid_scale * x + x0_scale * x0
-        x = x + self.attn(norm(x), value, rope, cache, documents)
+        return x, *self.attn.project(norm(x), value, rope)
+
+    def after(self, x: Tensor, y: Tensor) -> Tensor:
+        """All from attention's output y (B, T, C) on."""
+        x = x + self.attn.c_proj(y)
         return x + self.mlp(norm(x))
 
 

@@ -105,6 +105,9 @@ def score_tasks(
     model: EvalModel, bundle: Bundle, settings: Settings, watch: Watch
 ) -> list[TaskResult]:
     """The scored tasks in bundle order."""
+    prepare = getattr(model, "expect", None)
+    if prepare is not None:
+        prepare(_count_items(bundle, settings))
     paths = settings.paths
     if paths is None:
         paths, why = check_fast_path(model)
@@ -156,6 +159,16 @@ def score_tasks(
         )
     journal.remove()
     return results
+
+
+def _count_items(bundle: Bundle, settings: Settings) -> int:
+    """How many items will be scored; a last line without its newline is not counted."""
+    counts = []
+    for task in bundle.selected:
+        lines = (bundle.root / task.file).read_bytes().count(b"\n")
+        count = len(settings.indices.get(task.label, range(lines)))
+        counts.append(min(count, settings.max_per_task) if settings.max_per_task > 0 else count)
+    return sum(counts)
 
 
 def _score_task(

@@ -24,7 +24,8 @@ class EvalModel(Protocol):
 
     Optional members: `device` (str, "cpu" when absent), `max_seq_len` (int: longer prompts lose
     their front; None or absent: nothing is cut), `tokenizer_digest` (str: lets encoded tasks be
-    kept on disk), `context_len` (int: the length it was trained for, only reported).
+    kept on disk), `context_len` (int: the length it was trained for, only reported), `expect`
+    (called with the number of items before the first: a model may prepare itself, by compiling).
     """
 
     vocab_size: int

@@ -13,6 +13,7 @@ from kit.errors import SchemaError
 from reference.checkpoint import save_model
 from reference.model import GPT, ModelConfig
 from reference.tokenizer import Tokenizer
+from reference.train_step import has_cpp_compiler
 
 TEXTS = ["Once upon a time there was a fox.", "The fox met an owl near the river.", "1 2 3"]
 
@@ -86,3 +87,62 @@ def test_a_damaged_checkpoint_is_the_kits_error(checkpoint: Path, tmp_path: Path
     (tmp_path / "model.safetensors").write_bytes(b"no tensors")
     with pytest.raises(SchemaError, match="cannot be read"):
         load_model(tmp_path, device="cpu")
+
+
+def test_compiled_blocks_give_the_plain_logits_for_any_shape(checkpoint: Path) -> None:
+    """One graph serves all shapes: the compiler's own front end, without the code it generates."""
+    model = load_model(checkpoint, device="cpu", dtype="float32")
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model.compile(backend="aot_eager")
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert graphs > 0
+    assert check_fast_path(model) == (Paths(True, True), "")
+    generator = torch.Generator().manual_seed(5)
+    for shape in ((1, 7), (5, 33), (2, 64)):
+        tokens = torch.randint(0, model.vocab_size, shape, generator=generator)
+        with torch.inference_mode():
+            found = model.head(model.hidden(tokens))
+            torch.testing.assert_close(found, model.logits(tokens), rtol=1e-4, atol=1e-4)
+    # A batch of one is a shape of its own to the compiler; nothing else is.
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2 * graphs
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+def test_a_compiler_that_fails_leaves_the_model_as_it_was(checkpoint: Path) -> None:
+    model = load_model(checkpoint, device="cpu", dtype="float32")
+    torch._dynamo.reset()
+
+    def broken(graph, inputs):
+        raise RuntimeError("no such compiler")
+
+    with pytest.warns(UserWarning, match="evaluating without compiled blocks"):
+        model.compile(backend=broken)
+    tokens = torch.zeros((2, 9), dtype=torch.int64)
+    assert torch.equal(model.head(model.hidden(tokens)), model.logits(tokens))
+
+
+def test_only_a_long_evaluation_on_a_gpu_compiles(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_model(checkpoint, device="cpu")
+    calls = []
+    monkeypatch.setattr(model, "compile", lambda: calls.append(1))
+    model.expect(91_037)
+    assert not calls
+    monkeypatch.setattr(type(model._model), "device", torch.device("cuda"))
+    model.expect(440)
+    assert not calls
+    model.expect(91_037)
+    assert calls
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_cpp_compiler(), reason="no C++ compiler")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
+def test_generated_code_gives_the_plain_logits(checkpoint: Path) -> None:
+    model = load_model(checkpoint, device="cpu", dtype="float32")
+    torch._dynamo.reset()
+    model.compile()
+    assert check_fast_path(model) == (Paths(True, True), "")
+    assert all(probe.passed for probe in probe_model(model))
