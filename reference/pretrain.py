@@ -15,7 +15,6 @@ References:
 from __future__ import annotations
 
 import gc
-import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +22,7 @@ from typing import Any
 import torch
 
 from reference.anneal import AnnealedLoader, open_loader
+from reference.averaging import WeightAverage
 from reference.checkpoint import (
     BackgroundSaver,
     Saved,
@@ -42,6 +42,7 @@ from reference.device import (
     peak_memory_bytes,
     set_up_device,
 )
+from reference.divergence import Divergence
 from reference.errors import TrainerError
 from reference.estimate import count_flops, count_parameters, estimate, peak_flops
 from reference.events import Events
@@ -90,6 +91,8 @@ def run(request: Request, events: Events) -> None:
         parameter_groups(model, section, tokens=horizon.tokens),
         compiled=section["compile_optimizer"] and device.type == "cuda",
     )
+    average = WeightAverage(model, section["average"], section["average_share"])
+    divergence = Divergence(section["divergence_nats"], section["rollbacks"])
     schedule = ScheduleConfig.from_recipe(section)
     curriculum = Curriculum.from_recipe(config, section)
     report_model(events, model, device, initial_weights)
@@ -97,7 +100,8 @@ def run(request: Request, events: Events) -> None:
     def say(text: str, **figures: Any) -> None:
         events.emit("note", text=text, **figures)
 
-    state = restore(request, model, optimizer, device)
+    state = restore(request, model, optimizer, average)
+    divergence.load_state_dict(state.get("divergence", {}))
     first_step, tokens_seen = state["step"], state["tokens"]
     micro_batch = choose_micro_batch(config, section, device, say)
     maybe_compile(model, section["compile"], device, tokens=horizon.tokens)
@@ -135,7 +139,7 @@ def run(request: Request, events: Events) -> None:
     saver = BackgroundSaver(out, background=section["background_checkpoints"])
     token_bytes = torch.from_numpy(tokenizer.token_bytes()).to(device)
 
-    def evaluate(step: int) -> None:
+    def evaluate(step: int, name: str = "val_bpb") -> None:
         began = time.perf_counter()
         # Always the finished model's reach: what a checkpoint of this moment would compute.
         model.set_windows(config.windows)
@@ -146,7 +150,7 @@ def run(request: Request, events: Events) -> None:
         model.set_windows(phase.windows)
         elapsed_s = time.perf_counter() - began
         horizon.reserve(elapsed_s)
-        events.emit("eval", name="val_bpb", step=step, value=value, elapsed_s=elapsed_s)
+        events.emit("eval", name=name, step=step, value=value, elapsed_s=elapsed_s)
 
     def whole_state(step: int) -> dict[str, Any]:
         return {
@@ -157,10 +161,12 @@ def run(request: Request, events: Events) -> None:
             "tied": model.tied,
             "parts": stepper.parts,
             "decisions": decisions,
+            "divergence": divergence.state_dict(),
         }
 
     def checkpoint(step: int, *, wait: bool = False) -> None:
-        finished = saver.save(step, whole_state(step))
+        whole = {**whole_state(step), "average": average.state_dict()}
+        finished = saver.save(step, whole)
         report_saved(events, finished + (saver.wait() if wait else []))
 
     step, begun, graphs = first_step, False, compiled_graphs()
@@ -169,6 +175,9 @@ def run(request: Request, events: Events) -> None:
             progress = horizon.progress(step)
             done = progress >= 1.0
             if done or step == 0 or (section["eval_every"] and step % section["eval_every"] == 0):
+                if done and average.exists:  # the model of this run is the average
+                    evaluate(step, "val_bpb_weights")
+                    average.put()
                 evaluate(step)
                 if begun:
                     gc.collect()
@@ -198,19 +207,32 @@ def run(request: Request, events: Events) -> None:
             step_tokens = phase.batch_tokens
             micro_batches = step_tokens // (loader.batch_size * phase.seq_len)
             multipliers = schedule_at(progress, step, schedule)
-            multipliers = multipliers._replace(lr=multipliers.lr * curriculum.lr_scale(phase))
+            lr = multipliers.lr * curriculum.lr_scale(phase) * divergence.lr_factor
+            multipliers = multipliers._replace(lr=lr)
             timer = DeviceTimer(device)
             began, waited_s = time.perf_counter(), loader.waited_s
             batches = (loader.next_batch() for _ in range(micro_batches))
             loss = stepper.step(batches, multipliers, count=step_tokens)
             cuda_s = timer.elapsed_s()
             elapsed_s = time.perf_counter() - began
-            if not math.isfinite(loss):
-                raise TrainerError(
-                    "nan_loss",
-                    f"the loss is {loss} at step {step}",
-                    "Lower the learning rates or warm up longer; the last checkpoint is kept.",
+            if divergence.seen(loss):
+                report_saved(events, saver.wait())
+                begins_again = divergence.may_go_back() and load_latest_state(out)
+                if not begins_again:
+                    raise TrainerError(
+                        "nan_loss",
+                        f"the loss is {loss} at step {step}",
+                        "Lower the learning rates or warm up longer; the last checkpoint is kept.",
+                    )
+                put_back(begins_again[1], model, optimizer, average)
+                divergence.went_back()
+                say(
+                    f"step {step}: loss {loss}; the weights are those of step {begins_again[0]} "
+                    f"again, the learning rate is {divergence.lr_factor:g} of the schedule's",
+                    rolled_back_step=step,
                 )
+                continue  # the step is done anew, with other data
+            average.update(step, progress)
             tokens_seen += step_tokens
             events.emit(
                 "step",
@@ -344,14 +366,22 @@ def report_model(
 
 
 def restore(
-    request: Request, model: GPT, optimizer: MuonAdamW, device: torch.device
+    request: Request, model: GPT, optimizer: MuonAdamW, average: WeightAverage
 ) -> dict[str, Any]:
     """Puts the latest state in place; returns the rest of it: step, loader, tokens, parts, …"""
     latest = load_latest_state(request.path("out")) if request.attempt else None
     if latest is None:
         return {"step": 0, "loader": None, "tokens": 0, "parts": 1}
     step, state = latest
+    put_back(state, model, optimizer, average)
+    return {"parts": 1, **state, "step": step}
+
+
+def put_back(
+    state: dict[str, Any], model: GPT, optimizer: MuonAdamW, average: WeightAverage
+) -> None:
+    """Gives model, optimizer and average what a saved state holds."""
     model.load_state_dict(state["model"])
     model.tied = state.get("tied", model.tied)
     optimizer.load_state_dict(state["optimizer"])
-    return {"parts": 1, **state, "step": step}
+    average.load_state_dict(state.get("average", {"count": 0, "average": {}}))

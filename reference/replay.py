@@ -20,6 +20,7 @@ from reference.curriculum import Curriculum, rows_at
 from reference.dataloader import PackedLoader, validation_batches
 from reference.dataset import Documents, find_shards, token_folder
 from reference.device import memory_limit_bytes, set_up_device
+from reference.divergence import Divergence
 from reference.estimate import estimate
 from reference.events import Events
 from reference.memory import fitting_micro_batch
@@ -92,6 +93,8 @@ def _window(
         model.load_state_dict(state["model"])
         model.tied = state.get("tied", model.tied)
         optimizer.load_state_dict(state["optimizer"])
+    divergence = Divergence(section["divergence_nats"], section["rollbacks"])
+    divergence.load_state_dict(state.get("divergence", {}))
     schedule = ScheduleConfig.from_recipe(section)
     curriculum = Curriculum.from_recipe(config, section)
     micro_batch = fitting_micro_batch(config, section, memory_limit_bytes(device, 0))
@@ -134,7 +137,8 @@ def _window(
             micro_batches = phase.batch_tokens // (loader.batch_size * phase.seq_len)
             batches = (loader.next_batch() for _ in range(micro_batches))
             multipliers = schedule_at(progress, step, schedule)
-            multipliers = multipliers._replace(lr=multipliers.lr * curriculum.lr_scale(phase))
+            lr = multipliers.lr * curriculum.lr_scale(phase) * divergence.lr_factor
+            multipliers = multipliers._replace(lr=lr)
             loss = stepper.step(batches, multipliers, count=phase.batch_tokens)
             tokens += phase.batch_tokens
             events.emit("step", step=step, tokens=tokens, loss=loss, window=first)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 
 class Schedule(NamedTuple):
@@ -20,13 +20,22 @@ class Schedule(NamedTuple):
     weight_decay: float
 
 
+Decay = Literal["linear", "cosine", "sqrt", "square", "inverse_time"]
+WeightDecay = Literal["cosine", "linear", "constant"]
+_INVERSE_TIME = 9.0  # 1 / (1 + 9 d): half of the way down after a tenth of the warm-down
+
+
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """Warm up, stay flat, come down linearly; weight decay falls along a cosine.
+    """Warm up, stay flat, come down; weight decay falls on its own schedule.
+
+    A short warm-down after a long flat part is what papers call WSD; a `warmdown_ratio` of 1 with
+    "cosine" is the classic one.
 
     Args:
         warmup_steps: Steps until the full learning rate.
         warmdown_ratio: The share of the run, at its end, over which it falls.
+        decay: How it falls: see `falling`.
         final_lr_frac: What is left of it at progress 1.
         momentum_steps: Steps over which momentum rises from the first to the second of `momentum`;
             it falls to the third along the warm-down.
@@ -35,13 +44,21 @@ class ScheduleConfig:
     warmup_steps: int = 40
     warmdown_ratio: float = 0.65
     final_lr_frac: float = 0.05
+    decay: Decay = "linear"
+    weight_decay_schedule: WeightDecay = "cosine"
     momentum_steps: int = 400
     momentum: tuple[float, float, float] = (0.85, 0.97, 0.90)
 
     @classmethod
     def from_recipe(cls, section: Mapping[str, Any]) -> ScheduleConfig:
         """The schedule fields of a recipe's `[pretrain]` or `[sft]` section."""
-        names = ("warmup_steps", "warmdown_ratio", "final_lr_frac")
+        names = (
+            "warmup_steps",
+            "warmdown_ratio",
+            "final_lr_frac",
+            "decay",
+            "weight_decay_schedule",
+        )
         return cls(**{name: section[name] for name in names if name in section})
 
 
@@ -52,12 +69,35 @@ def schedule_at(progress: float, step: int, config: ScheduleConfig) -> Schedule:
     ratio = config.warmdown_ratio
     down = max(0.0, (progress - (1.0 - ratio)) / ratio) if ratio > 0 else 0.0
     up = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps > 0 else 1.0
-    lr = min(up, 1.0 - down * (1.0 - config.final_lr_frac))
+    final = config.final_lr_frac
+    lr = min(up, final + (1.0 - final) * falling(config.decay, down))
     first, high, last = config.momentum
     target = high + (last - high) * down
     rise = min(1.0, step / config.momentum_steps) if config.momentum_steps > 0 else 1.0
     return Schedule(
         lr=lr,
         momentum=first + (target - first) * rise,
-        weight_decay=0.5 * (1.0 + math.cos(math.pi * progress)),
+        weight_decay={
+            "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
+            "linear": 1.0 - progress,
+            "constant": 1.0,
+        }[config.weight_decay_schedule],
     )
+
+
+def falling(decay: Decay, share: float) -> float:
+    """From 1 at share 0 to 0 at share 1 of the warm-down.
+
+    "sqrt" falls fast at first (1 - sqrt(share); Hägele et al. 2024, arXiv:2405.18392), "square"
+    ends gently, "inverse_time" falls like 1 / (1 + t).
+    """
+    if decay == "linear":
+        return 1.0 - share
+    if decay == "cosine":
+        return 0.5 * (1.0 + math.cos(math.pi * share))
+    if decay == "sqrt":
+        return 1.0 - math.sqrt(share)
+    if decay == "square":
+        return (1.0 - share) ** 2
+    last = 1.0 / (1.0 + _INVERSE_TIME)
+    return (1.0 / (1.0 + _INVERSE_TIME * share) - last) / (1.0 - last)

@@ -138,6 +138,10 @@ def _choose(evidence: Evidence) -> list[Window]:
     found = (_SNAPSHOT.fullmatch(file["path"]) for file in artifact["files"])
     starts = [0, *(int(match[1]) for match in found if match)]
     starts = [step for step in starts if step in steps]
+    notes = evidence.story.of("pretrain", "note")
+    again = {e["data"].get("rolled_back_step") for e in notes}
+    if len(again - {None}) > evidence.recipe.section("pretrain")["rollbacks"]:
+        again = set()  # more than the recipe allows: claimed, to keep the stretches short
     chosen = random.SystemRandom().sample(starts, min(evidence.options.replay, len(starts)))
     windows = []
     for start in sorted(chosen):
@@ -146,7 +150,9 @@ def _choose(evidence: Evidence) -> list[Window]:
         progress = []
         for step in range(start, start + evidence.options.replay_steps):
             share = steps.get(step, {}).get("progress")
-            if share is None:
+            # A step that was done twice, from older weights the second time, ends the stretch. A
+            # snapshot at it holds the weights it was done from.
+            if share is None or (step in again and step != start):
                 break
             progress.append(float(share))
         if progress:
