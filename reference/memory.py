@@ -89,6 +89,8 @@ def plan_vram(
 def _optimizer_bytes(config: ModelConfig, p: Parameters, section: Mapping[str, Any]) -> int:
     """Muon's momentum; two moments of all else, the tables' second one factored where asked."""
     momentum = 2 if section.get("momentum_dtype") == "bfloat16" else 4
+    if section.get("matrix_optimizer") == "adamw":
+        momentum = 8
     embedding = 4 if config.tied_until else 2  # bytes of one entry
     tables = embedding * p.embedding + 2 * p.value_embedding
     if section.get("factored_second_moment"):

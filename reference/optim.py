@@ -271,7 +271,8 @@ def parameter_groups(
 
     Args:
         pretrain: The rates, `weight_decay`, `total_batch_size` and `scale_lr` (False: all rates
-            and the decay as written); `momentum_dtype` and `factored_second_moment`.
+            and the decay as written); `momentum_dtype`, `factored_second_moment`,
+            `matrix_optimizer`.
         tokens: The horizon in tokens, for the weight decay's rule; None leaves that rule out.
     """
     scaled = pretrain.get("scale_lr", True)
@@ -310,6 +311,18 @@ def parameter_groups(
     by_shape: dict[tuple[int, ...], list[nn.Parameter]] = {}
     for _, p in named["matrix"]:
         by_shape.setdefault(tuple(p.shape), []).append(p)
+    if pretrain.get("matrix_optimizer") == "adamw":
+        adamw = {
+            "name": "matrix",
+            "kind": "adamw",
+            "params": [p for _, p in named["matrix"]],
+            "lr": pretrain["matrix_lr"] * by_batch,
+            "betas": (0.9, 0.95),
+            "eps": 1e-10,
+            "weight_decay": decay,
+            "fused": True,
+        }
+        return [*groups, adamw]
     groups += [
         {
             "name": "matrix " + "x".join(map(str, shape)),

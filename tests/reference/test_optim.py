@@ -186,6 +186,26 @@ def test_groups_follow_the_table_and_hold_each_parameter_once():
     assert {g["name"]: g["lr"] for g in unscaled}["embedding"] == 0.3
 
 
+def test_adamw_can_take_the_matrices_for_comparison():
+    model = GPT(ModelConfig(100, n_layer=2, n_embd=192, n_head=2, n_kv_head=1, seq_len=128))
+    section = {**PRETRAIN, "matrix_optimizer": "adamw", "matrix_lr": 0.002}
+    groups = parameter_groups(model, section)
+    listed = [id(p) for g in groups for p in g["params"]]
+    assert sorted(listed) == sorted(id(p) for p in model.parameters())
+    assert {g["kind"] for g in groups} == {"adamw"}
+    assert groups[-1]["lr"] == pytest.approx(0.002)
+    assert groups[-1]["weight_decay"] == pytest.approx(0.28)
+    before = [p.detach().clone() for p in groups[-1]["params"]]
+    optimizer = MuonAdamW(groups)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.set_schedule(FLAT)
+    optimizer.step()
+    for p, old in zip(groups[-1]["params"], before, strict=True):
+        # Adam's first step is lr in each coordinate, after the decay.
+        torch.testing.assert_close(p, old * (1 - 0.002 * 0.28) - 0.002, rtol=1e-4, atol=1e-5)
+
+
 def test_scaling_rules_at_points_worked_out_by_hand():
     assert batch_lr_scale(1 << 21) == pytest.approx(2.0)
     assert width_lr_scale(3072) == pytest.approx(0.5)
