@@ -8,7 +8,6 @@ import pytest
 pytest.importorskip("scipy")
 
 from reference.estimate import count_flops, count_parameters
-from reference.lab import adamw
 from reference.lab.ablate import Place, open_study
 from reference.lab.plan import shape
 from reference.lab.study import load_study
@@ -52,12 +51,3 @@ def test_plans_name_files_that_exist() -> None:
     for page in PLANS.rglob("*.md"):
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             assert (page.parent / target).exists(), (page, target)
-
-
-def test_adamw_takes_the_matrices_and_leaves_the_rest() -> None:
-    def groups() -> list[dict[str, object]]:
-        return [{"kind": "muon", "name": "m", "params": [1]}, {"kind": "adamw", "name": "e"}]
-
-    matrix, embedding = adamw.with_adamw(groups, {"matrix_lr": 0.5})()
-    assert matrix["kind"] == "adamw" and matrix["lr"] == 0.5 and matrix["params"] == [1]
-    assert embedding == {"kind": "adamw", "name": "e"}
