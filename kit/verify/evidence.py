@@ -78,6 +78,7 @@ class Telemetry:
     chain: Chain
     summary: Summary
     times: list[tuple[int, int]] = field(default_factory=list)  # (t_ms, wall_ms)
+    power: list[tuple[int, float]] = field(default_factory=list)  # (t_ms, GPU W)
     uuid_hashes: set[str] = field(default_factory=set)
     backwards: int = 0
     malformed: int = 0
@@ -193,6 +194,9 @@ class Evidence:
                     found.backwards += 1
                 last = at_ms
                 summary.add(record)
+                watts = record.get("gpu_power_w")
+                if watts is not None:
+                    found.power.append((at_ms, float(watts)))
                 if record.get("gpu_uuid_hash"):
                     found.uuid_hashes.add(record["gpu_uuid_hash"])
             except (KeyError, TypeError, ValueError, AttributeError, OverflowError):

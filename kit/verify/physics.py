@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
@@ -14,6 +15,7 @@ from kit.verify.finding import Check, Finding, fail, missing, ok, warn
 from kit.verify.log import attempts, boots, slept_s
 from kit.verify.numbers import differences
 from kit.verify.thresholds import (
+    BURST_S,
     BUSY_MFU,
     BUSY_POWER_SHARE,
     CPU_PEAK_SLACK,
@@ -54,8 +56,7 @@ def roof(evidence: Evidence) -> Iterator[Finding]:
             )
         per_token = max(per_token, counted)
     # Each start of the stage by itself, or downtime would dilute what was claimed.
-    rates = [tokens_per_s(run) for run in attempts(evidence.story.of("pretrain", "step"))]
-    known = [rate for rate in rates if rate is not None]
+    known = speeds(evidence)
     if not known:
         raise Irrelevant("no start of the stage made enough steps")
     rate = per_token * max(known)
@@ -76,15 +77,35 @@ def roof(evidence: Evidence) -> Iterator[Finding]:
     yield ok(f"{rate / 1e12:,.3f} of {peak / 1e12:,.3f} TFLOP/s ({what})")
 
 
-def tokens_per_s(steps: list[Document]) -> float | None:
-    """Tokens between the first step's event and the last's, over the time between them.
+def speeds(evidence: Evidence) -> list[float]:
+    """Tokens a second of each start of the pretraining that made enough steps."""
+    found = (
+        tokens_per_s(run, each_waited_for=evidence.reference_trainer)
+        for run in attempts(evidence.story.of("pretrain", "step"))
+    )
+    return [rate for rate in found if rate is not None]
 
-    None for fewer than five steps or no time at all: reports that came in one burst.
+
+def tokens_per_s(steps: list[Document], *, each_waited_for: bool = False) -> float | None:
+    """The speed of one start of the stage, from its first step's event to its last.
+
+    Args:
+        each_waited_for: The trainer reports a step when the device has done it. Then the median
+            step counts, which no sleep, evaluation or invented pause makes slower; other trainers
+            may report in bursts, and for them only the whole counts.
+
+    Returns:
+        None for fewer than five steps or no time at all: reports that came in one burst.
     """
     elapsed_s = (steps[-1]["t_ns"] - steps[0]["t_ns"]) / 1e9
     if len(steps) < ROOF_MIN_STEPS or elapsed_s <= 0:
         return None
-    return float((steps[-1]["data"]["tokens"] - steps[0]["data"]["tokens"]) / elapsed_s)
+    tokens = steps[-1]["data"]["tokens"] - steps[0]["data"]["tokens"]
+    typical_s = mean_s = elapsed_s / (len(steps) - 1)
+    if each_waited_for:
+        median_s = statistics.median((b["t_ns"] - a["t_ns"]) / 1e9 for a, b in pairwise(steps))
+        typical_s = min(mean_s, median_s) if median_s > BURST_S else mean_s
+    return float(tokens / (len(steps) - 1) / typical_s)
 
 
 def flops_per_token(config: dict[str, Any]) -> float:
@@ -321,23 +342,35 @@ def _gpu_energy(evidence: Evidence, summary: dict[str, Any]) -> Iterator[Finding
                 found=f"{share:.1%}: {counter:,.0f} J and {integrated:,.0f} J",
             )
     limit = gpus[0]["power_limit_w"] if gpus else None
-    utilisation = _mfu(evidence)
-    if limit and utilisation and utilisation > BUSY_MFU and power_w < BUSY_POWER_SHARE * limit:
+    utilisation, drawn_w = _utilisation(evidence), _power_while_training_w(evidence)
+    low_w = BUSY_POWER_SHARE * limit if limit else 0.0
+    if utilisation and drawn_w is not None and utilisation > BUSY_MFU and drawn_w < low_w:
         yield fail(
             "the card drew too little power for the work",
             "telemetry",
-            expected=f"at least {BUSY_POWER_SHARE * limit:,.0f} W at {utilisation:.0%} of its peak",
-            found=f"{power_w:,.0f} W on average",
+            expected=f"at least {low_w:,.0f} W at {utilisation:.0%} of its peak",
+            found=f"{drawn_w:,.0f} W while it trained",
         )
 
 
-def _mfu(evidence: Evidence) -> float | None:
-    """Share of the specified peak over the whole run, pauses included."""
-    training, timing = evidence.document["training"], evidence.document["timing"]
-    known = kind((evidence.document["hardware"]["before"] or {}).get("class", {}).get("name", ""))
-    if known is None or not training["flops"] or not timing["total_s"]:
+def _power_while_training_w(evidence: Evidence) -> float | None:
+    """The median power of the samples between the first and the last step."""
+    steps = evidence.story.of("pretrain", "step")
+    if not steps:
         return None
-    return float(training["flops"] / timing["total_s"] / (known.spec_bf16_tflops * 1e12))
+    begin, end = steps[0]["t_ns"] // 10**6, steps[-1]["t_ns"] // 10**6
+    found = [watts for at_ms, watts in evidence.telemetry.power if begin <= at_ms <= end]
+    return statistics.median(found) if found else None
+
+
+def _utilisation(evidence: Evidence) -> float | None:
+    """Share of the card's specified peak while it trained."""
+    name = ((evidence.document["hardware"]["before"] or {}).get("class") or {}).get("name", "")
+    known, per_token = kind(name), evidence.document["training"]["flops_per_token"]
+    found = speeds(evidence)
+    if known is None or not per_token or not found:
+        return None
+    return float(per_token * max(found) / (known.spec_bf16_tflops * 1e12))
 
 
 CHECKS = (

@@ -49,6 +49,8 @@ MEASURED_PEAK_SLACK = 1.05
 EIGHT_BIT_FACTOR = 2.0
 # Fewer steps than this may have been reported in one burst.
 ROOF_MIN_STEPS = 5
+# A median step shorter than this: the supervisor was held up and read many reports at once.
+BURST_S = 0.01
 # The CPU probe shares its machine with others, so it may see a fraction of what the run had.
 CPU_PEAK_SLACK = 4.0
 # Sum of the trainer's step times against the supervisor's clock.

@@ -930,6 +930,27 @@ def _(draft: Draft) -> None:
     step_times(draft, 0.5)
 
 
+@mutation("times halved, with pauses written in to hide it", "V13", kind="draft", base="long")
+def _(draft: Draft) -> None:
+    """Every second of the day is accounted for; only the steps themselves are impossible."""
+    steps = draft.of("step", "pretrain")
+    for block in range(0, len(steps) - 10, 10):
+        start = steps[block]["t_ns"]
+        for step in steps[block + 1 : block + 10]:
+            earlier = (step["t_ns"] - start) // 2
+            step["t_ns"] -= earlier
+            step["wall_ms"] -= earlier // 10**6
+            step["clocks"]["raw_ns"] -= earlier
+            step["clocks"]["syscall_ns"] -= earlier
+            step["clocks"]["uptime_ms"] -= earlier // 10**7 * 10
+    saved = draft.of("checkpoint")[0]
+    for step in steps[10::10]:
+        stamps = {name: step[name] for name in ("t_ns", "wall_ms", "clocks")}
+        draft.events.insert(draft.events.index(step), {**saved, **stamps})
+    draft.events.sort(key=lambda event: event["t_ns"])
+    step_times(draft, 0.5)
+
+
 @mutation("a model that costs less than it is large", "V13", kind="draft")
 def _(draft: Draft) -> None:
     draft.of("model")[0]["data"]["flops_per_token"] /= 3
