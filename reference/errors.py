@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-Kind = Literal["bad_input", "nan_loss", "out_of_memory", "disk_full", "deadline", "internal"]
+Kind = Literal[
+    "bad_input", "bad_snapshot", "nan_loss", "out_of_memory", "disk_full", "deadline", "internal"
+]
 
 
 class TrainerError(Exception):

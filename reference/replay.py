@@ -21,6 +21,7 @@ from reference.dataloader import PackedLoader, validation_batches
 from reference.dataset import Documents, find_shards, token_folder
 from reference.device import memory_limit_bytes, set_up_device
 from reference.divergence import Divergence
+from reference.errors import TrainerError
 from reference.estimate import estimate
 from reference.events import Events
 from reference.memory import fitting_micro_batch
@@ -84,15 +85,18 @@ def _window(
     first: int = window["step"]
     state: dict[str, Any] = {"loader": None, "tokens": 0, "parts": 1}
     if first:
-        state = {**state, **load_snapshot(snapshot_path(request.path("base"), first))[1]}
+        state = {**state, **_snapshot(request, first)}
     else:
         model.init_weights(request.seed)
     model.place(device)
     optimizer = MuonAdamW(parameter_groups(model, section, tokens=horizon))
     if first:
-        model.load_state_dict(state["model"])
-        model.tied = state.get("tied", model.tied)
-        optimizer.load_state_dict(state["optimizer"])
+        try:
+            model.load_state_dict(state["model"])
+            model.tied = state.get("tied", model.tied)
+            optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise _unfit(first, error) from error
     divergence = Divergence(section["divergence_nats"], section["rollbacks"])
     divergence.load_state_dict(state.get("divergence", {}))
     schedule = ScheduleConfig.from_recipe(section)
@@ -144,6 +148,22 @@ def _window(
             events.emit("step", step=step, tokens=tokens, loss=loss, window=first)
     finally:
         loader.close()
+
+
+def _snapshot(request: Request, step: int) -> dict[str, Any]:
+    try:
+        stored, state = load_snapshot(snapshot_path(request.path("base"), step))
+    except TrainerError as error:
+        raise _unfit(step, error) from error
+    if stored != step or not isinstance(state, dict):
+        raise _unfit(step, ValueError(f"it says step {stored}"))
+    return state
+
+
+def _unfit(step: int, error: Exception) -> TrainerError:
+    """The run's own fault, unlike everything else that can go wrong here."""
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return TrainerError("bad_snapshot", f"the snapshot of step {step} does not fit: {line}")
 
 
 def _validate(

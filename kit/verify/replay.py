@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kit.errors import SchemaError
 from kit.run.contract import StageReport, stage_seed
 from kit.trust.digest import sha256_file
 from kit.verify.evidence import Absent, Evidence, Irrelevant
@@ -213,6 +214,8 @@ def _run_trainer(evidence: Evidence, windows: list[Window], validate: bool) -> l
             stop=StopFlag(),
             on_report=reports.append,
         )
+    if outcome.reason == "bad_snapshot":
+        raise SchemaError(f"{outcome.message}")
     if outcome.status != "complete":
         # No torch, no memory, no GPU here: that says nothing about the run.
         raise Absent(f"nothing could be done again here: {outcome.message}")

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kit.errors import KitError, SchemaError
+from kit.errors import KitError, PrerequisiteError, SchemaError
 from kit.verify import (
     contamination,
     copies,
@@ -155,6 +155,8 @@ def _run(check: Check, evidence: Evidence) -> list[Finding]:
         found.append(missing(str(absent)))
     except (Refused, Irrelevant) as why:
         found.append(skip(str(why)))
+    except PrerequisiteError as error:  # this machine lacks it; that says nothing about the run
+        found.append(missing(error.message))
     except KitError as error:
         found.append(fail(error.message, error.facts.get("place")))
     except MALFORMED as error:

@@ -91,6 +91,16 @@ def test_a_snapshot_of_another_training_is_refused_by_v26(check: Callable[..., R
     assert check(swap, re_evaluate=False).refused_by == ["V26"]
 
 
+def test_a_snapshot_that_is_none_is_refused_by_v26(check: Callable[..., Report]) -> None:
+    def empty(draft: tamper.Draft) -> None:
+        draft.files[SNAPSHOT] = tamper.safetensors(1)
+        event = next(e for e in draft.of("artifacts") if e["data"]["stage"] == "pretrain")
+        del event["data"]["files"]
+
+    report = check(empty, re_evaluate=False)
+    assert "V26" in report.refused_by and set(report.refused_by) <= {"V18", "V26"}
+
+
 def test_a_typed_val_bpb_is_refused_by_v22(check: Callable[..., Report]) -> None:
     def typed(draft: tamper.Draft) -> None:
         draft.of("eval", "pretrain")[-1]["data"]["value"] -= 0.01
