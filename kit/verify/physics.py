@@ -100,12 +100,17 @@ def tokens_per_s(steps: list[Document], *, each_waited_for: bool = False) -> flo
     elapsed_s = (steps[-1]["t_ns"] - steps[0]["t_ns"]) / 1e9
     if len(steps) < ROOF_MIN_STEPS or elapsed_s <= 0:
         return None
-    tokens = steps[-1]["data"]["tokens"] - steps[0]["data"]["tokens"]
-    typical_s = mean_s = elapsed_s / (len(steps) - 1)
-    if each_waited_for:
-        median_s = statistics.median((b["t_ns"] - a["t_ns"]) / 1e9 for a, b in pairwise(steps))
-        typical_s = min(mean_s, median_s) if median_s > BURST_S else mean_s
-    return float(tokens / (len(steps) - 1) / typical_s)
+    mean = (steps[-1]["data"]["tokens"] - steps[0]["data"]["tokens"]) / elapsed_s
+    if not each_waited_for:
+        return float(mean)
+    pairs = [
+        (after["data"]["tokens"] - before["data"]["tokens"], (after["t_ns"] - before["t_ns"]) / 1e9)
+        for before, after in pairwise(steps)
+    ]
+    if statistics.median(seconds for _, seconds in pairs) <= BURST_S:
+        return float(mean)
+    # By step, as batches may grow during a run.
+    return float(max(mean, statistics.median(t / s if s > 0 else math.inf for t, s in pairs)))
 
 
 def flops_per_token(config: dict[str, Any]) -> float:
