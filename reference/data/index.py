@@ -181,6 +181,10 @@ def choose(db: duckdb.DuckDBPyConnection, spec: Spec) -> dict[str, Any]:
     rates = sampling_rates(available, spec)
     db.execute("CREATE TABLE rates (domain VARCHAR, rate DOUBLE)")
     db.executemany("INSERT INTO rates VALUES (?, ?)", list(rates.items()))
+    # Held out is what the mixture could have taken: no domain that it leaves out.
+    db.execute(
+        "DELETE FROM held WHERE rank IN (SELECT rank FROM left_over ANTI JOIN rates USING (domain))"
+    )
     db.execute(
         "CREATE TABLE mixed AS SELECT p.*, (floor(rate) + CASE WHEN high < (rate - floor(rate)) * "
         "18446744073709551616.0 THEN 1 ELSE 0 END)::INT AS copies FROM pool p JOIN rates "

@@ -16,6 +16,7 @@ pytest.importorskip("datatrove")
 from reference.data import build as build_module
 from reference.data.build import Options, build_corpus, corpus_digest, folder_digest, read_manifest
 from reference.data.spec import Spec, load_spec
+from reference.data.workers import open_workers
 from reference.errors import TrainerError
 
 SENTENCE = (
@@ -183,6 +184,30 @@ def test_quality_score_parts_clean_from_noisy(tmp_path: Path) -> None:
     assert manifest["models"]["quality"]["auc"] == 1.0
     assert manifest["removed"]["quality/low score"]["documents"] == 20
     assert sorted(texts_of(tmp_path / "out")) == sorted(clean[:20])
+
+
+def test_domain_labels_are_learnt_from_examples(tmp_path: Path) -> None:
+    recipes = [f"Stir the flour, butter and {i} eggs, then bake the cake well." for i in range(40)]
+    games = [f"The striker scored {i} goals, so the team won the final match." for i in range(40)]
+    write_parquet(tmp_path / "ex/food.parquet", recipes[20:])
+    write_parquet(tmp_path / "ex/sport.parquet", games[20:])
+    write_parquet(tmp_path / "in/a.parquet", recipes[:20] + games[:20])
+    text = (
+        '[domains.examples]\nfood = "ex/food.parquet"\nsport = "ex/sport.parquet"\n'
+        "[filters]\ngopher_quality = false\ngopher_repetition = false\nfineweb = false\n"
+        "[dedup]\nnear = false\n[mix]\nshares = {sport = 1.0}\n"
+    )
+    manifest = build_corpus(spec_of(tmp_path, text), tmp_path / "out", ONE)
+    assert manifest["models"]["domains"]["accuracy"] == 1.0
+    assert sorted(texts_of(tmp_path / "out")) == sorted(games[:20])
+
+
+def test_memory_bounds_the_number_of_workers() -> None:
+    def count(memory_gb: float, wanted: int = 8) -> int:
+        return open_workers(wanted, int(memory_gb * 2**30), 100_000_000, 8_000_000).count
+
+    assert [count(0.3), count(1.3), count(2.5)] == [1, 2, 4]
+    assert count(64) == 8
 
 
 # --- bad input ---------------------------------------------------------------------------------
