@@ -82,17 +82,31 @@ def word_hashes(text: str) -> np.ndarray:
     return mix(np.add.reduceat(values, begins - begins[0]))
 
 
+def _powers(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """1, w, w^2, … and 1, 1/w, 1/w^2, … modulo 2^64, w being the weight of a word's place."""
+    found = []
+    for weight in (int(_WORD), pow(int(_WORD), -1, 2**64)):
+        powers = np.full(count, weight, dtype=np.uint64)
+        powers[:1] = 1
+        found.append(np.cumprod(powers))
+    return found[0], found[1]
+
+
+@lru_cache(1)
+def _few_powers() -> tuple[np.ndarray, np.ndarray]:
+    return _powers(4096)
+
+
 def ngram_hashes(words: np.ndarray, n: int) -> np.ndarray:
     """(max(0, N - n + 1),) uint64, a hash of each run of `n` words."""
     count = len(words) - n + 1
     if count <= 0:
         return np.empty(0, dtype=np.uint64)
-    total = words[:count].copy()
-    weight = _WORD
-    with np.errstate(over="ignore"):
-        for offset in range(1, n):
-            total += words[offset : offset + count] * weight
-            weight = weight * _WORD
+    # A polynomial over a sliding window: differences of prefix sums, shifted back to place 0.
+    powers, inverses = _powers(len(words)) if len(words) > 4096 else _few_powers()
+    sums = np.zeros(len(words) + 1, dtype=np.uint64)
+    np.cumsum(words * powers[: len(words)], out=sums[1:])
+    total = (sums[n:] - sums[:count]) * inverses[:count]
     return mix(total)
 
 

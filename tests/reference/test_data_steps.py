@@ -53,6 +53,19 @@ def test_words_are_hashed_alike_wherever_they_stand():
     assert len(shingles(words[:2], 5)) == 1
 
 
+def test_ngram_hashes_are_the_polynomial_they_are_said_to_be():
+    from reference.data.words import _WORD, mix
+
+    for count in (5, 5000):
+        words = np.random.default_rng(2).integers(0, 2**64, count, dtype=np.uint64)
+        for n in (1, 3, 5):
+            plain = [
+                sum(int(words[i + k]) * int(_WORD) ** k for k in range(n)) % 2**64
+                for i in range(0, count - n + 1, 97)
+            ]
+            assert (ngram_hashes(words, n)[::97] == mix(np.array(plain, dtype=np.uint64))).all()
+
+
 def test_bands_agree_as_often_as_their_formula_says():
     rng = np.random.default_rng(0)
     found = 0
