@@ -103,17 +103,21 @@ def _optimizer_bytes(config: ModelConfig, p: Parameters, section: Mapping[str, A
 
 
 def _activations_per_token(config: ModelConfig) -> int:
-    """Elements that compiled code keeps for the backward pass, a token.
+    """Elements that compiled code keeps for the backward pass, a token."""
+    gated = sum(config.has_value_embedding(layer) for layer in range(config.n_layer))
+    layers = config.n_layer * block_activations(config)
+    return layers + gated * config.kv_dim + 4 * config.n_embd
 
-    A layer: both residual states and both normed inputs, q and k before and after their norm, v,
-    the attention's output, and the MLP's inner states; what follows from those by one cheap pass
-    is computed again.
+
+def block_activations(config: ModelConfig) -> int:
+    """Elements a token that PyTorch's partitioner keeps of one block, its value embedding apart.
+
+    Both residual states and both normed inputs, q and k before and after their norm, v, the
+    attention's output; of the MLP every product's result and what goes into the last one.
     """
-    C, L = config.n_embd, config.n_layer
-    inner = (2 if config.ffn == "swiglu" else 1) * config.ffn_dim
-    per_layer = 2 * C + 2 * C + 2 * C + 3 * config.kv_dim + C + inner
-    gated = sum(config.has_value_embedding(layer) for layer in range(L))
-    return L * per_layer + gated * 2 * config.kv_dim + 4 * C
+    C = config.n_embd
+    inner = (3 if config.ffn == "swiglu" else 2) * config.ffn_dim
+    return 2 * C + 2 * C + 2 * C + 3 * config.kv_dim + C + inner
 
 
 def _workspace(config: ModelConfig, p: Parameters, tokens: int, section: Mapping[str, Any]) -> int:

@@ -9,10 +9,15 @@ import dataclasses
 
 import pytest
 import torch
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.aot_autograd import make_boxed_func
+from torch._functorch.partitioners import min_cut_rematerialization_partition
+from torch._inductor.decomposition import select_decomp_table
 
 from reference.attention import find_documents, prepare_flex
 from reference.config import ModelConfig
 from reference.linear import Products, set_products
+from reference.memory import block_activations
 from reference.model import GPT
 
 CONFIG = ModelConfig(64, n_layer=2, n_embd=32, n_head=2, n_kv_head=1, seq_len=16, short_window=8,
@@ -78,3 +83,52 @@ def test_flex_attention_is_part_of_the_blocks_graph():
         with torch.no_grad():
             results.append(model(tokens))
     torch.testing.assert_close(*results, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning",
+                            "ignore:The .grad attribute of a Tensor:UserWarning")  # fmt: skip
+@pytest.mark.parametrize("changes", [{}, {"ffn": "swiglu", "n_kv_head": 2}], ids=str)
+def test_the_memory_plan_counts_what_the_compiler_keeps(changes):
+    """The partitioner of every compiled block is asked for what it saves for the backward pass."""
+    saved: list[torch.fx.Node] = []
+
+    def look(graph, _):
+        outputs = next(node for node in graph.graph.nodes if node.op == "output").args[0]
+        saved.extend(node for node in outputs[1:] if isinstance(node, torch.fx.Node))
+        return make_boxed_func(graph)
+
+    config = dataclasses.replace(CONFIG, n_layer=1, n_embd=64, **changes)
+    model = GPT(config)
+    model.init_weights(0)
+    model.place("cpu", "bfloat16")
+    partition = aot_autograd(
+        fw_compiler=look,
+        bw_compiler=lambda graph, _: make_boxed_func(graph),
+        partition_fn=min_cut_rematerialization_partition,
+        decompositions=select_decomp_table(),
+    )
+    model.blocks[0].compile(dynamic=False, fullgraph=True, backend=partition)
+    tokens = torch.randint(0, 64, (2, 16))
+    model.loss(tokens, tokens).backward()
+    kept, seen = 0, set()
+    for node in saved:
+        value = node.meta.get("val")
+        # Of the activations' type and of every token; turned weights have other sizes. The
+        # attention's output is kept as one tensor under two shapes.
+        if not isinstance(value, torch.Tensor) or value.dtype != torch.bfloat16:
+            continue
+        if (
+            value.numel() % 32
+            or node.name.startswith("alias")
+            or (value.dim() == 3 and (value.shape[0] == 16))
+        ):
+            continue
+        if value.dim() == 2 and value.shape[0] != 32:
+            continue
+        if node.name.startswith("permute") and value.dim() == 2:
+            continue
+        seen.add(node.name)
+        kept += value.numel() // 32
+    gate_input, gate = 12, config.n_kv_head
+    planned = block_activations(config) + config.kv_dim + gate_input + gate
+    assert kept == pytest.approx(planned, rel=0.03), sorted(seen)
