@@ -184,6 +184,12 @@ def connect() -> Any:
     return client
 
 
+def is_podman(client: Any) -> bool:
+    """Whether the engine is Podman behind Docker's interface."""
+    components = client.version().get("Components") or []
+    return any("podman" in str(part.get("Name")).lower() for part in components)
+
+
 def find_image(client: Any, name: str) -> Image:
     """The image `name`, pinned.
 

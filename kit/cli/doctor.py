@@ -6,24 +6,15 @@ import json
 import os
 import platform
 import shutil
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import click
 
-from kit.run.image import CODE_TREE_VARIABLE, changed_code, describe_image
-
-
-@dataclass(frozen=True)
-class Look:
-    """One thing looked at: fine, worth knowing, or missing."""
-
-    name: str
-    state: str  # ok, note, missing
-    found: str
-    remedy: str = ""
+from kit.cli import doctor_container
+from kit.cli.look import Look
+from kit.run import preflight
 
 
 @click.command()
@@ -41,7 +32,12 @@ def doctor(work: Path, as_json: bool) -> None:
     from rich.markup import escape  # an extra's brackets are no markup
     from rich.table import Table
 
-    looks = [*_interpreter(), *_packages(), *_host(work.resolve()), *_gpu(), *_container()]
+    gpus = _gpu()
+    looks = [*_interpreter(), *_packages(), *_host(work.resolve()), *gpus]
+    if preflight.in_image():
+        looks += doctor_container.inside(work.resolve())
+    else:
+        looks += doctor_container.outside(gpu_seen=gpus[0].state == "ok")
     verdicts = _verdicts(work.resolve())
     if as_json:
         click.echo(
@@ -57,7 +53,10 @@ def doctor(work: Path, as_json: bool) -> None:
     console.print(table)
     console.print()
     for name, verdict in verdicts.items():
-        if verdict["can_run"]:
+        if verdict["can_run"] and verdict["to_fetch"]:
+            first = f"after `n4090-kit prepare --recipe {name}`: {', '.join(verdict['to_fetch'])}"
+            console.print(f"[yellow]can run[/]     {name} {first}", highlight=False)
+        elif verdict["can_run"]:
             console.print(f"[green]can run[/]     {name}", highlight=False)
         else:
             console.print(
@@ -126,69 +125,25 @@ def _gpu() -> list[Look]:
 
     facts = gpu_facts()
     if not facts["gpus"]:
-        remedy = "needed for recipe `reference`; in a container start with --gpus all"
-        return [
-            Look("GPU", "note", f"none seen: {facts['reasons'].get('gpus', 'none listed')}", remedy)
-        ]
+        reason = facts["reasons"].get("gpus", "none listed")
+        remedy = "recipe `reference` needs one: check `nvidia-smi`; "
+        remedy += "start a container with --gpus device=0"
+        return [Look("GPU", "note", f"none seen: {reason}", remedy)]
     looks = []
     for gpu in facts["gpus"]:
         memory = gpu.get("memory_bytes")
         size = f", {memory / 2**30:.0f} GiB" if memory else ""
         looks.append(Look("GPU", "ok", f"{gpu.get('name')}{size}"))
     if len(looks) > 1:
-        looks.append(
-            Look(
-                "one GPU",
-                "missing",
-                f"{len(looks)} are visible",
-                "CUDA_VISIBLE_DEVICES=0 shows one",
-            )
-        )
-    return looks
-
-
-def _container() -> list[Look]:
-    if CODE_TREE_VARIABLE in os.environ:
-        return _inside()
-    docker = shutil.which("docker")
-    if not docker:
-        return [Look("docker", "note", "no client", "needed only to run in the pinned container")]
-    answers = Path("/var/run/docker.sock").exists() or "DOCKER_HOST" in os.environ
-    if answers:
-        return [Look("docker", "ok", "client and an engine's socket")]
-    return [Look("docker", "note", "client, but no engine answers", "start the Docker engine")]
-
-
-def _inside() -> list[Look]:
-    """What only matters in the kit's image."""
-    from kit.run.separation import USER_VARIABLE, missing_capabilities, trainer_user
-
-    changed = changed_code()
-    looks = [
-        Look("image's code", "missing", f"changed: {changed[0]}", "build the image anew")
-        if changed
-        else Look("image's code", "ok", "as built")
-    ]
-    image = describe_image()
-    looks.append(
-        Look("image's digest", "ok", str(image["digest"]))
-        if image["digest"]
-        else Look(
-            "image's digest",
-            "note",
-            str(image["reason"]),
-            "`n4090-kit launch` passes it in, or -e N4090_IMAGE_DIGEST=sha256:…",
-        )
-    )
-    if trainer_user():
-        looks.append(Look("separate trainer", "ok", os.environ[USER_VARIABLE]))
-    elif USER_VARIABLE in os.environ:
-        lacking = missing_capabilities()
-        why = f"without {', '.join(lacking)}" if lacking else "not started as root"
-        add = " ".join(f"--cap-add {name}" for name in lacking)
-        looks.append(
-            Look("separate trainer", "note", f"supervisor and trainer are one user: {why}", add)
-        )
+        remedy = "CUDA_VISIBLE_DEVICES=0, or --gpus device=0 for a container"
+        looks.append(Look("one GPU", "missing", f"{len(looks)} are visible", remedy))
+    lacks = preflight.cuda_problems(facts["driver"], facts["cuda_driver"])
+    looks += [Look("driver", "missing", lack.what, lack.remedy) for lack in lacks]
+    if not lacks:
+        looks.append(Look("driver", "ok", f"{facts['driver']}, CUDA {facts['cuda_driver']}"))
+    others = sum(len(gpu.get("processes") or []) for gpu in facts["gpus"])
+    if others:
+        looks.append(Look("GPU alone", "missing", f"{others} other processes use it", "end them"))
     return looks
 
 
@@ -196,7 +151,7 @@ def _verdicts(work: Path) -> dict[str, dict[str, Any]]:
     """For each named recipe whether it could start here."""
     from kit.errors import KitError
     from kit.recipe import load_recipe, named_recipes
-    from kit.run import preflight
+    from kit.run.inputs import missing_inputs
 
     verdicts: dict[str, dict[str, Any]] = {}
     for name in named_recipes():
@@ -205,10 +160,13 @@ def _verdicts(work: Path) -> dict[str, dict[str, Any]]:
             lacks = [
                 *preflight.missing_packages(recipe),
                 *preflight.folder_problems(work, preflight.needed_bytes(recipe)),
+                *preflight.volume_problems(recipe, work),
                 *preflight.device_problems(recipe, recipe.document["device"]),
             ]
             why = [f"{lack.what} ({lack.remedy})" for lack in lacks]
+            made = recipe.section("data")["kind"] == "stories"
+            absent = [] if made else missing_inputs(recipe, work, {})
         except KitError as error:
-            why = [error.message]
-        verdicts[name] = {"can_run": not why, "why": why}
+            why, absent = [error.message], []
+        verdicts[name] = {"can_run": not why, "why": why, "to_fetch": absent}
     return verdicts

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 from dataclasses import dataclass
-from importlib.metadata import entry_points
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from kit.errors import PrerequisiteError
 from kit.recipe import Recipe
+from kit.run.image import CODE_TREE_VARIABLE
 
 # Space for checkpoints, token caches and logs, beside what the recipe's own plan says.
 _BASE_BYTES = 256 * 2**20
@@ -35,6 +36,7 @@ def check(recipe: Recipe, work: Path, *, device: str) -> None:
     lacks = [
         *missing_packages(recipe),
         *folder_problems(work, needed_bytes(recipe)),
+        *volume_problems(recipe, work),
         *device_problems(recipe, device),
     ]
     if lacks:
@@ -74,8 +76,28 @@ def folder_problems(work: Path, needed: int) -> list[Lack]:
     return []
 
 
+def volume_problems(recipe: Recipe, work: Path) -> list[Lack]:
+    """Whether a day's work in the image's own work folder would outlive its container."""
+    if recipe.track == "smoke" or work != Path(os.environ.get("N4090_WORK", "")):
+        return []
+    if not in_image() or is_mounted(work):
+        return []
+    remedy = "mount a volume: -v n4090:/work; or name a folder that stays with --work DIR"
+    return [Lack(f"nothing is mounted at {work}: a result would go with the container", remedy)]
+
+
+def in_image() -> bool:
+    """Whether this is the kit's image."""
+    return CODE_TREE_VARIABLE in os.environ
+
+
+def is_mounted(folder: Path) -> bool:
+    """Whether `folder` lies on another file system than the root."""
+    return folder.stat().st_dev != Path("/").stat().st_dev
+
+
 def device_problems(recipe: Recipe, device: str) -> list[Lack]:
-    """Whether the GPU the recipe needs is there, alone and free."""
+    """Whether the GPU the recipe needs is there, alone and free, and its driver new enough."""
     if device == "cpu" or (device == "auto" and recipe.track != "rtx4090-24h"):
         return []
     from kit.hardware import gpu_facts
@@ -86,7 +108,7 @@ def device_problems(recipe: Recipe, device: str) -> list[Lack]:
         return [
             Lack(
                 f"no NVIDIA GPU can be seen ({facts['reasons'].get('gpus', 'none listed')})",
-                "check `nvidia-smi`; in a container, start it with --gpus all",
+                "check `nvidia-smi`; start a container with --gpus device=0",
             )
         ]
     lacks = []
@@ -94,9 +116,10 @@ def device_problems(recipe: Recipe, device: str) -> list[Lack]:
         lacks.append(
             Lack(
                 f"{len(gpus)} GPUs can be seen",
-                "show one: CUDA_VISIBLE_DEVICES=0 or --gpus device=0",
+                "show one: CUDA_VISIBLE_DEVICES=0, or --gpus device=0 for a container",
             )
         )
+    lacks += cuda_problems(facts["driver"], facts["cuda_driver"])
     others = sum(len(gpu.get("processes") or []) for gpu in gpus)
     if others:
         lacks.append(Lack(f"{others} other processes use the GPU", "end them first (`nvidia-smi`)"))
@@ -113,6 +136,34 @@ def device_problems(recipe: Recipe, device: str) -> list[Lack]:
             )
         )
     return lacks
+
+
+def cuda_problems(driver: str | None, cuda_driver: str | None) -> list[Lack]:
+    """Whether torch as installed can use this driver; torch itself is not imported.
+
+    Args:
+        driver: Version of the driver, such as 580.65.06.
+        cuda_driver: The newest CUDA it serves, such as 13.0.
+    """
+    try:
+        torch = version("torch")
+    except PackageNotFoundError:
+        return []  # said elsewhere
+    if torch.endswith("+cpu"):
+        return [
+            Lack(f"torch {torch} cannot use a GPU", "install it with CUDA: requirements/cuda.lock")
+        ]
+    try:
+        # A driver serves every CUDA of its own major version and all before.
+        needed = int(version("nvidia-cuda-runtime").split(".")[0])
+    except PackageNotFoundError:
+        return []
+    if cuda_driver is None or int(cuda_driver.split(".")[0]) >= needed:
+        return []
+    remedy = "install a newer one (580 or later serves CUDA 13) and restart"
+    return [
+        Lack(f"driver {driver} serves CUDA {cuda_driver}, torch needs {needed}", remedy),
+    ]
 
 
 def needed_bytes(recipe: Recipe) -> int:

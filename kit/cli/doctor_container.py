@@ -1,0 +1,129 @@
+"""What `doctor` looks at for containers: outside the engine, inside the kit's image itself."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from kit.cli.look import Look
+from kit.errors import LaunchError
+from kit.run.image import changed_code, describe_image
+from kit.run.preflight import is_mounted
+
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+_SHM_BYTES = 2**30  # data loaders fill the 64 MB that a container gets by default
+_CDI = (Path("/etc/cdi"), Path("/var/run/cdi"))
+
+
+def outside(gpu_seen: bool) -> list[Look]:
+    """Engine, toolkit and image, as `launch` would find them.
+
+    Args:
+        gpu_seen: Whether this machine has a GPU that a container could be given.
+    """
+    from kit import launcher
+
+    try:
+        client = launcher.connect()
+    except LaunchError as error:
+        return [
+            Look("container engine", "note", f"{error.message} (for `launch` only)", _first(error))
+        ]
+    version = client.version()
+    kind = "Podman" if launcher.is_podman(client) else "Docker"
+    looks = [Look("container engine", "ok", f"{kind} {version['Version']}")]
+    if gpu_seen:
+        looks.append(_toolkit(client.info()))
+    try:
+        image = launcher.find_image(client, launcher.IMAGE)
+        looks.append(Look("image", "ok", f"{launcher.IMAGE}, {image.digest[:19]}…"))
+    except LaunchError as error:
+        looks.append(Look("image", "note", error.message, _first(error)))
+    return looks
+
+
+def inside(work: Path) -> list[Look]:
+    """What only matters in the kit's image."""
+    changed = changed_code()
+    looks = [
+        Look("image's code", "missing", f"changed: {changed[0]}", "build the image anew")
+        if changed
+        else Look("image's code", "ok", "as built")
+    ]
+    image = describe_image()
+    looks.append(
+        Look("image's digest", "ok", str(image["digest"]))
+        if image["digest"]
+        else Look(
+            "image's digest",
+            "note",
+            str(image["reason"]),
+            "`n4090-kit launch` passes it in, or --env N4090_IMAGE_DIGEST=sha256:…",
+        )
+    )
+    looks.append(_separation())
+    looks.append(
+        Look("volume", "ok", f"mounted at {work}")
+        if work.exists() and is_mounted(work)
+        else Look("volume", "missing", f"nothing is mounted at {work}", "-v n4090:/work")
+    )
+    shm = shutil.disk_usage("/dev/shm").total
+    looks.append(
+        Look("shared memory", "ok", f"{shm / 2**30:.1f} GiB")
+        if shm >= _SHM_BYTES
+        else Look("shared memory", "note", f"{shm / 2**20:.0f} MiB", "--shm-size 8g")
+    )
+    looks.append(Look("memory limit", "ok", _memory_limit()))
+    online = any(path.name != "lo" for path in Path("/sys/class/net").iterdir())
+    looks.append(
+        Look("network", "note", "there is one", "only `prepare` needs it: --network none for a run")
+        if online
+        else Look("network", "ok", "none, as a run should have it; `prepare` needs one")
+    )
+    return looks
+
+
+def _separation() -> Look:
+    from kit.run.separation import USER_VARIABLE, missing_capabilities, trainer_user
+
+    if trainer_user():
+        return Look("separate trainer", "ok", os.environ[USER_VARIABLE])
+    lacking = missing_capabilities()
+    why = f"without {', '.join(lacking)}" if lacking else "not started as root"
+    add = " ".join(f"--cap-add {name}" for name in lacking)
+    if USER_VARIABLE not in os.environ:
+        why, add = f"{USER_VARIABLE} is not set", "this image only verifies; run in n4090-kit"
+    return Look("separate trainer", "note", f"supervisor and trainer are one user: {why}", add)
+
+
+def _toolkit(info: dict[str, Any]) -> Look:
+    """Whether the engine could give a container a GPU."""
+    for name in info.get("Runtimes") or {}:
+        if "nvidia" in name:
+            return Look("container toolkit", "ok", f"runtime {name}")
+    if shutil.which("nvidia-container-runtime-hook"):
+        return Look("container toolkit", "ok", "hook nvidia-container-runtime-hook")
+    if any(path.glob("nvidia*") for path in _CDI if any(path.glob("nvidia*"))):
+        return Look("container toolkit", "ok", "CDI")
+    return Look(
+        "container toolkit",
+        "missing",
+        "the engine cannot give a container a GPU",
+        "install nvidia-container-toolkit, `sudo nvidia-ctk runtime configure --runtime=docker`, "
+        "restart Docker",
+    )
+
+
+def _memory_limit() -> str:
+    try:
+        limit = _CGROUP_LIMIT.read_text().strip()
+    except OSError:
+        return "unknown"
+    return "none" if limit == "max" else f"{int(limit) / 2**30:.1f} GiB"
+
+
+def _first(error: LaunchError) -> str:
+    """The beginning of an error's hint, for a table."""
+    return (error.hint or "").split(";")[0].rstrip(".")
