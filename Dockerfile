@@ -4,10 +4,11 @@
 #   docker build -t n4090-verify --target verify .                check results, no torch
 #   docker build -t n4090-kit:cpu --build-arg LOCK=cpu .          no GPU: smoke, nano
 #
-# Stages: python -> tools -> {code, packages, verify-packages} -> {verify, main}. Every step that an
-# image keeps is a RUN that sets all times to SOURCE_DATE_EPOCH before it ends, so that two builds of
-# one commit on one base give the same layers. (COPY would date folders by the hour of the build;
-# other stages are mounted on /mnt, which every base has.)
+# Stages: python -> tools -> {code, packages, verify-packages} -> {verify, main}. What an image keeps was
+# made in a stage of its own and is taken from there by a RUN that sets all times to SOURCE_DATE_EPOCH
+# and deletes nothing, so that two builds of one commit on one base give the same layers. (COPY would
+# date folders by the hour of the build; other stages are mounted on /mnt and /media, which every base
+# has.)
 ARG BASE_IMAGE=nvidia/cuda:13.0.2-base-ubuntu24.04@sha256:2ab6381d970b211fb93853796dc6707eb8a72575a375c422b17cf4d8b2641701
 
 # -- python: the base with an interpreter and an init ---------------------------------------------
@@ -16,10 +17,16 @@ FROM ${BASE_IMAGE} AS hosts
 ARG SOURCE_DATE_EPOCH=1767225600
 RUN mkdir -p /tree/etc && : > /tree/etc/hosts && touch -d "@$SOURCE_DATE_EPOCH" /tree/etc/hosts /tree/etc
 
-FROM ${BASE_IMAGE} AS python
-ARG SOURCE_DATE_EPOCH=1767225600
+FROM ${BASE_IMAGE} AS dated
 COPY --from=hosts /tree /
+
+FROM dated AS python-apt
 RUN --mount=type=bind,source=docker/build,target=/mnt /mnt/apt-install python3 tini
+
+FROM dated AS python
+ARG SOURCE_DATE_EPOCH=1767225600
+RUN --mount=type=bind,source=docker/build,target=/mnt --mount=type=bind,from=python-apt,target=/media \
+    /mnt/keep /media && /mnt/bytecode python3 /usr/lib/python3*
 
 # -- tools: what builds, and stays behind ---------------------------------------------------------
 FROM python AS tools
@@ -28,7 +35,7 @@ RUN --mount=type=bind,source=docker/build,target=/mnt /mnt/apt-install python3-v
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_NO_COMPILE=1 PIP_ROOT_USER_ACTION=ignore \
     PYTHONHASHSEED=0 PYTHONDONTWRITEBYTECODE=1 TZ=UTC
 RUN python3 -m venv /tools && python3 -m venv --without-pip /opt/n4090
-COPY docker/build/lock-only docker/build/seal /usr/local/sbin/
+COPY docker/build/lock-only docker/build/bytecode docker/build/seal /usr/local/sbin/
 
 # -- code: the kit and the trainer, as a wheel, installed alone -----------------------------------
 FROM tools AS code
@@ -92,12 +99,16 @@ RUN --mount=type=bind,from=code,source=/code/opt,target=/mnt cp -a /mnt/. /opt
 USER 65534:65534
 
 # -- main: runs recipes ---------------------------------------------------------------------------
-FROM common AS main
-ARG SOURCE_DATE_EPOCH=1767225600
 # Triton needs a C compiler and Python's headers, torch.compile on a CPU g++; ssh-keygen signs with
 # agents and security keys.
+FROM python AS compilers
 RUN --mount=type=bind,source=docker/build,target=/mnt \
     /mnt/apt-install gcc g++ libc6-dev python3-dev openssh-client
+
+FROM common AS main
+ARG SOURCE_DATE_EPOCH=1767225600
+RUN --mount=type=bind,source=docker/build,target=/mnt --mount=type=bind,from=compilers,target=/media \
+    /mnt/keep /media
 RUN --mount=type=bind,from=packages,source=/opt,target=/mnt cp -a /mnt/. /opt
 RUN --mount=type=bind,from=code,source=/code/opt,target=/mnt cp -a /mnt/. /opt
 # The supervisor is root with five capabilities at most; what it runs is `trainer`, with none.

@@ -149,21 +149,21 @@ def cuda_problems(driver: str | None, cuda_driver: str | None) -> list[Lack]:
         torch = version("torch")
     except PackageNotFoundError:
         return []  # said elsewhere
+    lacks = []
     if torch.endswith("+cpu"):
-        return [
-            Lack(f"torch {torch} cannot use a GPU", "install it with CUDA: requirements/cuda.lock")
-        ]
+        remedy = "install it with CUDA: requirements/cuda.lock"
+        lacks.append(Lack(f"torch {torch} cannot use a GPU", remedy))
     try:
         # A driver serves every CUDA of its own major version and all before.
         needed = int(version("nvidia-cuda-runtime").split(".")[0])
     except PackageNotFoundError:
-        return []
-    if cuda_driver is None or int(cuda_driver.split(".")[0]) >= needed:
-        return []
-    remedy = "install a newer one (580 or later serves CUDA 13) and restart"
-    return [
-        Lack(f"driver {driver} serves CUDA {cuda_driver}, torch needs {needed}", remedy),
-    ]
+        return lacks
+    if cuda_driver is not None and int(cuda_driver.split(".")[0]) < needed:
+        remedy = "install a newer one (580 or later serves CUDA 13) and restart"
+        lacks.append(
+            Lack(f"driver {driver} serves CUDA {cuda_driver}, torch needs {needed}", remedy)
+        )
+    return lacks
 
 
 def needed_bytes(recipe: Recipe) -> int:

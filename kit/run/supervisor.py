@@ -125,7 +125,8 @@ def supervise(plan: RunPlan, signer: Signer, *, observe: Observe, stop: StopFlag
         log.append("sup", "run_stop", status)
         # Before the machine is measured again: energy is the run's alone.
         log.append("sup", "telemetry", telemetry.stop())
-        _measure(log, plan, "after")
+        # Asked to stop, a run has seconds before it is killed: `docker stop` waits ten.
+        _measure(log, plan, "after", probes=status["status"] != "stopped")
         log.append("sup", "end", {"environment": describe_environment()})
     finally:
         telemetry.stop()
@@ -367,9 +368,9 @@ def _release(reserve: Path) -> bool:
     return True
 
 
-def _measure(log: EventLog, plan: RunPlan, when: str) -> None:
+def _measure(log: EventLog, plan: RunPlan, when: str, *, probes: bool = True) -> None:
     """Fingerprint of the machine: whole in a file, its digest in the log."""
-    measured = fingerprint(probes=plan.probe, device=plan.device)
+    measured = fingerprint(probes=plan.probe and probes, device=plan.device)
     path = plan.run / "fingerprint.json"
     both = json.loads(path.read_text()) if path.is_file() else {}
     both[when] = measured

@@ -3,12 +3,13 @@
 `tests/docker/run` starts an engine and runs these tests. What they read from the environment:
 DOCKER_HOST; N4090_DOCKER_BUILD (a docker command that can build with BuildKit; default `docker`);
 N4090_TEST_BASE_IMAGE (default: the Dockerfile's); N4090_TORCH_WHEEL (a CPU build of torch);
-N4090_TEST_IMAGE (a main image built before, to save the minutes).
+N4090_TEST_IMAGE (a main image built before, to save the minutes); N4090_DOCKER_BUDGET_S (seconds
+after which what is left skips, with that reason).
 """
 
 import json
+import math
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -16,18 +17,30 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import images
 import pytest
 
 from kit import launcher
 from kit.launcher import Container
 
-ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+END = time.monotonic() + float(os.environ.get("N4090_DOCKER_BUDGET_S", "inf"))
+LATE = "the time for tests in an engine is over; tests/docker/run has no limit"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.docker)
+    ours = [item for item in items if HERE in item.path.parents]
+    for item in ours:
+        item.add_marker(pytest.mark.docker)
+    # The small image's tests first: they say the most in little time.
+    ours.sort(key=lambda item: "main_image" in getattr(item, "fixturenames", ()))
+    items[:] = [*(item for item in items if item not in ours), *ours]
+
+
+@pytest.fixture(autouse=True)
+def _in_time() -> None:
+    if time.monotonic() > END:
+        pytest.skip(LATE)
 
 
 @pytest.fixture(scope="session")
@@ -44,40 +57,18 @@ def engine() -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def context(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkout as git sees it, so that a build has nothing else to lean on."""
-    folder = tmp_path_factory.mktemp("context")
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        check=True,
-    )
-    for name in filter(None, listed.stdout.decode().split("\0")):
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
-    wheel = os.environ.get("N4090_TORCH_WHEEL")
-    if wheel:
-        shutil.copy2(wheel, folder / "docker" / "wheels")
-    return folder
+    return images.copy_checkout(tmp_path_factory.mktemp("context"))
 
 
 @pytest.fixture(scope="session")
 def build(engine: Any, context: Path) -> Callable[..., str]:
     def run(name: str, *options: str) -> str:
         """`docker build` of the checkout; returns the image's name."""
-        command = [os.environ.get("N4090_DOCKER_BUILD", "docker"), "build", "--tag", name]
-        base = os.environ.get("N4090_TEST_BASE_IMAGE")
-        if base:
-            command += ["--build-arg", f"BASE_IMAGE={base}"]
-        done = subprocess.run(
-            [*command, *options, str(context)],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "DOCKER_BUILDKIT": "1"},
-        )
-        assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-        return name
+        left_s = END - time.monotonic() if math.isfinite(END) else None
+        try:
+            return images.build(engine, context, name, *options, timeout_s=left_s)
+        except subprocess.TimeoutExpired:
+            pytest.skip(LATE)
 
     return run
 

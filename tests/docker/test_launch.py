@@ -1,6 +1,5 @@
 """`launch`: the line it prints and the container it starts are one and the same."""
 
-import json
 import os
 import shlex
 import subprocess
@@ -106,50 +105,13 @@ def test_two_gpus_are_refused(verify_image: str) -> None:
         assert "exactly one GPU" in done.stderr
 
 
-@pytest.mark.skipif("N4090_TEST_GPU_HOOK" in os.environ, reason="this engine has a GPU hook")
-def test_a_missing_toolkit_is_one_line(verify_image: str) -> None:
+def test_a_missing_toolkit_is_one_line(engine: Any, verify_image: str) -> None:
+    if launcher.is_podman(engine):
+        pytest.skip("Podman does not look at GPU requests")
     done = launch("--image", verify_image, "run", "--recipe", "reference")
     assert done.returncode == 3
     assert "the NVIDIA container toolkit is missing" in done.stderr
     assert "nvidia-ctk runtime configure" in done.stderr
-
-
-@pytest.mark.skipif("N4090_TEST_GPU_HOOK" not in os.environ, reason="this engine has no GPU hook")
-def test_a_granted_gpu_is_the_one_asked_for(verify_image: str) -> None:
-    hook = Path(os.environ["N4090_TEST_GPU_HOOK"])
-    done = launch("--image", verify_image, "--gpu", "3", "run", "--recipe", "reference")
-    assert "toolkit" not in done.stderr
-    asked = json.loads(hook.with_name("environment").read_text())
-    assert "NVIDIA_VISIBLE_DEVICES=3" in asked
-
-
-@pytest.mark.skipif("N4090_TEST_GPU_HOOK" not in os.environ, reason="this engine has no GPU hook")
-@pytest.mark.parametrize(
-    ("answer", "message"),
-    [
-        (
-            "nvidia-container-cli: initialization error: load library failed: libnvidia-ml.so.1",
-            "the NVIDIA driver is missing or too old",
-        ),
-        (
-            "nvidia-container-cli: requirement error: unsatisfied condition: cuda>=13.0",
-            "the NVIDIA driver is missing or too old",
-        ),
-        (
-            "nvidia-container-cli: device error: 7: unknown device",
-            "the engine does not know this GPU",
-        ),
-    ],
-)
-def test_what_the_toolkit_refuses_is_explained(
-    verify_image: str, answer: str, message: str
-) -> None:
-    hook = Path(os.environ["N4090_TEST_GPU_HOOK"])
-    hook.with_name("answer").write_text(answer)
-    done = launch("--image", verify_image, "run", "--recipe", "reference")
-    hook.with_name("answer").write_text("")
-    assert done.returncode == 3
-    assert message in done.stderr
 
 
 def test_no_engine_is_one_line() -> None:

@@ -1,6 +1,9 @@
 """Runs in the main image under the strict flags: smoke, signals, kills, limits, missing data."""
 
 import json
+import shutil
+import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,17 +32,18 @@ def test_smoke_runs_sealed_off_and_verifies_outside(
     engine: Any, main_image: str, launch: Launch
 ) -> None:
     container = launch("run", "--recipe", "smoke", "--quiet")
-    assert container.wait(900) == 0, container.output
+    assert container.wait(1500) == 0, container.output
     result = container.result
     assert result["claims"]["status"] == "complete"
-    assert result["image"]["digest"] == engine.images.get(main_image).id
+    assert result["image"]["digest"] == launcher.find_image(engine, main_image).digest
+    assert result["image"]["reason"] is None
     assert result["kit"]["code"] == code_digest()
     assert result["environment"] == {
         "rx_bytes": 0,
         "tx_bytes": 0,
         "ld_preload": False,
         "time_namespace": "none",
-        "container": "docker",
+        "container": "podman" if launcher.is_podman(engine) else "docker",
         "separate_trainer": True,
     }
     checked = container.verify()
@@ -120,12 +124,131 @@ def test_a_full_volume_is_named(engine: Any, main_image: str) -> None:
     assert "Traceback" not in said
 
 
-def test_too_little_memory_is_a_signed_failure(launch: Launch, tmp_path: Path) -> None:
-    container = launch("run", "--recipe", "smoke", "--quiet", memory="200m")
-    assert container.wait() in (1, 3)
+def test_a_volume_that_fills_up_is_a_signed_failure(
+    engine: Any, main_image: str, recipe: tuple[str, str]
+) -> None:
+    made = engine.containers.create(
+        main_image,
+        ["run", "--recipe", "/inputs/recipe/tiny.toml", "--quiet", "--no-probe"],
+        tmpfs={"/work": "rw,size=320m,mode=755", "/tmp": "rw"},
+        volumes=[f"{recipe[0]}:{recipe[1]}:ro"],
+        read_only=True,
+        network_mode="none",
+        labels={launcher.LABEL: "1"},
+    )
+    made.start()
+
+    def inside(script: str) -> str:
+        return str(made.exec_run(["sh", "-c", script]).output.decode())
+
+    give_up = time.monotonic() + 120
+    while '"step"' not in inside("cat /work/runs/*/events.jsonl"):
+        assert time.monotonic() < give_up, made.logs().decode()
+        time.sleep(0.2)
+    # An exec dies with the container: it must be done before the run has ended.
+    inside("cat /dev/zero > /work/filler; cp /work/filler /work/filler2; sync")
+    code = made.wait(timeout=300)["StatusCode"]
+    said = " ".join(made.logs().decode().split())
+    made.remove()
+    assert code == 1, said
+    assert "Traceback" not in said
+    assert "disk is full" in said
+    assert "result.json" in said
+
+
+def test_too_little_memory_is_a_signed_failure(launch: Launch) -> None:
+    container = launch("run", "--recipe", "smoke", "--quiet", "--no-probe", memory="200m")
+    code = container.wait()
     said = container.output
     assert "Traceback" not in said
     assert "memory" in said
+    assert code in (1, 3)
+    if code == 1:  # the run had begun
+        assert container.result["claims"]["reason"] == "out_of_memory"
+        assert container.result["signatures"]
+
+
+def test_docker_stop_as_typed_leaves_a_signed_result(
+    engine: Any, main_image: str, recipe: tuple[str, str], tmp_path: Path
+) -> None:
+    """Without any of `launch`'s flags: ten seconds between SIGTERM and SIGKILL."""
+    work = tmp_path / "work"
+    work.mkdir()
+    made = engine.containers.create(
+        main_image,
+        ["run", "--recipe", "/inputs/recipe/tiny.toml", "--quiet"],
+        volumes=[f"{work}:/work", f"{recipe[0]}:{recipe[1]}:ro"],
+        labels={launcher.LABEL: "1"},
+    )
+    made.start()
+    give_up = time.monotonic() + 120
+    while not [log for log in work.glob("runs/*/events.jsonl") if '"step"' in log.read_text()]:
+        assert time.monotonic() < give_up, made.logs().decode()
+        time.sleep(0.2)
+    made.stop()
+    code, said = made.wait()["StatusCode"], made.logs().decode()
+    made.remove()
+    assert code == 3, said  # 137 if it had been killed
+    [path] = work.glob("runs/*/result.json")
+    result = json.loads(path.read_text())
+    assert result["claims"]["status"] == "stopped"
+    assert result["signatures"]
+
+
+def driver(folder: Path, *, gpus: int = 1, cuda: int = 13000, processes: int = 0) -> Path:
+    """A library that answers like an NVIDIA driver with these."""
+    if shutil.which("gcc") is None:
+        pytest.skip("no gcc to build a driver library with")
+    library = folder / "libnvidia-ml.so.1"
+    options = [f"-DCOUNT={gpus}", f"-DCUDA={cuda}", f"-DPROCESSES={processes}"]
+    source = Path(__file__).with_name("nvml.c")
+    command = ["gcc", "-shared", "-fPIC", *options, "-o", str(library), str(source)]
+    subprocess.run(command, check=True)
+    return library
+
+
+@pytest.mark.parametrize(
+    ("machine", "said"),
+    [
+        ({"gpus": 2}, ["2 GPUs can be seen", "--gpus device=0"]),
+        ({"processes": 1}, ["1 other processes use the GPU", "end them first"]),
+        ({"cuda": 12040}, ["driver 550.54.14 serves CUDA 12.4, torch needs 13", "580 or later"]),
+    ],
+)
+def test_a_gpu_that_cannot_be_used_is_one_line(
+    launch: Launch, tmp_path: Path, machine: dict[str, int], said: list[str]
+) -> None:
+    library = driver(tmp_path, **machine)
+    # The image for tests has a torch without CUDA; this is how one with it tells its version.
+    runtime = tmp_path / "METADATA"
+    runtime.write_text("Metadata-Version: 2.1\nName: nvidia-cuda-runtime\nVersion: 13.0.96\n")
+    site = "/opt/n4090/lib/python3.11/site-packages"
+    container = launch(
+        "run",
+        "--recipe",
+        "reference",
+        inputs=(
+            (str(library), "/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1"),
+            (str(runtime), f"{site}/nvidia_cuda_runtime-13.0.96.dist-info/METADATA"),
+        ),
+    )
+    assert container.wait() == 3
+    found = container.output
+    assert "Traceback" not in found
+    for words in said:
+        assert words in found
+
+
+def test_a_day_without_a_volume_is_refused(engine: Any, main_image: str) -> None:
+    made = engine.containers.create(
+        main_image, ["run", "--recipe", "reference"], labels={launcher.LABEL: "1"}
+    )
+    made.start()
+    assert made.wait()["StatusCode"] == 3
+    said = " ".join(made.logs().decode().split())
+    made.remove()
+    assert "nothing is mounted at /work" in said
+    assert "-v n4090:/work" in said
 
 
 def test_doctor_in_the_image_finds_its_code_unchanged(launch: Launch) -> None:
@@ -133,4 +256,28 @@ def test_doctor_in_the_image_finds_its_code_unchanged(launch: Launch) -> None:
     assert container.wait() == 0, container.output
     looks = {look["name"]: look for look in json.loads(container.output)["looks"]}
     assert looks["image's code"]["state"] == "ok"
-    assert looks["separate trainer"]["state"] == "ok"
+    for name in ("separate trainer", "image's digest", "volume", "shared memory", "network"):
+        assert looks[name]["state"] == "ok", looks[name]
+
+
+def test_doctor_in_a_bare_container_names_every_flag_that_lacks(
+    engine: Any, main_image: str
+) -> None:
+    made = engine.containers.create(
+        main_image, ["doctor", "--json"], user="4090", labels={launcher.LABEL: "1"}
+    )
+    made.start()
+    assert made.wait()["StatusCode"] == 0
+    looks = {look["name"]: look for look in json.loads(made.logs())["looks"]}
+    made.remove()
+    for name, words in {
+        "GPU": "--gpus",
+        "image's digest": "N4090_IMAGE_DIGEST",
+        "separate trainer": "--cap-add",
+        "volume": "-v n4090:/work",
+        "shared memory": "--shm-size",
+        "network": "--network none",
+        "work folder": "--work",
+    }.items():
+        assert looks[name]["state"] != "ok", looks[name]
+        assert words in looks[name]["remedy"], looks[name]
