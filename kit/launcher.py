@@ -77,6 +77,7 @@ class Container:
     network: str = "none"
     memory: str | None = None
     tty: bool = False
+    podman: bool = False  # the line is for Podman's command
 
     @property
     def mounts(self) -> tuple[tuple[str, str, str], ...]:
@@ -92,8 +93,8 @@ class Container:
 
 
 def docker_run(container: Container) -> list[str]:
-    """The `docker run` line, one argument an item."""
-    line = ["docker", "run", "--rm", "--interactive"]
+    """The `docker run` or `podman run` line, one argument an item."""
+    line = ["podman" if container.podman else "docker", "run", "--rm", "--interactive"]
     if container.tty:
         line.append("--tty")
     line += ["--network", container.network, "--read-only", "--cap-drop", "ALL"]
@@ -106,7 +107,8 @@ def docker_run(container: Container) -> list[str]:
     if container.memory:
         line += ["--memory", container.memory, "--memory-swap", container.memory]
     if container.gpu is not None:
-        line += ["--gpus", f"device={container.gpu}"]
+        cdi = ["--device", f"nvidia.com/gpu={container.gpu}"]
+        line += cdi if container.podman else ["--gpus", f"device={container.gpu}"]
     for name, value in container.environment.items():
         line += ["--env", f"{name}={value}"]
     for here, there, mode in container.mounts:
@@ -225,6 +227,11 @@ def run(
     """
     from docker.errors import APIError
 
+    if container.podman and container.gpu is not None:
+        raise LaunchError(
+            "Podman gives no GPU through Docker's interface",
+            hint="Run the line that `n4090-kit launch --print …` shows; --gpu none needs no GPU.",
+        )
     try:
         made = create(client, container)
     except APIError as error:

@@ -72,6 +72,7 @@ def launch(
         network="bridge" if command[0] == "prepare" else "none",
         memory=memory,
         tty=sys.stdout.isatty() and sys.stdin.isatty(),
+        podman=launcher.is_podman(client),
     )
     if only_print:
         click.echo(launcher.shell_line(container))

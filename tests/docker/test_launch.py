@@ -56,6 +56,8 @@ def test_the_printed_line_makes_the_same_container(
         gpu=gpu,
         memory="2g",
     )
+    if launcher.is_podman(engine) and gpu is not None:
+        pytest.skip("Podman gives no GPU through Docker's interface")
     through_sdk = launcher.create(engine, container)
     line = shlex.split(launcher.shell_line(container))
     assert line[:3] == ["docker", "run", "--rm"]
@@ -103,6 +105,17 @@ def test_two_gpus_are_refused(verify_image: str) -> None:
         done = launch("--image", verify_image, "--gpu", value, "run", "--recipe", "reference")
         assert done.returncode == 3
         assert "exactly one GPU" in done.stderr
+
+
+def test_podman_is_given_a_gpu_in_its_own_words(engine: Any, verify_image: str) -> None:
+    if not launcher.is_podman(engine):
+        pytest.skip("this engine is Docker")
+    printed = launch("--image", verify_image, "--print", "run", "--recipe", "reference").stdout
+    assert printed.startswith("podman run ")
+    assert "--device nvidia.com/gpu=0" in printed
+    done = launch("--image", verify_image, "run", "--recipe", "reference")
+    assert done.returncode == 3
+    assert "launch --print" in done.stderr
 
 
 def test_a_missing_toolkit_is_one_line(engine: Any, verify_image: str) -> None:
