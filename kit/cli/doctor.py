@@ -141,7 +141,7 @@ def _gpu() -> list[Look]:
     looks += [Look("driver", "missing", lack.what, lack.remedy) for lack in lacks]
     if not lacks:
         looks.append(Look("driver", "ok", f"{facts['driver']}, CUDA {facts['cuda_driver']}"))
-    others = sum(len(gpu.get("processes") or []) for gpu in facts["gpus"])
+    others = sum(gpu.get("foreign_processes") or 0 for gpu in facts["gpus"])
     if others:
         looks.append(Look("GPU alone", "missing", f"{others} other processes use it", "end them"))
     return looks

@@ -12,7 +12,8 @@ import click
 
 import kit
 from kit.cli.lazy import LazyGroup
-from kit.errors import KitError
+from kit.errors import KitError, PrerequisiteError
+from kit.files import DISK_FULL
 
 # Command -> where it lives, and the line that --help shows without loading it.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -62,6 +63,15 @@ def main() -> None:
         sys.exit(error.exit_code)
     except BrokenPipeError:
         sys.exit(1)
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        full = PrerequisiteError(
+            "the disk is full",
+            hint="Free some space and type it again; a run goes on with `n4090-kit run --resume`.",
+        )
+        print_error(full)
+        sys.exit(full.exit_code)
 
 
 def print_error(error: KitError) -> None:

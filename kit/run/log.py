@@ -8,7 +8,6 @@ the origin of this boot.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 from collections.abc import Callable
@@ -17,11 +16,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kit.errors import SchemaError
-from kit.files import write_json
+from kit.files import DISK_FULL, write_json
 from kit.timing import ClockSample, boot_id, boottime_ns
 from kit.trust.chain import ChainWriter
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 Source = Literal["sup", "trainer", "eval"]
 LOG_KIND = "n4090-events-v1"
 # Events after which the log is forced to disk: losing one of them would lose the run's story.

@@ -120,7 +120,7 @@ def device_problems(recipe: Recipe, device: str) -> list[Lack]:
             )
         )
     lacks += cuda_problems(facts["driver"], facts["cuda_driver"])
-    others = sum(len(gpu.get("processes") or []) for gpu in gpus)
+    others = sum(gpu.get("foreign_processes") or 0 for gpu in gpus)
     if others:
         lacks.append(Lack(f"{others} other processes use the GPU", "end them first (`nvidia-smi`)"))
     plan = estimate(recipe)

@@ -30,7 +30,7 @@ from typing import Any
 
 import kit
 from kit.errors import KitError, PrerequisiteError
-from kit.files import write_json
+from kit.files import DISK_FULL, write_json
 from kit.hardware import fingerprint
 from kit.result import build_result
 from kit.run.code import code_digest
@@ -47,7 +47,7 @@ from kit.run.contract import (
 from kit.run.environment import describe_environment
 from kit.run.image import describe_image
 from kit.run.inputs import describe
-from kit.run.log import DISK_FULL, LOG_KIND, EventLog, Source
+from kit.run.log import LOG_KIND, EventLog, Source
 from kit.run.plan import RunPlan, compile_caches, save_plan, stage_environment
 from kit.run.process import StageOutcome, StopFlag, run_stage
 from kit.run.separation import trainer_user
