@@ -59,7 +59,9 @@ from kit.trust.keys import Signer
 from kit.trust.sign import sign_document
 
 Observe = Callable[[dict[str, Any]], None]
-_RESERVE = ".reserve"  # space that a full disk cannot take from the log and the result
+# Space that a full disk cannot take: for the log while stages run, which may take what it frees,
+# and for the end, when nothing else runs.
+_RESERVE, _LAST_RESERVE = ".reserve", ".reserve-end"
 _RESERVE_BYTES = 4 * 2**20
 _FULL_BYTES = 2**20  # a disk with less left than this is full
 
@@ -94,7 +96,8 @@ def supervise(plan: RunPlan, signer: Signer, *, observe: Observe, stop: StopFlag
     run.mkdir(parents=True, exist_ok=True)
     if not resuming:
         save_plan(plan)
-    _reserve_space(run)
+    for name in (_RESERVE, _LAST_RESERVE):
+        _reserve_space(run / name)
     progress = _read_progress(run) if resuming else _Progress()
     if resuming and not progress.last:
         raise PrerequisiteError(f"{run.name}: the log holds no event", hint="Start a new run.")
@@ -122,6 +125,7 @@ def supervise(plan: RunPlan, signer: Signer, *, observe: Observe, stop: StopFlag
             log.append("sup", "resume", log.continue_after(progress.last))
         telemetry.start()
         status = _run_stages(log, plan, progress, stop)
+        _release(run / _LAST_RESERVE)
         log.append("sup", "run_stop", status)
         # Before the machine is measured again: energy is the run's alone.
         log.append("sup", "telemetry", telemetry.stop())
@@ -342,8 +346,7 @@ def _cache(plan: RunPlan) -> Path:
     return plan.work / "cache" / plan.run.name
 
 
-def _reserve_space(run: Path) -> None:
-    path = run / _RESERVE
+def _reserve_space(path: Path) -> None:
     if path.exists():
         return
     try:
