@@ -52,7 +52,7 @@ RUN cd /src && /tools/bin/python -m hatchling build -t wheel -d /tmp/dist \
  && /tools/bin/pip --python /opt/n4090/bin/python install --no-deps --root /code /tmp/dist/*.whl \
  && seal /code/opt
 
-# -- packages: the locked ones, without what only tests, plans and charts need ---------------------
+# -- packages: the locked ones, without what only tests, plans and others' models need -------------
 FROM tools AS verify-packages
 COPY requirements/verify.lock /src/
 RUN /tools/bin/pip --python /opt/n4090/bin/python install \
@@ -65,11 +65,12 @@ FROM tools AS packages
 ARG LOCK=cuda
 COPY requirements/${LOCK}.lock /src/all.lock
 RUN --mount=type=bind,source=docker/wheels,target=/wheels \
-    lock-only --not ast-serialize axe-playwright-python contourpy cycler editables execnet \
-      fonttools greenlet hatchling hypothesis iniconfig kiwisolver librt matplotlib mypy \
-      mypy-extensions pathspec pillow playwright pluggy pyparsing pytest pytest-xdist \
-      python-dateutil ruff scipy sortedcontainers sshsig tomlkit \
-      trove-classifiers tzdata < /src/all.lock > /tmp/image.lock \
+    lock-only --not accelerate annotated-doc annotated-types ast-serialize axe-playwright-python \
+      contourpy cycler editables execnet fonttools gguf greenlet hatchling hypothesis iniconfig \
+      kiwisolver librt matplotlib mypy mypy-extensions pathspec pillow playwright pluggy pydantic \
+      pydantic-core pyparsing pytest pytest-xdist python-dateutil ruff scipy shellingham \
+      sortedcontainers sshsig tokenizers tomlkit transformers trove-classifiers typer \
+      typing-inspection tzdata < /src/all.lock > /tmp/image.lock \
  && /tools/bin/pip --python /opt/n4090/bin/python install --find-links /wheels \
       --only-binary :all: --require-hashes -r /tmp/image.lock
 ARG SOURCE_DATE_EPOCH=1767225600

@@ -1,7 +1,15 @@
-"""The compose file says what `launch` does. Needs no engine."""
+"""The compose file says what `launch` does, and where there is a compose command, it works."""
 
+import os
+import shutil
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import pytest
 import yaml
 
 from kit import launcher
@@ -39,3 +47,49 @@ def test_a_run_has_one_gpu() -> None:
     [device] = run["deploy"]["resources"]["reservations"]["devices"]
     assert len(device["device_ids"]) == 1
     assert run["shm_size"] == f"{launcher.SHM_BYTES // 2**30}g"
+
+
+@pytest.fixture
+def compose(engine: Any, main_image: str, verify_image: str) -> Iterator[Callable[..., str]]:
+    """`docker compose` with this file, in a project that is taken down afterwards."""
+    command = shutil.which("docker-compose")
+    if command is None:
+        pytest.skip("no docker-compose (v2) on the PATH")
+    environment = {
+        **os.environ,
+        "IMAGE": main_image,
+        "VERIFY_IMAGE": verify_image,
+        "RECIPE": "smoke",
+    }
+
+    def run(*arguments: str) -> str:
+        done = subprocess.run(
+            [command, "--file", str(COMPOSE), "--project-name", "n4090-kit-test", *arguments],
+            capture_output=True,
+            text=True,
+            env=environment,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    yield run
+    run("--profile", "*", "down", "--volumes", "--remove-orphans")
+
+
+def test_the_site_is_written_and_served(compose: Callable[..., str]) -> None:
+    compose("up", "--detach", "site")
+    give_up = time.monotonic() + 60
+    while True:
+        try:
+            with urllib.request.urlopen("http://127.0.0.1:40900/") as page:
+                assert b"<html" in page.read()
+            return
+        except OSError:
+            assert time.monotonic() < give_up
+            time.sleep(0.5)
+
+
+def test_prepare_and_verify_run_sealed(compose: Callable[..., str]) -> None:
+    assert "made by the trainer" in compose("run", "--rm", "-T", "prepare")
+    listed = compose("run", "--rm", "-T", "verify", "verify", "--help")
+    assert "Check a result" in listed
