@@ -60,6 +60,8 @@ def compose(engine: Any, main_image: str, verify_image: str) -> Iterator[Callabl
         "IMAGE": main_image,
         "VERIFY_IMAGE": verify_image,
         "RECIPE": "smoke",
+        "VOLUME": "n4090-kit-test",  # taken down afterwards: never the one that people use
+        "PORT": "40900",
     }
 
     def run(*arguments: str) -> str:
