@@ -65,12 +65,14 @@ FROM tools AS packages
 ARG LOCK=cuda
 COPY requirements/${LOCK}.lock /src/all.lock
 RUN --mount=type=bind,source=docker/wheels,target=/wheels \
-    lock-only --not accelerate annotated-doc annotated-types ast-serialize axe-playwright-python \
-      contourpy cycler editables execnet fonttools gguf greenlet hatchling hypothesis iniconfig \
-      kiwisolver librt matplotlib mypy mypy-extensions pathspec pillow playwright pluggy pydantic \
-      pydantic-core pyparsing pytest pytest-xdist python-dateutil ruff scipy shellingham \
-      sortedcontainers sshsig tokenizers tomlkit transformers trove-classifiers typer \
-      typing-inspection tzdata < /src/all.lock > /tmp/image.lock \
+    lock-only --not accelerate aiohappyeyeballs aiohttp aiosignal annotated-doc annotated-types \
+      ast-serialize atheris axe-playwright-python contourpy cycler datasets datatrove dill duckdb \
+      editables execnet fonttools frozenlist gguf greenlet hatchling humanize hypothesis iniconfig \
+      kiwisolver librt loguru matplotlib mlperf-logging multidict multiprocess mypy \
+      mypy-extensions pandas pathspec pillow playwright pluggy propcache py3langid pydantic \
+      pydantic-core pyparsing pytest pytest-xdist python-dateutil ruff scipy securesystemslib \
+      shellingham sortedcontainers sshsig tokenizers tomlkit transformers trove-classifiers typer \
+      typing-inspection tzdata xxhash yarl zstandard < /src/all.lock > /tmp/image.lock \
  && /tools/bin/pip --python /opt/n4090/bin/python install --find-links /wheels \
       --only-binary :all: --require-hashes -r /tmp/image.lock
 ARG SOURCE_DATE_EPOCH=1767225600
