@@ -52,6 +52,9 @@ PRETRAIN: dict[str, Any] = {
     "momentum_dtype": "float32", "factored_second_moment": False, "compile_optimizer": False,
     "seq_len_ramp": [], "window_ramp": [], "batch_ramp": [], "deterministic": False,
     "vram_cap_gib": CAP_GIB, "prefetch": 4, "background_checkpoints": True,
+    "average": "none", "average_share": 0.05, "decay": "linear", "divergence_nats": 3.0,
+    "matrix_optimizer": "muon", "rollbacks": 0, "snapshot_every": 0,
+    "weight_decay_schedule": "cosine",
 }  # fmt: skip
 # nanochat's own way: plain bf16, all logits at once, whatever windowed kernel PyTorch has.
 BASELINE = {"matmul": "bf16", "fused_loss": False}

@@ -366,7 +366,10 @@ def report_model(
 
 
 def restore(
-    request: Request, model: GPT, optimizer: MuonAdamW, average: WeightAverage
+    request: Request,
+    model: GPT,
+    optimizer: MuonAdamW,
+    average: WeightAverage | None = None,
 ) -> dict[str, Any]:
     """Puts the latest state in place; returns the rest of it: step, loader, tokens, parts, …"""
     latest = load_latest_state(request.path("out")) if request.attempt else None
@@ -378,10 +381,14 @@ def restore(
 
 
 def put_back(
-    state: dict[str, Any], model: GPT, optimizer: MuonAdamW, average: WeightAverage
+    state: dict[str, Any],
+    model: GPT,
+    optimizer: MuonAdamW,
+    average: WeightAverage | None,
 ) -> None:
     """Gives model, optimizer and average what a saved state holds."""
     model.load_state_dict(state["model"])
     model.tied = state.get("tied", model.tied)
     optimizer.load_state_dict(state["optimizer"])
-    average.load_state_dict(state.get("average", {"count": 0, "average": {}}))
+    if average is not None:
+        average.load_state_dict(state.get("average", {"count": 0, "average": {}}))

@@ -82,7 +82,7 @@ def run(request: Request, events: Events) -> None:
         warmdown_ratio=section["warmdown_ratio"],
         final_lr_frac=section["final_lr_frac"],
     )
-    state = restore(request, model, optimizer, device)
+    state = restore(request, model, optimizer)
     first_step, loader_state = state["step"], state["loader"]
     loader = ConversationLoader(
         train, batch_size, T, request.seed, tokenizer.bos_id, device, loader_state

@@ -11,7 +11,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import tamper
 
 from kit.errors import PrerequisiteError
 from kit.hardware import gpu_class, gpu_facts, host_facts, probe_cpu, probe_gpu
@@ -19,6 +18,7 @@ from kit.hardware.fingerprint import classify, fingerprint
 from kit.hardware.gpu_class import KINDS
 from kit.hardware.gpu_probe import l2_knee_bytes
 from kit.hardware.nvml import Nvml, uuid_hash
+from kit.verify import synthetic
 
 GIB = 2**30
 MIB = 2**20
@@ -277,8 +277,8 @@ def test_a_real_gpu_is_measured_and_classed() -> None:
 
 
 def test_synthetic_fingerprints_are_of_the_kits_own_form() -> None:
-    synthetic = tamper.fingerprint_4090(random.Random(1))
+    made = synthetic.fingerprint_4090(random.Random(1))
     real = fingerprint(probes=False)
-    assert set(synthetic) == set(real)
-    assert set(synthetic["host"]) == set(real["host"])
-    assert set(tamper.gpu_4090()) == set(gpu_facts(Nvml(FakeNvml()))["gpus"][0])
+    assert set(made) == set(real)
+    assert set(made["host"]) == set(real["host"])
+    assert set(synthetic.gpu_4090()) == set(gpu_facts(Nvml(FakeNvml()))["gpus"][0])
