@@ -29,7 +29,6 @@ from kit.errors import KitError, PrerequisiteError, SchemaError
 transformers: Any = pytest.importorskip(
     "transformers", reason="the extra eval is not installed", exc_type=ImportError
 )
-os.environ["HF_HUB_OFFLINE"] = "1"
 CORE = Path(os.environ.get("N4090_SHARED", Path(__file__).parents[2].parent / "shared")) / "core"
 needs_core = pytest.mark.skipif(
     not CORE.is_dir(), reason="no CORE bundle: set N4090_SHARED to the folder that holds core/"
@@ -45,6 +44,12 @@ SHAPE = {
     "max_position_embeddings": 4096,
     "tie_word_embeddings": False,
 }
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the commands that these tests start, and for them alone."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
 def save_tokenizer(folder: Path) -> None:
