@@ -29,7 +29,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = TINY.read_text()
     for old, new in (
         ('["tokenizer", "pretrain", "sft"]', '["tokenizer", "pretrain"]'),
-        ("num_steps = 40", "num_steps = 16\nsnapshot_every = 8"),
+        ("num_steps = 40", "num_steps = 16\nsnapshot_every = 8\nrollbacks = 1"),
         ("stories = 600", "stories = 200"),
     ):
         assert old in text
@@ -65,6 +65,28 @@ def test_an_honest_run_is_done_again_to_the_bit(check: Callable[..., Report]) ->
     assert "6 steps done again, from 0, 8: losses within 0" in messages["V26"]
     assert messages["V18"].endswith("as the seed gives it")
     assert messages["V22"].startswith("val_bpb")
+
+
+@pytest.mark.parametrize(
+    ("claimed", "done_again"),
+    [
+        ([9], 4),  # 0, 1, 2 and 8: step 9 was done twice and cannot be done again from 8
+        ([8], 6),  # the snapshot at 8 is what it was done from
+        ([1, 9], 6),  # the recipe allows one: claims beyond that shorten nothing
+    ],
+)
+def test_a_step_done_twice_ends_its_stretch_as_often_as_the_recipe_allows(
+    check: Callable[..., Report], claimed: list[int], done_again: int
+) -> None:
+    def claim(draft: tamper.Draft) -> None:
+        for event in draft.of("step", "pretrain"):
+            if event["data"]["step"] in claimed:
+                data = {"text": "went back", "rolled_back_step": event["data"]["step"]}
+                note = {**event, "ev": "note", "data": data}
+                draft.events.insert(draft.events.index(event), note)
+
+    report = check(claim, re_evaluate=False)
+    assert f"{done_again} steps done again" in report.of("V26")[0].message
 
 
 def test_losses_that_nobody_trained_are_refused_by_v26(check: Callable[..., Report]) -> None:
