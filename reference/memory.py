@@ -7,6 +7,7 @@ prints the plan beside what the device measured.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ VRAM_BYTES = 24 * GIB
 USABLE_SHARE = 0.90
 LOGITS_CHUNK_BYTES = 512 << 20  # of fp32 logits at a time on a GPU
 MUON_CHUNK_ELEMENTS = 64 << 20  # matrices that Muon works off at once
+SOAP_MAX_DIM = 2048  # of a side whose basis SOAP turns, where a recipe does not say
 CPU_SEQUENCES = 8  # the micro-batch of a recipe that leaves it open, where there is no GPU
 
 
@@ -57,6 +59,19 @@ def count_parameters(config: ModelConfig) -> Parameters:
     )
 
 
+def matrix_shapes(config: ModelConfig) -> dict[tuple[int, int], int]:
+    """How many of the blocks' matrices (rows, columns) have each shape."""
+    C, L = config.n_embd, config.n_layer
+    gated = sum(config.has_value_embedding(layer) for layer in range(L))
+    shapes: Counter[tuple[int, int]] = Counter()
+    shapes[C, C] += 2 * L
+    shapes[config.kv_dim, C] += 2 * L
+    shapes[config.ffn_dim, C] += (2 if config.ffn == "swiglu" else 1) * L
+    shapes[C, config.ffn_dim] += L
+    shapes[config.n_kv_head, VALUE_GATE_CHANNELS] += gated
+    return dict(shapes)
+
+
 def plan_vram(
     config: ModelConfig, device_batch_size: int, pretrain: Mapping[str, Any] | None = None
 ) -> dict[str, int]:
@@ -87,10 +102,21 @@ def plan_vram(
 
 
 def _optimizer_bytes(config: ModelConfig, p: Parameters, section: Mapping[str, Any]) -> int:
-    """Muon's momentum; two moments of all else, the tables' second one factored where asked."""
-    momentum = 2 if section.get("momentum_dtype") == "bfloat16" else 4
-    if section.get("matrix_optimizer") == "adamw":
-        momentum = 8
+    """The matrices' states; two moments of all else, the tables' second one factored where asked.
+
+    Muon's factored second moment, a row or column a matrix, is left out.
+    """
+    matrix = 2 if section.get("momentum_dtype") == "bfloat16" else 4
+    kind = section.get("matrix_optimizer", "muon")
+    if kind == "adamw":
+        matrix = 8
+    elif kind != "muon":
+        matrix += 4  # squares
+    bases = 0  # covariances and bases of SOAP
+    if kind.startswith("soap"):
+        limit = section.get("soap_max_dim", SOAP_MAX_DIM)
+        for shape, count in matrix_shapes(config).items():
+            bases += sum(2 * 4 * count * side**2 for side in shape if side <= limit)
     embedding = 4 if config.tied_until else 2  # bytes of one entry
     tables = embedding * p.embedding + 2 * p.value_embedding
     if section.get("factored_second_moment"):
@@ -99,7 +125,7 @@ def _optimizer_bytes(config: ModelConfig, p: Parameters, section: Mapping[str, A
         second = 4 * (V + C) + gated * 4 * (V + config.kv_dim)
     else:
         second = tables
-    return momentum * p.matrix + 8 * (p.unembedding + p.scalar) + tables + second
+    return matrix * p.matrix + bases + 8 * (p.unembedding + p.scalar) + tables + second
 
 
 def _activations_per_token(config: ModelConfig) -> int:
@@ -121,10 +147,15 @@ def block_activations(config: ModelConfig) -> int:
 
 
 def _workspace(config: ModelConfig, p: Parameters, tokens: int, section: Mapping[str, Any]) -> int:
-    """The bf16 copies of all matrices, and the larger of Muon's chunk and one block's gradients."""
+    """The bf16 copies of all matrices, and the larger of a chunk of them and a block's gradients.
+
+    For Muon such a chunk is alive as the gradient in fp32 and three products in bf16, for SOAP as
+    five in fp32: gradient, turned gradient, turned momentum, its divisor and a product.
+    """
     C, L = config.n_embd, config.n_layer
     largest = min(L * C * max(C, config.ffn_dim), MUON_CHUNK_ELEMENTS)
-    muon = largest * (4 + 2 + 2 + 2)
+    rotating = str(section.get("matrix_optimizer", "muon")).startswith("soap")
+    muon = largest * (5 * 4 if rotating else 4 + 2 + 2 + 2)
     widest = max(config.ffn_dim, C + 2 * config.kv_dim)
     backward = tokens * 3 * widest * 2
     if section.get("matmul", "bf16") != "bf16":

@@ -1,11 +1,8 @@
-"""Muon for the matrices of the blocks, AdamW for everything else, and the rules that scale them.
+"""The optimizer of a training: one rule for the blocks' matrices, AdamW for everything else.
 
-Muon replaces a matrix's momentum by the nearest (semi-)orthogonal matrix, so that every direction
-of the update has the same size. Here, in order: Nesterov momentum; rows scaled to equal length
-(MuonEq, arXiv 2603.28254); five Polar Express steps (arXiv 2505.16932); the norm an orthogonal
-matrix would have (Muon+, arXiv 2602.21545); a factored second moment that evens out neurons
-(NorMuon, arXiv 2510.05491); weight decay only where it agrees with the update (cautious).
-Matrices of one shape are worked off as one batch.
+The matrices take Muon (`reference.muon`), Muon², SOAP or SOAP-Muon (`reference.soap`) with weight
+decay only where it agrees with the update (cautious); those of one shape are worked off as one
+batch. Below: the rules that scale rates and decay with batch, width and horizon.
 """
 
 from __future__ import annotations
@@ -17,98 +14,49 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reference.matmul import baddbmm, batched_matmul
+from reference import soap
+from reference.errors import TrainerError
+from reference.memory import SOAP_MAX_DIM
 from reference.model import GPT
+from reference.muon import advance, muon_update, orthogonal_step
 from reference.schedule import Schedule
 
-# Odd polynomials a x + b x^3 + c x^5, one a step, minimax for singular values in [1e-3, 1]; each
-# coefficient triple is the published one of arXiv 2505.16932, with its safety factor of 1.02.
-POLAR_EXPRESS = (
-    (8.156554524902461, -22.48329292557795, 15.878769915207462),
-    (4.042929935166739, -2.808917465908714, 0.5000178451051316),
-    (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
-    (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
-    (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
-)
-NORM_MARGIN = 1.01  # keeps the largest singular value below 1 when bf16 rounds
 MAX_BATCH_ELEMENTS = 64 << 20  # of matrices worked off at once: bounds Muon's workspace
 TABLE_ROWS = 8192  # of a token table worked off at once, where that needs an fp32 copy
 BASE_BATCH_TOKENS = 1 << 19  # the batch at which the learning rates were tuned
 BASE_WIDTH = 768
-
-
-@torch.no_grad()
-def orthogonalize(batch: Tensor) -> Tensor:
-    """Approximately U V^T of each matrix U S V^T: (K, m, n) in, same shape and dtype out.
-
-    Rows are brought to equal length first, the Frobenius norm to sqrt(min(m, n)) afterwards. The
-    iterations run in bf16 on a GPU.
-    """
-    m, n = batch.shape[-2:]
-    x = batch
-    row = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # (K, m, 1)
-    whole = torch.linalg.vector_norm(row, dim=-2, keepdim=True)  # (K, 1, 1)
-    target = whole / math.sqrt(m)
-    x = x * (target / row.clamp_min(1e-6) / (whole * NORM_MARGIN + 1e-6))
-    if x.is_cuda:
-        x = x.bfloat16()
-    if m > n:  # the Gram matrix of the shorter side is the small one
-        x = x.mT
-    for a, b, c in POLAR_EXPRESS:
-        gram = batched_matmul(x, x.mT)
-        x = baddbmm(x, baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    if m > n:
-        x = x.mT
-    x = x.to(batch.dtype)
-    norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp_min(1e-6)
-    return x * (math.sqrt(min(m, n)) / norm)
-
-
-def _even_out(update: Tensor, second_moment: Tensor, beta2: float) -> Tensor:
-    """NorMuon: divides by a running RMS per row (tall) or column (wide), keeping each norm."""
-    m, n = update.shape[-2:]
-    dim = -1 if m >= n else -2
-    mean_square = update.square().mean(dim=dim, keepdim=True)
-    second_moment.lerp_(mean_square.to(second_moment.dtype), 1.0 - beta2)
-    scale = second_moment.clamp_min(1e-10).rsqrt()
-    before = mean_square.sum(dim=(-2, -1), keepdim=True)
-    after = (mean_square * scale.square()).sum(dim=(-2, -1), keepdim=True)
-    return update.mul_(scale * (before / after.clamp_min(1e-20)).sqrt())
-
-
-def muon_update(
-    update: Tensor, momentum: Tensor, second_moment: Tensor, rate: Tensor | float, beta2: float
-) -> Tensor:
-    """The step's direction from the gradients `update` (K, m, n), which it may overwrite.
-
-    Both states are brought up to date in place; momentum may be kept in bf16.
-    """
-    mixed = momentum if momentum.dtype == update.dtype else momentum.to(update.dtype)
-    mixed = mixed.lerp_(update, 1.0 - rate)
-    if mixed is not momentum:
-        momentum.copy_(mixed)
-    update = orthogonalize(update.lerp_(mixed, rate))
-    return _even_out(update, second_moment, beta2)
+SOAP_REFRESH_STEPS = 10
+MATRIX_KINDS = ("muon", "muon2", "soap", "soap_muon")
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Both optimizers behind one `step`.
+    """All optimizers behind one `step`.
 
     Args:
-        groups: Dicts with `kind` "muon" (params of one shape, lr, momentum, beta2, weight_decay)
-            or "adamw" (params, lr, betas, eps, weight_decay); `name` for people. `lr` and
-            `weight_decay` are the full ones; `set_schedule` multiplies them. Optional: for muon
-            `momentum_dtype`; for adamw `factored`, the second moment as row times column
-            (Adafactor, arXiv 1804.04235).
+        groups: Dicts with `kind` one of MATRIX_KINDS (params of one shape, lr, momentum, beta2 of
+            Muon's second moment, weight_decay) or "adamw" (params, lr, betas, eps, weight_decay);
+            `name` for people. `lr` and `weight_decay` are the full ones; `set_schedule` multiplies
+            them. Optional: for matrices `momentum_dtype`, for SOAP `refresh_steps` and `max_dim`;
+            for adamw `factored`, the second moment as row times column (Adafactor, arXiv
+            1804.04235).
         compiled: Compile Muon's update; for GPUs.
     """
 
     def __init__(self, groups: list[dict[str, Any]], *, compiled: bool = False) -> None:
         super().__init__(groups, defaults={})
         self.updates = 0  # begun by this object: whether a failed step can be done again
-        self._muon_update = torch.compile(muon_update, dynamic=False) if compiled else muon_update
+        self._muon_update, self._orthogonal_step = muon_update, orthogonal_step
+        if compiled:
+            self._muon_update = torch.compile(muon_update, dynamic=False)
+            self._orthogonal_step = torch.compile(orthogonal_step, dynamic=False)
         self._compiled = compiled
         for group in self.param_groups:
+            if group["kind"] not in (*MATRIX_KINDS, "adamw"):
+                raise ValueError(f"unknown kind of optimizer group: {group['kind']}")
+            if group["kind"].startswith("soap"):
+                # On the host, so that a step waits for no device; part of the state.
+                group.setdefault("updates", 0)
+                group.setdefault("momentum_left", 1.0)  # share of the first moment's zero start
             group["full_lr"] = group["lr"]
             group["full_weight_decay"] = group["weight_decay"]
 
@@ -116,7 +64,7 @@ class MuonAdamW(torch.optim.Optimizer):
         """Puts a step's multipliers in force. Weight decay of AdamW groups stays constant."""
         for group in self.param_groups:
             group["lr"] = group["full_lr"] * schedule.lr
-            if group["kind"] == "muon":
+            if group["kind"] in MATRIX_KINDS:
                 group["momentum"] = schedule.momentum
                 group["weight_decay"] = group["full_weight_decay"] * schedule.weight_decay
 
@@ -133,8 +81,8 @@ class MuonAdamW(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:
         self.updates += 1
         for group in self.param_groups:
-            if group["kind"] == "muon":
-                self._step_muon(group)
+            if group["kind"] in MATRIX_KINDS:
+                self._step_matrices(group)
             elif group.get("factored"):
                 self._step_factored(group)
             else:
@@ -200,35 +148,88 @@ class MuonAdamW(torch.optim.Optimizer):
                 update = state["exp_avg"][rows].float() / (scale * first)
                 p[rows].sub_((update * group["lr"]).to(p.dtype))
 
-    def _step_muon(self, group: dict[str, Any]) -> None:
+    def _step_matrices(self, group: dict[str, Any]) -> None:
         params = group["params"]
         m, n = params[0].shape
         state = self.state[params[0]]  # of the whole group: the matrices are one batch
         if not state:
-            shape = (len(params), m, n)
-            factored = (len(params), m, 1) if m >= n else (len(params), 1, n)
-            dtype = getattr(torch, group.get("momentum_dtype", "float32"))
-            state["momentum"] = torch.zeros(shape, dtype=dtype, device=params[0].device)
-            state["second_moment"] = torch.zeros(factored, device=params[0].device)
+            state.update(self._new_matrix_state(group))
+        rotating = group["kind"].startswith("soap")
+        if rotating:
+            group["updates"] += 1
+            if group["updates"] > 1:
+                group["momentum_left"] *= group["momentum"]
         lr = group["lr"] * math.sqrt(max(1.0, m / n))
-        size = max(1, MAX_BATCH_ELEMENTS // (m * n))
+        elements = m * n
+        if rotating:
+            sides = soap.rotated_sides(m, n, group.get("max_dim", SOAP_MAX_DIM))
+            elements += sum(size * size for size in sides.values())
+        size = max(1, MAX_BATCH_ELEMENTS // elements)
         rate: Tensor | float = group["momentum"]
         if self._compiled:  # a number would be compiled in, and anew at each of its changes
             rate = torch.tensor(rate, device=params[0].device)
         for start in range(0, len(params), size):
             part = slice(start, start + size)
-            update = torch.stack([p.grad for p in params[part]])  # (K, m, n)
-            update = self._muon_update(
-                update,
-                state["momentum"][part],
-                state["second_moment"][part],
-                rate,
-                group["beta2"],
-            )
+            gradients = torch.stack([p.grad for p in params[part]])  # (K, m, n)
+            states = {name: value[part] for name, value in state.items()}
+            if rotating:
+                update = self._soap_update(group, states, gradients)
+            else:
+                update = self._muon_update(
+                    gradients,
+                    states["momentum"],
+                    states["second_moment"],
+                    rate,
+                    group["beta2"],
+                    states.get("exp_avg_sq"),
+                )
+            if update is None:
+                continue
             for p, u in zip(params[part], update.unbind(), strict=True):
                 if group["weight_decay"]:  # only where the step shrinks the weight as well
                     u.addcmul_(p, (p * u >= 0).to(p.dtype), value=group["weight_decay"])
                 p.sub_(u, alpha=lr)
+
+    def _new_matrix_state(self, group: dict[str, Any]) -> dict[str, Tensor]:
+        params, kind = group["params"], group["kind"]
+        K, (m, n), device = len(params), params[0].shape, params[0].device
+        dtype = getattr(torch, group.get("momentum_dtype", "float32"))
+        state = {"momentum": torch.zeros((K, m, n), dtype=dtype, device=device)}
+        if kind != "soap":
+            factored = (K, m, 1) if m >= n else (K, 1, n)
+            state["second_moment"] = torch.zeros(factored, device=device)
+        if kind == "muon2":
+            state["exp_avg_sq"] = torch.zeros((K, m, n), device=device)
+        elif kind != "muon":
+            state.update(soap.new_state(K, m, n, group.get("max_dim", SOAP_MAX_DIM), device))
+        return state
+
+    def _soap_update(
+        self, group: dict[str, Any], states: dict[str, Tensor], gradients: Tensor
+    ) -> Tensor | None:
+        """The direction of SOAP or SOAP-Muon; None where the first gradient only sets the bases."""
+        step, beta2, rate = group["updates"], soap.BETA2[group["kind"]], group["momentum"]
+        soap.add_to_covariances(states, gradients, beta2)
+        update = None
+        if group["kind"] == "soap_muon":
+            update = gradients.lerp(advance(states["momentum"], gradients, rate), rate)
+            if step > 1:
+                update = soap.precondition(update, states, beta2)
+            update = self._orthogonal_step(update, states["second_moment"], group["beta2"])
+        elif step > 1:
+            update = soap.soap_update(
+                gradients,
+                states["momentum"],
+                states,
+                rate=rate,
+                beta2=beta2,
+                corrections=(1.0 - group["momentum_left"], 1.0 - beta2 ** (step - 1)),
+            )
+        if step == 1:
+            soap.first_bases(states)
+        elif step % group.get("refresh_steps", SOAP_REFRESH_STEPS) == 0:
+            soap.refresh_bases(states)
+        return update
 
 
 # Scaling rules
@@ -272,8 +273,11 @@ def parameter_groups(
     Args:
         pretrain: The rates, `weight_decay`, `total_batch_size` and `scale_lr` (False: all rates
             and the decay as written); `momentum_dtype`, `factored_second_moment`,
-            `matrix_optimizer`.
+            `matrix_optimizer`, `soap_refresh_steps`, `soap_max_dim`.
         tokens: The horizon in tokens, for the weight decay's rule; None leaves that rule out.
+
+    Raises:
+        TrainerError: `matrix_optimizer` is none that is known.
     """
     scaled = pretrain.get("scale_lr", True)
     batch = pretrain["total_batch_size"]
@@ -311,7 +315,14 @@ def parameter_groups(
     by_shape: dict[tuple[int, ...], list[nn.Parameter]] = {}
     for _, p in named["matrix"]:
         by_shape.setdefault(tuple(p.shape), []).append(p)
-    if pretrain.get("matrix_optimizer") == "adamw":
+    kind = pretrain.get("matrix_optimizer", "muon")
+    if kind not in (*MATRIX_KINDS, "adamw"):
+        raise TrainerError(
+            "bad_input",
+            f"pretrain.matrix_optimizer is {kind!r}",
+            "It is one of " + ", ".join((*MATRIX_KINDS, "adamw")) + ".",
+        )
+    if kind == "adamw":
         adamw = {
             "name": "matrix",
             "kind": "adamw",
@@ -323,16 +334,21 @@ def parameter_groups(
             "fused": True,
         }
         return [*groups, adamw]
+    options = {}
+    if kind.startswith("soap"):
+        options["refresh_steps"] = pretrain.get("soap_refresh_steps", SOAP_REFRESH_STEPS)
+        options["max_dim"] = pretrain.get("soap_max_dim", SOAP_MAX_DIM)
     groups += [
         {
             "name": "matrix " + "x".join(map(str, shape)),
-            "kind": "muon",
+            "kind": kind,
             "params": params,
             "lr": pretrain["matrix_lr"] * by_batch,
             "momentum": 0.95,
             "beta2": 0.9,
             "weight_decay": decay,
             "momentum_dtype": momentum_dtype,
+            **options,
         }
         for shape, params in by_shape.items()
     ]

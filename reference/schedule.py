@@ -7,7 +7,7 @@ so that a slower card ends its schedule on time; only the first steps' warm-ups 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -20,7 +20,7 @@ class Schedule(NamedTuple):
     weight_decay: float
 
 
-Decay = Literal["linear", "cosine", "sqrt", "square", "inverse_time"]
+Decay = Literal["linear", "cosine", "sqrt", "square", "inverse_time", "power"]
 WeightDecay = Literal["cosine", "linear", "constant"]
 _INVERSE_TIME = 9.0  # 1 / (1 + 9 d): half of the way down after a tenth of the warm-down
 
@@ -36,18 +36,21 @@ class ScheduleConfig:
         warmup_steps: Steps until the full learning rate.
         warmdown_ratio: The share of the run, at its end, over which it falls.
         decay: How it falls: see `falling`.
+        decay_exponent: Of decay "power".
         final_lr_frac: What is left of it at progress 1.
-        momentum_steps: Steps over which momentum rises from the first to the second of `momentum`;
-            it falls to the third along the warm-down.
+        momentum: Of the matrices' optimizer: at the first step, at its height, at the end.
+        momentum_steps: Steps over which it rises from the first to the second of these; it falls to
+            the third along the warm-down.
     """
 
     warmup_steps: int = 40
     warmdown_ratio: float = 0.65
     final_lr_frac: float = 0.05
     decay: Decay = "linear"
+    decay_exponent: float = 1.25
     weight_decay_schedule: WeightDecay = "cosine"
     momentum_steps: int = 400
-    momentum: tuple[float, float, float] = (0.85, 0.97, 0.90)
+    momentum: Sequence[float] = (0.85, 0.97, 0.90)
 
     @classmethod
     def from_recipe(cls, section: Mapping[str, Any]) -> ScheduleConfig:
@@ -57,7 +60,10 @@ class ScheduleConfig:
             "warmdown_ratio",
             "final_lr_frac",
             "decay",
+            "decay_exponent",
             "weight_decay_schedule",
+            "momentum",
+            "momentum_steps",
         )
         return cls(**{name: section[name] for name in names if name in section})
 
@@ -70,7 +76,7 @@ def schedule_at(progress: float, step: int, config: ScheduleConfig) -> Schedule:
     down = max(0.0, (progress - (1.0 - ratio)) / ratio) if ratio > 0 else 0.0
     up = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps > 0 else 1.0
     final = config.final_lr_frac
-    lr = min(up, final + (1.0 - final) * falling(config.decay, down))
+    lr = min(up, final + (1.0 - final) * falling(config.decay, down, config.decay_exponent))
     first, high, last = config.momentum
     target = high + (last - high) * down
     rise = min(1.0, step / config.momentum_steps) if config.momentum_steps > 0 else 1.0
@@ -85,11 +91,12 @@ def schedule_at(progress: float, step: int, config: ScheduleConfig) -> Schedule:
     )
 
 
-def falling(decay: Decay, share: float) -> float:
+def falling(decay: Decay, share: float, exponent: float = 1.25) -> float:
     """From 1 at share 0 to 0 at share 1 of the warm-down.
 
     "sqrt" falls fast at first (1 - sqrt(share); Hägele et al. 2024, arXiv:2405.18392), "square"
-    ends gently, "inverse_time" falls like 1 / (1 + t).
+    ends gently, "inverse_time" falls like 1 / (1 + t), "power" is (1 - share)^exponent, over all of
+    the run the power cooldown of modded-nanogpt's optimizer track (1.25 in its pull request 302).
     """
     if decay == "linear":
         return 1.0 - share
@@ -99,5 +106,7 @@ def falling(decay: Decay, share: float) -> float:
         return 1.0 - math.sqrt(share)
     if decay == "square":
         return (1.0 - share) ** 2
+    if decay == "power":
+        return float((1.0 - share) ** exponent)
     last = 1.0 / (1.0 + _INVERSE_TIME)
     return (1.0 / (1.0 + _INVERSE_TIME * share) - last) / (1.0 - last)

@@ -229,7 +229,9 @@ def test_only_memory_is_caught_and_never_in_the_middle_of_an_update(monkeypatch)
     assert not is_out_of_memory(RuntimeError("shape mismatch"))
     model = trainer()[0]
     monkeypatch.setattr(
-        MuonAdamW, "_step_muon", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("late"))
+        MuonAdamW,
+        "_step_matrices",
+        lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("late")),
     )
     with pytest.raises(torch.OutOfMemoryError, match="late"):
         steps(model)

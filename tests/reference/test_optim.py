@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from reference.model import GPT, ModelConfig
+from reference.muon import orthogonalize
 from reference.optim import (
     MuonAdamW,
     batch_lr_scale,
-    orthogonalize,
     parameter_groups,
     power_lines_batch,
     reference_tokens,
