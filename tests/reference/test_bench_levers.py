@@ -80,7 +80,8 @@ TOUCHING = [
     *itertools.combinations(("length ramp", "window ramp", "batch ramp", "documents apart"), 2),
     ("tied", "factored second moment"), ("tied for two thirds", "factored second moment"),
     ("tied", "all logits at once"), ("tied for two thirds", "batch ramp"),
-    ("bf16 momentum", "swiglu"), ("length ramp", "deterministic"),
+    ("bf16 momentum", "soap"), ("soap muon", "batch ramp"), ("bf16 momentum", "swiglu"),
+    ("length ramp", "deterministic"),
 ]  # fmt: skip
 
 

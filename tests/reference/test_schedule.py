@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
+from pathlib import Path
 
 import pytest
 
@@ -51,3 +54,35 @@ def test_a_recipe_section_overrides_what_it_names():
     config = ScheduleConfig.from_recipe({"warmdown_ratio": 0.5, "final_lr_frac": 0.0, "lr": 3})
     assert (config.warmup_steps, config.warmdown_ratio) == (40, 0.5)
     assert schedule_at(0.75, 100, config).lr == pytest.approx(0.5)
+
+
+def test_a_power_cooldown_over_the_whole_run():
+    section = {"decay": "power", "decay_exponent": 2.5, "warmdown_ratio": 1.0, "final_lr_frac": 0.0}
+    config = ScheduleConfig.from_recipe({**section, "warmup_steps": 0})
+    for progress in (0.0, 0.25, 0.64, 1.0):
+        assert schedule_at(progress, 9, config).lr == pytest.approx((1 - progress) ** 2.5)
+    flat = ScheduleConfig(decay="power", warmdown_ratio=0.5, warmup_steps=0)
+    assert schedule_at(0.5, 9, flat).lr == 1.0
+    assert schedule_at(0.75, 9, flat).lr == pytest.approx(0.05 + 0.95 * 0.5**1.25)
+
+
+def test_momentum_follows_the_recipe_at_every_corner():
+    section = {"momentum": [0.5, 0.9, 0.6], "momentum_steps": 10, "warmdown_ratio": 0.5}
+    config = ScheduleConfig.from_recipe(section)
+    got = [schedule_at(p, s, config).momentum for p, s in ((0, 0), (0, 5), (0.5, 10), (1.0, 10))]
+    assert got == pytest.approx([0.5, 0.7, 0.9, 0.6])
+    constant = ScheduleConfig.from_recipe({"momentum": [0.9, 0.95, 0.95], "momentum_steps": 0})
+    assert schedule_at(0.0, 0, constant).momentum == pytest.approx(0.95)
+
+
+def test_the_schemas_defaults_are_those_of_the_code():
+    """A recipe that leaves a field out trains as a section that leaves it out."""
+    schema = json.loads((Path(__file__).parents[2] / "schema/recipe.schema.json").read_text())
+    fields = schema["properties"]["pretrain"]["properties"]
+    defaults = {name: field["default"] for name, field in fields.items() if "default" in field}
+    config, plain = ScheduleConfig.from_recipe(defaults), ScheduleConfig()
+    for field in dataclasses.fields(config):
+        ours, theirs = getattr(config, field.name), getattr(plain, field.name)
+        assert list(ours) == list(theirs) if field.name == "momentum" else ours == theirs, (
+            field.name
+        )
