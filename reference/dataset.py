@@ -138,17 +138,20 @@ def _open_shard(path: Path, column: str) -> pq.ParquetFile:
     return file
 
 
-def find_parquet_column(path: Path, column: str, *, allow_binary: bool = False) -> pq.ParquetFile:
+def find_parquet_column(
+    path: Path, column: str, *, allow_binary: bool = False, streamed: bool = False
+) -> pq.ParquetFile:
     """The open file, known to have a string column of that name.
 
     Args:
         allow_binary: Take a column of bytes as well.
+        streamed: Read a row group piece by piece, for files whose row groups are large.
 
     Raises:
         TrainerError: It is unreadable or has no such column.
     """
     try:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(path, buffer_size=1 << 20 if streamed else 0)
     except (pa.ArrowException, OSError) as error:
         raise TrainerError(
             "bad_input", f"{path} is no readable parquet file: {_first_line(error)}", FILE_HINT

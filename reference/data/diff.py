@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from reference.data.build import read_manifest
+from reference.data.manifest import read_manifest
 
 
 def diff(first: Path, second: Path) -> dict[str, Any]:

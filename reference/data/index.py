@@ -27,7 +27,8 @@ from reference.data.words import shingles, word_hashes
 from reference.errors import TrainerError
 
 PAIRS_A_JOB = 4000
-_CACHED = 2000  # documents whose n-grams a job keeps
+_CACHED_BYTES = 64 << 20  # of n-grams that a job keeps
+_FOUND = 100_000  # pairs held before they go to the database
 _LEADERS = 3  # of a band's members, compared with all others
 
 
@@ -98,14 +99,18 @@ def compare_pairs(build: Path, group: int, ngram: int) -> np.ndarray:
         table = file.read_row_group(group).to_pydict()
     texts: dict[int, pa.ChunkedArray] = {}
     known: dict[tuple[int, int], np.ndarray] = {}
+    held = 0
 
     def grams(part: int, row: int) -> np.ndarray:
+        nonlocal held
         if (part, row) not in known:
             if part not in texts:
                 texts[part] = open_texts(build, part)["text"]
-            if len(known) >= _CACHED:
+            if held >= _CACHED_BYTES:
                 known.clear()
+                held = 0
             known[part, row] = shingles(word_hashes(texts[part][row].as_py()), ngram)
+            held += known[part, row].nbytes
         return known[part, row]
 
     columns = (table["part_a"], table["row_a"], table["part_b"], table["row_b"])
@@ -125,8 +130,11 @@ def remove_near(
     Args:
         similarities: Row group of the candidates -> what `compare_pairs` gave.
     """
-    removed = np.zeros(documents, dtype=bool)
+    # One byte a document on disk, so that memory does not grow with their number.
+    path = build / "removed.npy"
+    removed = np.lib.format.open_memmap(path, mode="w+", dtype=bool, shape=(documents,))
     found: list[tuple[int, int, float]] = []
+    count = 0
     with pq.ParquetFile(build / "candidates.parquet") as file:
         for group in range(file.num_row_groups):
             table = file.read_row_group(group, columns=["worse", "better"])
@@ -137,13 +145,20 @@ def remove_near(
                 if not removed[second] and not removed[first]:
                     removed[second] = True
                     found.append((second, first, float(values[index])))
-    if found:
-        ranks, twins, values = (list(column) for column in zip(*found, strict=True))
-        rows = pa.table({"rank": ranks, "twin": twins, "similarity": values})
-        db.register("found", rows)
-        db.execute("INSERT INTO gone SELECT rank, twin, similarity, 'near' FROM found")
-        db.unregister("found")
-    return len(found)
+            if found and (len(found) >= _FOUND or group == file.num_row_groups - 1):
+                _add_near(db, found)
+                count += len(found)
+                found = []
+    del removed
+    path.unlink()
+    return count
+
+
+def _add_near(db: duckdb.DuckDBPyConnection, found: list[tuple[int, int, float]]) -> None:
+    ranks, twins, values = (list(column) for column in zip(*found, strict=True))
+    db.register("found", pa.table({"rank": ranks, "twin": twins, "similarity": values}))
+    db.execute("INSERT INTO gone SELECT rank, twin, similarity, 'near' FROM found")
+    db.unregister("found")
 
 
 def choose(db: duckdb.DuckDBPyConnection, spec: Spec) -> dict[str, Any]:

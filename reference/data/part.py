@@ -79,20 +79,24 @@ def open_steps(build: Path, _digest: str) -> Steps:
     return Steps(build)
 
 
-def process_part(build: Path, number: int, digest: str) -> dict[str, Any]:
-    """Does part `number` of the build in `build`, unless it is done; returns what N.json holds.
+def part_record(build: Path, number: int) -> Path:
+    """Where a finished part says what it did."""
+    return build / "parts" / f"{number:05d}.json"
+
+
+def process_part(build: Path, number: int, digest: str) -> None:
+    """Does part `number` of the build in `build`, unless it is done.
 
     Raises:
         TrainerError: The input cannot be read; nothing is left under a final name.
     """
-    record = build / "parts" / f"{number:05d}.json"
+    record = part_record(build, number)
     if record.is_file():
-        return dict(json.loads(record.read_text()))
+        return
     steps = open_steps(build, digest)
     work = _PartWork(steps, number, build / "parts" / f"{number:05d}")
     summary = work.run()
     write_whole(record, json.dumps(summary, indent=1).encode())
-    return summary
 
 
 class _PartWork:
@@ -159,7 +163,8 @@ class _PartWork:
 
     def _kept(self) -> Iterator[tuple[str, dict[str, Any]]]:
         try:
-            for document in read_part(self.source, self.part):
+            limit = int(self.steps.spec.normalize.max_document_mb * 1e6)
+            for document in read_part(self.source, self.part, limit):
                 self.documents += 1
                 found = self._one(document)
                 if found is not None:
@@ -193,13 +198,14 @@ class _PartWork:
         if data is None or not data.strip():
             self._remove("read", "empty", "", 0)
             return None
-        self.bytes += len(data)
+        size = document.size or len(data)
+        self.bytes += size
         self.hash.update(data + b"\0")
-        if len(data) > self.steps.spec.normalize.max_document_mb * 1e6:
+        if size > self.steps.spec.normalize.max_document_mb * 1e6:
             head = data[: 4 * SAMPLE_CHARS].decode("utf-8", "replace")
-            self._remove("read", "too_large", head, len(data), place=document.place)
+            self._remove("read", "too_large", head, size, place=document.place)
             self.problems.append(
-                f"{document.place}: {len(data) / 1e6:.1f} MB in one document; "
+                f"{document.place}: {size / 1e6:.1f} MB in one document; "
                 f"normalize.max_document_mb is {self.steps.spec.normalize.max_document_mb:g}"
             )
             return None

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from reference.data.build import read_manifest
+from reference.data.manifest import read_manifest
 
 SAMPLE_BYTES = 20_000_000  # of text tokenized for the counts by domain
 _STEPS = {

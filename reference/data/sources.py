@@ -10,7 +10,7 @@ import fnmatch
 import gzip
 import io
 import json
-import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +23,11 @@ from reference.dataset import FILE_HINT, find_parquet_column
 from reference.errors import TrainerError
 
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt")
-_ROWS = 64  # documents read at a time
+_ROWS = 64  # documents read at a time, fewer where they are large
+_READ_BYTES = 16 << 20
+_NO_LIMIT = 1 << 62
+_HEAD = 4096  # bytes of what is too long to be read
+_ESCAPES = 6  # bytes of JSON for one of text at most
 _STATE_HINT = "Start the build again in an empty folder, or put the old file back."
 
 
@@ -54,6 +58,7 @@ class RawDocument(NamedTuple):
     data: bytes | None
     domain: str
     place: str
+    size: int = 0  # in bytes, where only the beginning was read because there is no use for it
 
 
 def files_of(source: Source) -> list[Path]:
@@ -118,8 +123,11 @@ def find_parts(
                 begin, total = group + 1, 0
 
 
-def read_part(source: Source, part: Part) -> Iterator[RawDocument]:
+def read_part(source: Source, part: Part, limit: int = _NO_LIMIT) -> Iterator[RawDocument]:
     """The documents of `part`.
+
+    Args:
+        limit: Bytes; of a longer text or JSON line only the beginning is read.
 
     Raises:
         TrainerError: The input has changed since it was cut, or cannot be read; the message names
@@ -139,14 +147,21 @@ def read_part(source: Source, part: Part) -> Iterator[RawDocument]:
     if path.suffix == ".parquet":
         yield from _read_parquet(path, source, part, domain)
     elif path.suffix == ".txt":
-        yield RawDocument(path.read_bytes(), domain, str(path))
+        with path.open("rb") as text:
+            whole = facts.st_size <= limit
+            yield RawDocument(
+                text.read() if whole else text.read(_HEAD),
+                domain,
+                str(path),
+                0 if whole else facts.st_size,
+            )
     else:
-        yield from _read_jsonl(path, source, domain)
+        yield from _read_jsonl(path, source, domain, limit)
 
 
 def _read_parquet(path: Path, source: Source, part: Part, domain: str) -> Iterator[RawDocument]:
     columns = [source.text, *([source.domain_column] if source.domain_column else [])]
-    with find_parquet_column(path, source.text, allow_binary=True) as file:
+    with find_parquet_column(path, source.text, allow_binary=True, streamed=True) as file:
         if source.domain_column and source.domain_column not in file.schema_arrow.names:
             raise TrainerError(
                 "bad_input",
@@ -154,9 +169,12 @@ def _read_parquet(path: Path, source: Source, part: Part, domain: str) -> Iterat
                 "Correct `domain_column` of the source.",
             )
         row = 0
+        groups = [file.metadata.row_group(group) for group in range(part.begin, part.end)]
+        mean = max(1, max(group.total_byte_size // max(1, group.num_rows) for group in groups))
+        rows = max(1, min(_ROWS, _READ_BYTES // mean))
         try:
             for batch in file.iter_batches(
-                _ROWS, row_groups=range(part.begin, part.end), columns=columns
+                rows, row_groups=range(part.begin, part.end), columns=columns
             ):
                 # As bytes: one text that is no UTF-8 must not take the others along.
                 values = _plain(batch.column(0)).cast(pa.large_binary())
@@ -189,12 +207,14 @@ def _open_lines(path: Path) -> io.BufferedIOBase | Any:
     return path.open("rb")
 
 
-def _read_jsonl(path: Path, source: Source, domain: str) -> Iterator[RawDocument]:
+def _read_jsonl(path: Path, source: Source, domain: str, limit: int) -> Iterator[RawDocument]:
     number = 0
     try:
         with _open_lines(path) as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
+            for number, (line, size) in enumerate(_lines(file, _ESCAPES * limit), start=1):
+                if size > len(line):
+                    yield RawDocument(line, domain, f"{path}: line {number}", size)
+                elif line.strip():
                     yield _json_document(line, source, domain, f"{path}: line {number}")
     except (OSError, EOFError) as error:
         raise TrainerError(
@@ -206,6 +226,20 @@ def _read_jsonl(path: Path, source: Source, domain: str) -> Iterator[RawDocument
                 "bad_input", f"{path} cannot be read after line {number}: {error}", FILE_HINT
             ) from error
         raise
+
+
+def _lines(file: Any, limit: int) -> Iterator[tuple[bytes, int]]:
+    """(line, its bytes); of lines of more than `limit` bytes the beginning."""
+    limit = min(limit, sys.maxsize)
+    while line := file.readline(limit):
+        size = len(line)
+        if size == limit and not line.endswith(b"\n"):
+            while rest := file.readline(_READ_BYTES):
+                size += len(rest)
+                if rest.endswith(b"\n"):
+                    break
+            line = line[:_HEAD] if size > limit else line
+        yield line, size
 
 
 def _json_document(line: bytes, source: Source, domain: str, place: str) -> RawDocument:
@@ -337,14 +371,3 @@ def read_examples(pattern: str, text: str, limit: int) -> list[str]:
 
 def _raise(error: TrainerError) -> None:
     raise error
-
-
-def total_bytes(parts: list[Part]) -> int:
-    """Bytes of the files behind `parts`, each counted once."""
-    return sum({part.file: part.bytes for part in parts}.values()) or len(parts)
-
-
-def free_bytes(folder: Path) -> int:
-    """Room on the disk under `folder`."""
-    facts = os.statvfs(folder)
-    return facts.f_bavail * facts.f_frsize

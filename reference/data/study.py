@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from reference.data.build import Options, build_corpus, read_manifest
+from reference.data.build import Options, build_corpus
+from reference.data.manifest import read_manifest
 from reference.data.spec import (
     Decontaminate,
     Dedup,

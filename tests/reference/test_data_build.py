@@ -14,7 +14,8 @@ pytest.importorskip("duckdb")
 pytest.importorskip("datatrove")
 
 from reference.data import build as build_module
-from reference.data.build import Options, build_corpus, corpus_digest, folder_digest, read_manifest
+from reference.data.build import Options, build_corpus
+from reference.data.manifest import corpus_digest, folder_digest, read_manifest
 from reference.data.spec import Spec, load_spec
 from reference.data.workers import open_workers
 from reference.errors import TrainerError

@@ -15,6 +15,7 @@ import pytest
 pytest.importorskip("duckdb")
 pytest.importorskip("datatrove")
 
+from reference.data import build as build_module
 from reference.data import linear, minhash
 from reference.data.bench import (
     made_texts,
@@ -227,7 +228,11 @@ def test_a_streamed_remote_file_is_read_and_its_change_noticed(tmp_path: Path, m
 
 
 @pytest.mark.slow
-def test_a_ray_cluster_builds_the_same_bytes(tmp_path: Path):
+def test_a_ray_cluster_builds_the_same_bytes_and_outlives_a_killed_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "300")  # a busy machine is slow to start it
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     pytest.importorskip("ray")
     (tmp_path / "in").mkdir()
     table = pa.table({"text": made_texts(60)})
@@ -235,6 +240,17 @@ def test_a_ray_cluster_builds_the_same_bytes(tmp_path: Path):
     source = Source(name="a", path=str(tmp_path / "in"))
     spec = Spec(source=(source,), filters=RULES_OFF, part_mb=0.02, shards=ShardRules(text_mb=0.05))
     here = build_corpus(spec, tmp_path / "here", Options(workers=1))
+    process_part, died = build_module.process_part, tmp_path / "died"
+
+    def dies_once(build: Path, number: int, digest: str) -> None:
+        """Inside the test, so that it travels to the workers by value."""
+        if number == 1 and not died.exists():
+            died.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        process_part(build, number, digest)
+
+    monkeypatch.setattr(build_module, "process_part", dies_once)
     there = build_corpus(spec, tmp_path / "there", Options(workers=2, ray="local"))
+    assert died.exists()
     assert there["digest"] == here["digest"]
     assert len(there["inputs"]) > 1

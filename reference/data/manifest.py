@@ -1,0 +1,87 @@
+"""`corpus.json`: what a finished corpus is and how it came to be; the digests that name it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from reference.errors import TrainerError
+
+MANIFEST = "corpus.json"
+FORMAT = 1
+# What decides what a corpus holds.
+_DECIDING = (
+    "filters",
+    "index",
+    "learn",
+    "linear",
+    "minhash",
+    "overlap",
+    "part",
+    "shards",
+    "sources",
+    "words",
+)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """corpus.json of a finished corpus.
+
+    Raises:
+        TrainerError: The folder holds none.
+    """
+    path = folder / MANIFEST if folder.is_dir() else folder
+    try:
+        manifest = dict(json.loads(path.read_text()))
+        if manifest["format"] != FORMAT:
+            raise ValueError(f"format {manifest['format']!r}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        unfinished = (folder / ".build").is_dir()
+        raise TrainerError(
+            "bad_input",
+            f"{folder} holds no finished corpus ({MANIFEST})",
+            "Give `n4090-kit data build` again: it goes on where it stopped."
+            if unfinished
+            else "Name a folder that `n4090-kit data build` wrote.",
+        ) from error
+    return manifest
+
+
+def corpus_digest(shards: Sequence[dict[str, Any]]) -> str:
+    """The digest a run's log gives this folder: of the lines `sha256sum *.parquet` prints."""
+    lines = sorted((shard["path"], shard["sha256"].removeprefix("sha256:")) for shard in shards)
+    text = "".join(f"{digest}  {path}\n" for path, digest in lines)
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def content_digest(shards: Sequence[dict[str, Any]]) -> str:
+    """Of the texts alone: the same whatever release of pyarrow wrote the files."""
+    lines = sorted(f"{shard['path']} {shard['content']}\n" for shard in shards)
+    return f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"
+
+
+def code_digest() -> str:
+    """Of the modules that decide what a corpus holds: a build goes on with no others."""
+    found = hashlib.sha256()
+    for name in _DECIDING:
+        found.update(Path(__file__).with_name(f"{name}.py").read_bytes())
+    return f"sha256:{found.hexdigest()}"
+
+
+def folder_digest(folder: Path) -> str:
+    """The digest of any folder of parquet files, as `corpus_digest` has it.
+
+    Raises:
+        TrainerError: There is none.
+    """
+    shards = []
+    for path in sorted(folder.glob("*.parquet")):
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        shards.append({"path": path.name, "sha256": f"sha256:{digest}"})
+    if not shards:
+        raise TrainerError("bad_input", f"no *.parquet file in {folder}", "Name another folder.")
+    return corpus_digest(shards)
