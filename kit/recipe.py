@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.errors import SchemaError
+from kit.growth import growth_problems
 from kit.schemas import Problem, load_schema, problems, with_defaults
 
 STAGES = ("tokenizer", "pretrain", "core", "sft", "chat_eval")
@@ -192,6 +193,7 @@ def _reference_inconsistencies(document: dict[str, Any]) -> list[Problem]:
                 )
             )
     found += _ramp_problems(model, pretrain)
+    found += growth_problems(model, pretrain)
     if "pretrain" in document["stages"] and (pretrain["num_steps"] > 0) == (pretrain["hours"] > 0):
         found.append(
             Problem(

@@ -253,13 +253,23 @@ def training_section(story: Story) -> dict[str, Any]:
         "steps": len(steps),
         "steps_done_again": len(story.of("pretrain", "step")) - len(steps),
         "tokens": tokens,
-        "flops": float(flops_per_token * tokens) if flops_per_token else None,
+        "flops": _flops(steps, flops_per_token),
         "first_loss": steps[0]["loss"] if steps else None,
         "final_loss": steps[-1]["loss"] if steps else None,
         "tokens_per_s": round(per_step / statistics.median(tail), 1) if tail else None,
         "mfu": facts.get("mfu"),
         "peak_memory_bytes": max(peaks) if peaks else None,
     }
+
+
+def _flops(steps: list[dict[str, Any]], flops_per_token: float | None) -> float | None:
+    """Of all steps; the trainer's own sum where a token does not always cost the same."""
+    summed = steps[-1].get("flops") if steps else None
+    if summed is not None:
+        return float(summed)
+    return (
+        float(flops_per_token * (steps[-1]["tokens"] if steps else 0)) if flops_per_token else None
+    )
 
 
 def quality_section(story: Story, run: Path) -> dict[str, Any]:

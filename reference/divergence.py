@@ -31,6 +31,10 @@ class Divergence:
         self._mean = loss if self._mean is None else 0.95 * self._mean + 0.05 * loss
         return False
 
+    def forget(self) -> None:
+        """Begins the running mean anew: the model has become another one."""
+        self._mean = None
+
     def may_go_back(self) -> bool:
         return self.count < self.rollbacks
 

@@ -8,10 +8,12 @@ figures, the second is what the hardware has to do.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 from reference.config import SMEAR_GATE_CHANNELS, ModelConfig
+from reference.growth_plan import GrowthPlan, teacher_share
 from reference.memory import (
     GIB,
     USABLE_SHARE,
@@ -22,7 +24,15 @@ from reference.memory import (
     plan_vram,
 )
 
-__all__ = ["Parameters", "count_flops", "count_parameters", "estimate", "peak_flops", "plan_vram"]
+__all__ = [
+    "Parameters",
+    "RunCost",
+    "count_flops",
+    "count_parameters",
+    "estimate",
+    "peak_flops",
+    "plan_vram",
+]
 
 # Dense bf16 peak with fp32 accumulation, FLOP/s, by the device's reported name; the vendor's data
 # sheets. A "*" stands for any form factor of the same peak.
@@ -90,12 +100,76 @@ def count_flops(config: ModelConfig) -> FlopsPerToken:
     )
 
 
+class Cost(NamedTuple):
+    """Training FLOPs of one token, by both counts."""
+
+    nanochat: float
+    causal: float
+
+
+@dataclass(frozen=True)
+class RunCost:
+    """What a token costs at each share of a run: less while its model is small, more when taught.
+
+    A teacher's forward pass is a third of what its training would be.
+    """
+
+    begins: tuple[float, ...]
+    costs: tuple[Cost, ...]
+
+    @classmethod
+    def from_recipe(cls, config: ModelConfig, section: Mapping[str, Any]) -> RunCost:
+        """By a recipe's `[pretrain]`; `config` is its finished model."""
+        plan = GrowthPlan.from_recipe(config, section)
+        each = [count_flops(model) for model in plan.configs]
+        begins = set(plan.begins)
+        share, every = section.get("distill_from") or 0.0, section.get("distill_refresh") or 0.0
+        while 0 < share < 1:
+            begins.add(share)
+            share = share + every if every else 1.0
+        costs = []
+        for begin in sorted(begins):
+            own, taken = each[plan.at(begin)], teacher_share(section, begin)
+            cost = Cost(own.nanochat, own.causal)
+            if taken is not None:
+                teacher = each[plan.at(taken)]
+                cost = Cost(own.nanochat + teacher.nanochat / 3, own.causal + teacher.causal / 3)
+            costs.append(cost)
+        return cls(tuple(sorted(begins)), tuple(costs))
+
+    @property
+    def varies(self) -> bool:
+        return len(set(self.costs)) > 1
+
+    def at(self, progress: float) -> Cost:
+        """Of a step at `progress` (0 to 1)."""
+        return self.costs[sum(begin <= progress for begin in self.begins) - 1]
+
+    def mean(self, *, by_time: bool) -> Cost:
+        """Of the run's tokens, whose parts are equal in tokens or, `by_time`, in time.
+
+        Equal time means more tokens where they are cheap.
+        """
+        ends = (*self.begins[1:], 1.0)
+        parts = [end - begin for begin, end in zip(self.begins, ends, strict=True)]
+        if by_time:
+            parts = [part / cost.nanochat for part, cost in zip(parts, self.costs, strict=True)]
+        return Cost(
+            *(
+                sum(part * cost[i] for part, cost in zip(parts, self.costs, strict=True))
+                / sum(parts)
+                for i in range(2)
+            )
+        )
+
+
 def estimate(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters, FLOPs, memory and hours of a resolved recipe.
 
     Returns:
-        `parameters` (by kind, `scaling`, `total`), `flops_per_token` (`nanochat`, `causal`),
-        `tokens`, `flops` (both counts), `vram_bytes` (by purpose, `total`, `fits_24gb`) of the
+        `parameters` (by kind, `scaling`, `total`) and `flops_per_token` (`nanochat`, `causal`) of
+        the finished model, `tokens`, `flops` of the whole run, growth and teacher included (both
+        counts), `vram_bytes` (by purpose, `total`, `fits_24gb`) of the
         micro-batch that a 24 GB card gets, `micro_batch` (`sequences`, `per_step`,
         `smallest_vram_bytes`: the plan of one sequence at a time),
         `rtx4090` (`tokens_per_s`, `pretrain_hours`, `assumptions`). Where the recipe trains for
@@ -104,7 +178,11 @@ def estimate(recipe: Mapping[str, Any]) -> dict[str, Any]:
     config = ModelConfig.from_recipe(recipe["model"], recipe["tokenizer"]["vocab_size"])
     pretrain = recipe["pretrain"]
     parameters, flops = count_parameters(config), count_flops(config)
-    tokens_per_s = ASSUMED_MFU * RTX_4090_FLOPS / flops.nanochat
+    cost = RunCost.from_recipe(config, pretrain)
+    mean = cost.mean(by_time=not pretrain.get("num_steps"))
+    if not cost.varies:
+        mean = Cost(flops.nanochat, flops.causal)
+    tokens_per_s = ASSUMED_MFU * RTX_4090_FLOPS / mean.nanochat
     if pretrain.get("num_steps"):
         tokens = pretrain["num_steps"] * pretrain["total_batch_size"]
     else:
@@ -124,7 +202,7 @@ def estimate(recipe: Mapping[str, Any]) -> dict[str, Any]:
         "flops_per_token": {"nanochat": flops.nanochat, "causal": flops.causal},
         "tokens": tokens,
         "tokens_per_scaling_parameter": tokens / parameters.scaling,
-        "flops": {"nanochat": flops.nanochat * tokens, "causal": flops.causal * tokens},
+        "flops": {"nanochat": mean.nanochat * tokens, "causal": mean.causal * tokens},
         "vram_bytes": {**vram, "total": total, "fits_24gb": total < USABLE_SHARE * VRAM_BYTES},
         "micro_batch": {
             "sequences": micro_batch,

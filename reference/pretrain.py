@@ -5,8 +5,9 @@ follows the elapsed share of it. By steps a run is a function of recipe and seed
 interrupted one, resumed, has the same losses to the bit on a CPU. By time every card finishes when
 the budget says so; each step's progress is logged, so that a replay can follow it.
 
-What changes on the way (sequence length, windows, batch, precision) is `reference.curriculum`; what
-is decided by measuring before the first step, `reference.tuning`.
+What changes on the way (sequence length, windows, batch, precision) is `reference.curriculum`; the
+model itself where it grows, `reference.growth`; what is decided by measuring before the first step,
+`reference.tuning`.
 
 References:
     nanochat's training script is the starting point: https://github.com/karpathy/nanochat
@@ -22,7 +23,6 @@ from typing import Any
 import torch
 
 from reference.anneal import AnnealedLoader, open_loader
-from reference.averaging import WeightAverage
 from reference.checkpoint import (
     BackgroundSaver,
     Saved,
@@ -30,9 +30,8 @@ from reference.checkpoint import (
     is_complete,
     load_latest_state,
     save_model,
-    weights_digest,
 )
-from reference.curriculum import Curriculum, Phase, rows_at
+from reference.curriculum import Phase, rows_at
 from reference.dataloader import PackedLoader, validation_batches
 from reference.dataset import Documents, token_folder
 from reference.device import (
@@ -44,12 +43,13 @@ from reference.device import (
 )
 from reference.divergence import Divergence
 from reference.errors import TrainerError
-from reference.estimate import count_flops, count_parameters, estimate, peak_flops
+from reference.estimate import RunCost, count_flops, count_parameters, estimate, peak_flops
 from reference.events import Events
+from reference.growth import Trainee
 from reference.memory import fitting_micro_batch, plan_vram
 from reference.metrics import evaluate_bpb
 from reference.model import GPT, ModelConfig
-from reference.optim import MuonAdamW, parameter_groups
+from reference.optim import MuonAdamW
 from reference.request import Request
 from reference.schedule import ScheduleConfig, schedule_at
 from reference.snapshot import save_snapshot
@@ -82,42 +82,48 @@ def run(request: Request, events: Events) -> None:
 
     config = ModelConfig.from_recipe(recipe["model"], tokenizer.vocab_size)
     T = config.seq_len
-    model = GPT.empty(config)
-    model.init_weights(request.seed)
-    initial_weights = weights_digest(model)
-    model.place(device)
     horizon = Horizon(request)
-    optimizer = MuonAdamW(
-        parameter_groups(model, section, tokens=horizon.tokens),
+    trainee = Trainee(
+        config,
+        section,
+        seed=request.seed,
+        device=device,
+        tokens=horizon.tokens,
         compiled=section["compile_optimizer"] and device.type == "cuda",
     )
-    average = WeightAverage(model, section["average"], section["average_share"])
     divergence = Divergence(section["divergence_nats"], section["rollbacks"])
     schedule = ScheduleConfig.from_recipe(section)
-    curriculum = Curriculum.from_recipe(config, section)
-    report_model(events, model, device, initial_weights)
+    cost = RunCost.from_recipe(config, section)
+    report_model(events, config, device, trainee.initial_weights)
 
     def say(text: str, **figures: Any) -> None:
         events.emit("note", text=text, **figures)
 
-    state = restore(request, model, optimizer, average)
+    state = latest_state(request)
+    if state["step"]:
+        trainee.load_state_dict(state)
     divergence.load_state_dict(state.get("divergence", {}))
-    first_step, tokens_seen = state["step"], state["tokens"]
+    first_step, tokens_seen, flops = state["step"], state["tokens"], state.get("flops", 0.0)
     micro_batch = choose_micro_batch(config, section, device, say)
-    maybe_compile(model, section["compile"], device, tokens=horizon.tokens)
-    decisions = decide(
-        model, section, micro_batch=micro_batch, say=say, known=state.get("decisions")
-    )
     bos = tokenizer.bos_id if section["document_mask"] else None
-    if device.type == "cuda" and section["compile"] != "off":
-        began = time.perf_counter()
-        shapes = [(phase, rows_at(phase, micro_batch, T)) for phase in curriculum.phases]
-        precompile(model, section, decisions, shapes[::-1], bos)
-        say(
-            f"{compiled_graphs()} graphs compiled beforehand for {len(shapes)} phase(s) of the run",
-            compile_s=round(time.perf_counter() - began, 3),
-        )
-    phase = curriculum.at(horizon.progress(first_step))
+
+    def prepare(known: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The decisions for the model in training, which is compiled where that is wanted."""
+        maybe_compile(trainee.model, section["compile"], device, tokens=horizon.tokens)
+        decisions = decide(trainee.model, section, micro_batch=micro_batch, say=say, known=known)
+        if device.type == "cuda" and section["compile"] != "off":
+            began, phases = time.perf_counter(), trainee.curriculum.phases
+            shapes = [(phase, rows_at(phase, micro_batch, T)) for phase in phases]
+            precompile(trainee.model, section, decisions, shapes[::-1], bos)
+            say(
+                f"{compiled_graphs()} graphs compiled beforehand for {len(shapes)} phase(s) of the "
+                "run",
+                compile_s=round(time.perf_counter() - began, 3),
+            )
+        return decisions
+
+    decisions = prepare(state.get("decisions"))
+    phase = trainee.curriculum.at(horizon.progress(first_step))
     loader = open_loader(
         lambda documents, position: PackedLoader(
             documents,
@@ -135,14 +141,15 @@ def run(request: Request, events: Events) -> None:
         recipe["data"]["anneal"],
         state["loader"],
     )
-    stepper = Stepper(model, optimizer, parts=state["parts"])
+    stepper = Stepper(trainee.model, trainee.optimizer, parts=state["parts"])
     saver = BackgroundSaver(out, background=section["background_checkpoints"])
     token_bytes = torch.from_numpy(tokenizer.token_bytes()).to(device)
 
     def evaluate(step: int, name: str = "val_bpb") -> None:
         began = time.perf_counter()
         # Always the finished model's reach: what a checkpoint of this moment would compute.
-        model.set_windows(config.windows)
+        model = trainee.model
+        model.set_windows(model.config.windows)
         batches = validation_batches(
             validation, micro_batch, T, max_tokens=section["eval_tokens"], device=device
         )
@@ -154,18 +161,17 @@ def run(request: Request, events: Events) -> None:
 
     def whole_state(step: int) -> dict[str, Any]:
         return {
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
+            **trainee.state_dict(),
             "loader": loader.state_dict() if step else None,
             "tokens": tokens_seen,
-            "tied": model.tied,
+            "flops": flops,
             "parts": stepper.parts,
             "decisions": decisions,
             "divergence": divergence.state_dict(),
         }
 
     def checkpoint(step: int, *, wait: bool = False) -> None:
-        whole = {**whole_state(step), "average": average.state_dict()}
+        whole = {**whole_state(step), "average": trainee.average.state_dict()}
         finished = saver.save(step, whole)
         report_saved(events, finished + (saver.wait() if wait else []))
 
@@ -174,10 +180,23 @@ def run(request: Request, events: Events) -> None:
         while True:
             progress = horizon.progress(step)
             done = progress >= 1.0
+            grew = trainee.reach(1.0 if done else progress)
+            if grew:
+                say(f"step {step}: the model grows: {', '.join(grew)}")
+                decisions = prepare()
+                stepper.model, stepper.optimizer = trainee.model, trainee.optimizer
+                phase = trainee.curriculum.at(progress)
+                apply(trainee.model, section, decisions, phase)
+                loader.resize(rows_at(phase, micro_batch, T), phase.seq_len)
+                divergence.forget()  # the loss of a deeper model jumps and comes back
+                if begun:
+                    gc.unfreeze()  # the smaller model is among what was set aside
+                    gc.collect()
+                    gc.freeze()
             if done or step == 0 or (section["eval_every"] and step % section["eval_every"] == 0):
-                if done and average.exists:  # the model of this run is the average
+                if done and trainee.average.exists:  # the model of this run is the average
                     evaluate(step, "val_bpb_weights")
-                    average.put()
+                    trainee.average.put()
                 evaluate(step)
                 if begun:
                     gc.collect()
@@ -196,18 +215,18 @@ def run(request: Request, events: Events) -> None:
             if step and section["snapshot_every"] and step % section["snapshot_every"] == 0:
                 save_snapshot(out, step, whole_state(step))
 
-            before, phase = phase, curriculum.at(progress)
+            before, phase = phase, trainee.curriculum.at(progress)
             if phase != before or not begun:
                 if begun:
                     say(f"step {step}: {difference(before, phase)}")
-                apply(model, section, decisions, phase)
+                apply(trainee.model, section, decisions, phase)
                 loader.resize(rows_at(phase, micro_batch, T), phase.seq_len)
             if isinstance(loader, AnnealedLoader):
                 loader.at(progress)
             step_tokens = phase.batch_tokens
             micro_batches = step_tokens // (loader.batch_size * phase.seq_len)
             multipliers = schedule_at(progress, step, schedule)
-            lr = multipliers.lr * curriculum.lr_scale(phase) * divergence.lr_factor
+            lr = multipliers.lr * trainee.curriculum.lr_scale(phase) * divergence.lr_factor
             multipliers = multipliers._replace(lr=lr)
             timer = DeviceTimer(device)
             began, waited_s = time.perf_counter(), loader.waited_s
@@ -224,7 +243,8 @@ def run(request: Request, events: Events) -> None:
                         f"the loss is {loss} at step {step}",
                         "Lower the learning rates or warm up longer; the last checkpoint is kept.",
                     )
-                put_back(begins_again[1], model, optimizer, average)
+                trainee.load_state_dict(begins_again[1])
+                stepper.model, stepper.optimizer = trainee.model, trainee.optimizer
                 divergence.went_back()
                 say(
                     f"step {step}: loss {loss}; the weights are those of step {begins_again[0]} "
@@ -232,8 +252,9 @@ def run(request: Request, events: Events) -> None:
                     rolled_back_step=step,
                 )
                 continue  # the step is done anew, with other data
-            average.update(step, progress)
+            trainee.average.update(step, progress)
             tokens_seen += step_tokens
+            flops += step_tokens * cost.at(progress).nanochat
             events.emit(
                 "step",
                 step=step,
@@ -243,6 +264,7 @@ def run(request: Request, events: Events) -> None:
                 progress=progress,
                 micro_batches=micro_batches * stepper.parts,
                 step_tokens=step_tokens,
+                **({"flops": flops} if cost.varies else {}),
                 dt_s=round(elapsed_s, 6),
                 wait_s=round(loader.waited_s - waited_s, 6),
                 cuda_s=cuda_s,
@@ -270,6 +292,7 @@ def run(request: Request, events: Events) -> None:
         loader.close()
         saver.close()
 
+    model = trainee.model
     if model.tied and not config.tied:
         model.untie()
     events.emit("memory", step=step, peak_bytes=peak_memory_bytes(device))
@@ -345,16 +368,18 @@ class Horizon:
 
 
 def report_model(
-    events: Events, model: GPT, device: torch.device, initial_weights: str | None = None
+    events: Events, config: ModelConfig, device: torch.device, initial_weights: str | None = None
 ) -> None:
-    """Tells the supervisor what is trained, from which weights, and what a token of it costs."""
-    config = model.config
-    flops = count_flops(config)
+    """Tells the supervisor what is trained, from which weights, and what a token of it costs.
+
+    Where the model grows, `config` and all figures are the finished one's.
+    """
+    flops, parameters = count_flops(config), count_parameters(config)
     peak = peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     events.emit(
         "model",
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        scaling_parameters=count_parameters(config).scaling,
+        parameters=parameters.total,
+        scaling_parameters=parameters.scaling,
         flops_per_token=flops.nanochat,
         flops_per_token_causal=flops.causal,
         peak_flops=peak,
@@ -369,26 +394,20 @@ def restore(
     request: Request,
     model: GPT,
     optimizer: MuonAdamW,
-    average: WeightAverage | None = None,
 ) -> dict[str, Any]:
     """Puts the latest state in place; returns the rest of it: step, loader, tokens, parts, …"""
+    state = latest_state(request)
+    if state["step"]:
+        model.load_state_dict(state["model"])
+        model.tied = state.get("tied", model.tied)
+        optimizer.load_state_dict(state["optimizer"])
+    return state
+
+
+def latest_state(request: Request) -> dict[str, Any]:
+    """What the interrupted attempt saved last, or the state before the first step."""
     latest = load_latest_state(request.path("out")) if request.attempt else None
     if latest is None:
         return {"step": 0, "loader": None, "tokens": 0, "parts": 1}
     step, state = latest
-    put_back(state, model, optimizer, average)
     return {"parts": 1, **state, "step": step}
-
-
-def put_back(
-    state: dict[str, Any],
-    model: GPT,
-    optimizer: MuonAdamW,
-    average: WeightAverage | None,
-) -> None:
-    """Gives model, optimizer and average what a saved state holds."""
-    model.load_state_dict(state["model"])
-    model.tied = state.get("tied", model.tied)
-    optimizer.load_state_dict(state["optimizer"])
-    if average is not None:
-        average.load_state_dict(state.get("average", {"count": 0, "average": {}}))

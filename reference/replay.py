@@ -16,7 +16,7 @@ import torch
 
 from reference.anneal import AnnealedLoader, open_loader
 from reference.checkpoint import load_model, weights_digest
-from reference.curriculum import Curriculum, rows_at
+from reference.curriculum import rows_at
 from reference.dataloader import PackedLoader, validation_batches
 from reference.dataset import Documents, find_shards, token_folder
 from reference.device import memory_limit_bytes, set_up_device
@@ -24,10 +24,11 @@ from reference.divergence import Divergence
 from reference.errors import TrainerError
 from reference.estimate import estimate
 from reference.events import Events
+from reference.growth import Trainee
+from reference.growth_plan import GrowthPlan
 from reference.memory import fitting_micro_batch
 from reference.metrics import evaluate_bpb
 from reference.model import GPT, ModelConfig
-from reference.optim import MuonAdamW, parameter_groups
 from reference.pretrain import report_model
 from reference.request import Request
 from reference.schedule import ScheduleConfig, schedule_at
@@ -45,9 +46,10 @@ def run(request: Request, events: Events) -> None:
     device = set_up_device(request)
     tokenizer = Tokenizer.load(request.path("tokenizer"))
     config = ModelConfig.from_recipe(request.recipe["model"], tokenizer.vocab_size)
-    model = GPT(config)
+    model = GPT.empty(GrowthPlan.from_recipe(config, request.recipe["pretrain"]).configs[0])
     model.init_weights(request.seed)
-    report_model(events, model, device, weights_digest(model))
+    report_model(events, config, device, weights_digest(model))
+    del model
     if not asked["windows"] and not asked["validate"]:
         return
     cache = token_folder(request.path("cache"), request.run_id)
@@ -81,36 +83,33 @@ def _window(
     section = request.recipe["pretrain"]
     horizon = estimate(request.recipe)["tokens"]
     T = config.seq_len
-    model = GPT.empty(config)
     first: int = window["step"]
     state: dict[str, Any] = {"loader": None, "tokens": 0, "parts": 1}
     if first:
         state = {**state, **_snapshot(request, first)}
-    else:
-        model.init_weights(request.seed)
-    model.place(device)
-    optimizer = MuonAdamW(parameter_groups(model, section, tokens=horizon))
+    trainee = Trainee(config, section, seed=request.seed, device=device, tokens=horizon)
     if first:
         try:
-            model.load_state_dict(state["model"])
-            model.tied = state.get("tied", model.tied)
-            optimizer.load_state_dict(state["optimizer"])
+            trainee.load_state_dict(state)
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise _unfit(first, error) from error
     divergence = Divergence(section["divergence_nats"], section["rollbacks"])
     divergence.load_state_dict(state.get("divergence", {}))
     schedule = ScheduleConfig.from_recipe(section)
-    curriculum = Curriculum.from_recipe(config, section)
     micro_batch = fitting_micro_batch(config, section, memory_limit_bytes(device, 0))
-    maybe_compile(model, section["compile"], device, tokens=horizon)
-    decisions = decide(
-        model,
-        section,
-        micro_batch=micro_batch,
-        say=lambda text, **_: events.emit("note", text=text),
-        known=state.get("decisions"),
-    )
-    phase = curriculum.at(window["progress"][0])
+
+    def prepare(known: dict[str, Any] | None = None) -> dict[str, Any]:
+        maybe_compile(trainee.model, section["compile"], device, tokens=horizon)
+        return decide(
+            trainee.model,
+            section,
+            micro_batch=micro_batch,
+            say=lambda text, **_: events.emit("note", text=text),
+            known=known,
+        )
+
+    decisions = prepare(state.get("decisions"))
+    phase = trainee.curriculum.at(window["progress"][0])
     bos = tokenizer.bos_id if section["document_mask"] else None
     loader = open_loader(
         lambda documents, position: PackedLoader(
@@ -128,20 +127,24 @@ def _window(
         request.recipe["data"]["anneal"],
         state["loader"],
     )
-    stepper, tokens = Stepper(model, optimizer, parts=state["parts"]), state["tokens"]
+    stepper = Stepper(trainee.model, trainee.optimizer, parts=state["parts"])
+    tokens = state["tokens"]
     try:
         for step, progress in enumerate(window["progress"], start=first):
             if stop_requested():
                 raise Stopped
-            phase = curriculum.at(progress)
-            apply(model, section, decisions, phase)
+            if trainee.reach(progress):
+                decisions = prepare()
+                stepper.model, stepper.optimizer = trainee.model, trainee.optimizer
+            phase = trainee.curriculum.at(progress)
+            apply(trainee.model, section, decisions, phase)
             if isinstance(loader, AnnealedLoader):
                 loader.at(progress)
             loader.resize(rows_at(phase, micro_batch, T), phase.seq_len)
             micro_batches = phase.batch_tokens // (loader.batch_size * phase.seq_len)
             batches = (loader.next_batch() for _ in range(micro_batches))
             multipliers = schedule_at(progress, step, schedule)
-            lr = multipliers.lr * curriculum.lr_scale(phase) * divergence.lr_factor
+            lr = multipliers.lr * trainee.curriculum.lr_scale(phase) * divergence.lr_factor
             multipliers = multipliers._replace(lr=lr)
             loss = stepper.step(batches, multipliers, count=phase.batch_tokens)
             tokens += phase.batch_tokens

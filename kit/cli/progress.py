@@ -58,6 +58,7 @@ class Reading:
         self.parts: dict[str, str] = {}
         self._tokens_per_s: float | None = None
         self._flops_per_token: float | None = None
+        self._flops: float | None = None  # the trainer's sum, where a token's cost changes
         self._peak_flops: float | None = None
 
     def take(self, event: Event) -> None:
@@ -91,8 +92,11 @@ class Reading:
             old = self._tokens_per_s
             self._tokens_per_s = speed if old is None else old + SMOOTHING * (speed - old)
             self.parts["speed"] = f"{self._tokens_per_s:,.0f} tok/s"
-            if self._flops_per_token and self._peak_flops:
-                mfu = self._tokens_per_s * self._flops_per_token / self._peak_flops
+            per_token, before, self._flops = self._flops_per_token, self._flops, data.get("flops")
+            if self._flops is not None and before is not None:
+                per_token = (self._flops - before) / count
+            if per_token and self._peak_flops and (self._flops is None or before is not None):
+                mfu = self._tokens_per_s * per_token / self._peak_flops
                 self.parts["mfu"] = f"MFU {mfu:.1%}"
 
     def line(self) -> str:

@@ -47,6 +47,7 @@ REPORTS: dict[str, dict[str, Kinds]] = {
 _OPTIONAL_NUMBERS = (
     "dt_s",
     "cuda_s",
+    "flops",
     "flops_per_token",
     "mfu",
     "peak_flops",

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
+from kit.growth import size_at, varies
 from kit.hardware.gpu_class import kind
 from kit.result import energy_section
 from kit.verify.evidence import Document, Evidence, Irrelevant
@@ -55,11 +56,12 @@ def roof(evidence: Evidence) -> Iterator[Finding]:
                 found=f"{per_token:.4g}",
             )
         per_token = max(per_token, counted)
+        if _work_varies(evidence):
+            yield from _claimed_work(evidence, config)
     # Each start of the stage by itself, or downtime would dilute what was claimed.
-    known = speeds(evidence)
-    if not known:
+    rate = work_rate(evidence, per_token)
+    if rate is None:
         raise Irrelevant("no start of the stage made enough steps")
-    rate = per_token * max(known)
     peak, what = _peak_flops(evidence)
     if peak is None:
         if evidence.track != "rtx4090-24h":
@@ -77,13 +79,56 @@ def roof(evidence: Evidence) -> Iterator[Finding]:
     yield ok(f"{rate / 1e12:,.3f} of {peak / 1e12:,.3f} TFLOP/s ({what})")
 
 
-def speeds(evidence: Evidence) -> list[float]:
-    """Tokens a second of each start of the pretraining that made enough steps."""
-    found = (
-        tokens_per_s(run, each_waited_for=evidence.reference_trainer)
-        for run in attempts(evidence.story.of("pretrain", "step"))
-    )
-    return [rate for rate in found if rate is not None]
+def work_rate(evidence: Evidence, per_token: float) -> float | None:
+    """FLOP/s of the fastest start of the pretraining; None where none made enough steps.
+
+    Args:
+        per_token: FLOPs of a token, where every step's tokens cost the same. Where the recipe's
+            model grows, they are counted step by step: small models make more tokens a second.
+    """
+    config = _config(evidence) if _work_varies(evidence) else None
+    rates = []
+    for run in attempts(evidence.story.of("pretrain", "step")):
+        if config is None:
+            rate, cost = tokens_per_s(run, each_waited_for=evidence.reference_trainer), per_token
+        else:
+            work = work_of(run, config, evidence.recipe.section("pretrain"))
+            counted = [
+                {**step, "data": {"tokens": flops}} for step, flops in zip(run, work, strict=True)
+            ]
+            rate, cost = tokens_per_s(counted, each_waited_for=True), 1.0
+        if rate is not None:
+            rates.append(rate * cost)
+    return max(rates) if rates else None
+
+
+def work_of(steps: list[Document], config: dict[str, Any], pretrain: dict[str, Any]) -> list[float]:
+    """FLOPs done by the end of each of these steps, the model having its size of the time."""
+    total, tokens, found = 0.0, 0, []
+    for step in (step["data"] for step in steps):
+        size = size_at(config, pretrain, float(step.get("progress", 1.0)))
+        total += (step["tokens"] - tokens) * flops_per_token(size)
+        tokens = step["tokens"]
+        found.append(total)
+    return found
+
+
+def _work_varies(evidence: Evidence) -> bool:
+    return evidence.reference_trainer and varies(evidence.recipe.section("pretrain"))
+
+
+def _claimed_work(evidence: Evidence, config: dict[str, Any]) -> Iterator[Finding]:
+    """The trainer's own sum over steps is that of the models that the recipe names."""
+    steps = evidence.story.steps("pretrain")
+    counted = work_of(steps, config, evidence.recipe.section("pretrain"))[-1]
+    claimed = steps[-1]["data"].get("flops")
+    if not isinstance(claimed, int | float) or abs(claimed - counted) > _FLOPS_TOLERANCE * counted:
+        yield fail(
+            "the run's FLOPs are not those of the models it grew through",
+            f"pretrain step {steps[-1]['data']['step']}",
+            expected=f"{counted:.4g}",
+            found=claimed,
+        )
 
 
 def tokens_per_s(steps: list[Document], *, each_waited_for: bool = False) -> float | None:
@@ -372,10 +417,10 @@ def _utilisation(evidence: Evidence) -> float | None:
     """Share of the card's specified peak while it trained."""
     name = ((evidence.document["hardware"]["before"] or {}).get("class") or {}).get("name", "")
     known, per_token = kind(name), evidence.document["training"]["flops_per_token"]
-    found = speeds(evidence)
-    if known is None or not per_token or not found:
+    if known is None or not per_token:
         return None
-    return float(per_token * max(found) / (known.spec_bf16_tflops * 1e12))
+    rate = work_rate(evidence, per_token)
+    return None if rate is None else float(rate / (known.spec_bf16_tflops * 1e12))
 
 
 CHECKS = (

@@ -80,7 +80,7 @@ def _own_point(path: Path) -> Point:
         source=f"run {run.name}",
         parameters=model["scaling_parameters"],
         tokens=tokens,
-        flops=model["flops_per_token"] * tokens,
+        flops=steps[-1].get("flops", model["flops_per_token"] * tokens),
         val_bpb=bpb[-1]["value"],
         core=core["value"] if whole else None,
         core_runs=1 if whole else 0,

@@ -123,7 +123,7 @@ def required_flops(facts: Facts, target_bpb: float | None) -> list[Figure]:
             _figure(
                 "flops_to_target",
                 f"FLOPs to val_bpb {target_bpb:g}",
-                None if reached is None else reached["tokens"] * per_token,
+                None if reached is None else reached["flops"],
                 "{:.4g}".format,
                 "" if reached else "never reached",
             )

@@ -26,6 +26,10 @@ class Facts:
 
     @property
     def flops_per_token(self) -> float:
+        """Of training; the mean over the run where a token did not always cost the same."""
+        last = self.steps[-1]
+        if "flops" in last:
+            return float(last["flops"] / last["tokens"])
         return float(self.model["flops_per_token"])
 
 
@@ -74,9 +78,10 @@ def eval_points(facts: Facts) -> list[dict[str, Any]]:
     """Evaluations with the tokens and FLOPs trained until then."""
     rows = []
     for row in facts.evals:
-        before = [step["tokens"] for step in facts.steps if step["step"] < row.get("step", 0)]
-        tokens = before[-1] if before else 0
-        rows.append({**row, "tokens": tokens, "flops": tokens * facts.flops_per_token})
+        before = [step for step in facts.steps if step["step"] < row.get("step", 0)]
+        tokens = before[-1]["tokens"] if before else 0
+        flops = before[-1].get("flops", tokens * facts.flops_per_token) if before else 0.0
+        rows.append({**row, "tokens": tokens, "flops": flops})
     return rows
 
 

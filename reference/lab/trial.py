@@ -160,7 +160,8 @@ class _Watch:
             self._flops_per_token = float(data["flops_per_token"])
         elif ev == "step":
             self._train_s += float(data.get("dt_s") or 0.0)
-            flops = data["tokens"] * self._flops_per_token
+            # The sum where a token's cost changes on the way.
+            flops = data.get("flops", data["tokens"] * self._flops_per_token)
             row = [data["step"], data["tokens"], flops, self._train_s, data["loss"]]
             self._steps.append(row)
             self._progress = float(data.get("progress") or 0.0)
@@ -177,8 +178,7 @@ class _Watch:
         step = data.get("step") or 0
         horizon = self._trial.recipe["pretrain"]["num_steps"]
         progress = step / horizon if horizon else (self._progress if step else 0.0)
-        tokens = self._steps[-1][1] if self._steps and step else 0
-        flops = tokens * self._flops_per_token
+        tokens, flops = self._steps[-1][1:3] if self._steps and step else (0, 0.0)
         self._evals.append([progress, step, tokens, flops, self._train_s, data["value"]])
         for milestone, limit in self._trial.limits:
             if milestone <= progress < 1.0 and data["value"] > limit:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 import math
 from pathlib import Path
@@ -14,10 +16,11 @@ import pytest
 import torch
 
 from kit.recipe import parse_recipe
-from reference import pretrain
+from reference import pretrain, replay
 from reference.checkpoint import load_model
 from reference.dataset import token_folder, tokenize_shard, write_index
 from reference.errors import TrainerError
+from reference.estimate import RunCost
 from reference.events import Events
 from reference.model import GPT
 from reference.request import Request
@@ -58,6 +61,11 @@ SWITCHES: dict[str, dict[str, dict[str, Any]]] = {
     "tied, states in other types": {
         "model": {"tied_until": 1},
         "pretrain": {"momentum_dtype": "bfloat16", "factored_second_moment": True},
+    },
+    "growth": {
+        "model": {"n_layer": 4, "n_embd": 64, "n_head": 4, "n_kv_head": 4},
+        "pretrain": {"growth_layers": [[0, 2], [0.3, 4]], "growth_width": [[0, 32], [0.6, 64]],
+                     "seq_len_ramp": [[0, 16], [0.4, 32]], "average": "ema"},
     },
     "documents apart": {"pretrain": {"document_mask": True, "prefetch": 3}},
     "swiglu, one key head, logits in 8 bits": {
@@ -177,6 +185,58 @@ def test_a_killed_run_goes_on_from_a_checkpoint_of_an_earlier_phase(
     file = "model.safetensors"
     same = [(tmp_path / part / file).read_bytes() for part in ("out", "whole")]
     assert same[0] == same[1]
+
+
+def test_a_grown_run_reports_its_work_and_is_saved_as_the_whole_model(
+    world: Path, tmp_path: Path
+) -> None:
+    events = Recorder()
+    asked = request(world, tmp_path / "out", "growth", snapshot_every=4)
+    pretrain.run(asked, events)
+    assert "step 3: the model grows: n_layer 2 -> 4" in events.notes
+    assert "step 5: the model grows: n_embd 32 -> 64, n_head 2 -> 4" in events.notes
+    model, config = load_model(tmp_path / "out")
+    assert (config.n_layer, config.n_embd) == (4, 64)
+    stated = events.data("model")[0]
+    assert stated["parameters"] == sum(p.numel() for p in model.parameters())
+    cost = RunCost.from_recipe(config, asked.recipe["pretrain"])
+    each = [128 * cost.at(step / 8).nanochat for step in range(8)]
+    assert [data["flops"] for data in events.data("step")] == pytest.approx(
+        list(itertools.accumulate(each))
+    )
+    assert each[-1] == 128 * stated["flops_per_token"] > 2 * each[0]
+    # Another start of the same stretch, with other models than the run's last: `replay`.
+    (tmp_path / "replay.json").write_text(
+        json.dumps({"windows": [{"step": 4, "progress": [4 / 8, 5 / 8, 6 / 8]},
+                                {"step": 0, "progress": [0.0, 1 / 8, 2 / 8, 3 / 8]}],
+                    "validate": False})
+    )  # fmt: skip
+    paths = {**asked.paths, "base": tmp_path / "out", "replay": tmp_path / "replay.json"}
+    again = Recorder()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(replay, "_tokenize", lambda *_, **__: None)
+        replay.run(dataclasses.replace(asked, stage="replay", paths=paths), again)
+    assert again.losses == [*events.losses[4:7], *events.losses[:4]]
+    assert again.data("model")[0]["initial_weights"] == stated["initial_weights"]
+
+
+def test_a_run_that_diverges_after_growing_goes_back_to_the_smaller_model(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, widths = pretrain.Stepper.step, []
+
+    def breaks_once(self: Any, *args: Any, **options: Any) -> float:
+        widths.append(self.model.config.n_layer)
+        loss = real(self, *args, **options)
+        return math.nan if len(widths) == 5 else loss
+
+    monkeypatch.setattr(pretrain.Stepper, "step", breaks_once)
+    events = Recorder()
+    changes = {"rollbacks": 1, "growth_width": [], "growth_layers": [[0, 2], [0.45, 4]]}
+    pretrain.run(request(world, tmp_path / "out", "growth", **changes), events)
+    assert widths == [2] * 4 + [4] * 5
+    assert [data["step"] for data in events.data("step")] == list(range(8))
+    assert events.notes.count("n_layer 2 -> 4") == 2  # the state of step 3 is of before growing
 
 
 def test_phases_are_logged_and_evaluation_always_has_the_full_length(
