@@ -13,9 +13,10 @@ the copies of a channel.
 
 The optimizer's moments go with the weights: those of a copy are its original's, divided by the
 number of copies that a gradient is divided among. They are what the same steps of the large model,
-without the noise, would have left. Muon's factored second moment begins anew when a model gets
-wider: only its proportions matter, and it forgets in ten steps. So does every state whose shape is
-not understood here. An average of weights begins anew, too: the old ones are another model's.
+without the noise, would have left. Other states of matrices go with copied layers, but begin anew
+when a model gets wider: of Muon's second moments only the proportions matter, and they forget in
+ten steps; SOAP's bases have another size. Factored second moments of tables always begin anew. So
+does an average of weights: what it holds is another model's.
 
 References:
     Du et al. 2024, Stacking Your Transformers, https://arxiv.org/abs/2405.15319: of four ways to
@@ -43,6 +44,7 @@ NOISE = 1.0  # of the shares, relative to their own root mean square
 _NOISE_SEED = 1 << 32  # apart from the seeds of initial weights
 # What is carried, and the power of the gradient that it is an average of.
 _ADAM_MOMENTS = {"exp_avg": 1, "exp_avg_sq": 2}
+_COUNTS = ("updates", "momentum_left")  # of a group of matrices, beside its states
 
 
 class Axis(NamedTuple):
@@ -177,22 +179,19 @@ def carry_moments(old: GPT, source: MuonAdamW, new: GPT, target: MuonAdamW) -> N
     new_names = {p: name for name, p in new.named_parameters()}
     old_parameters = dict(old.named_parameters())
     places = {
-        p: (group["params"], place)
+        p: (group, place)
         for group in source.param_groups
         for place, p in enumerate(group["params"])
     }
     for group in target.param_groups:
         members = [(p, made[new_names[p]]) for p in group["params"]]
-        if group["kind"] == "muon":
+        if group["kind"] != "adamw":
             found = [places[old_parameters[origin.name]] for _, origin in members]
             first = found[0][0]
-            if any(params is not first for params, _ in found):
-                continue
-            state = source.state.get(first[0], {})
-            if set(state) == {"momentum", "second_moment"}:
-                target.state[group["params"][0]] = _muon_state(
-                    state, [place for _, place in found], [o.axes for _, o in members]
-                )
+            state = source.state.get(first["params"][0], {})
+            if state and all(whole is first for whole, _ in found):
+                axes = [origin.axes for _, origin in members]
+                _carry_matrices(state, first, [place for _, place in found], axes, target, group)
             continue
         for p, origin in members:
             state = source.state.get(old_parameters[origin.name], {})
@@ -205,17 +204,25 @@ def carry_moments(old: GPT, source: MuonAdamW, new: GPT, target: MuonAdamW) -> N
                 }
 
 
-def _muon_state(
-    state: Mapping[str, Tensor], places: list[int], axes: list[dict[int, Axis]]
-) -> dict[str, Tensor]:
-    """Of a group of matrices, worked off as one batch (K, m, n)."""
-    momentum = state["momentum"]
-    rows = [moved(momentum[i], a, {"copied": 1}) for i, a in zip(places, axes, strict=True)]
-    K, m, n = len(rows), *rows[0].shape
-    second = state["second_moment"][torch.tensor(places, device=momentum.device)]
-    if rows[0].shape != momentum.shape[1:]:
-        second = torch.zeros((K, m, 1) if m >= n else (K, 1, n), device=momentum.device)
-    return {"momentum": torch.stack(rows), "second_moment": second}
+def _carry_matrices(
+    state: Mapping[str, Tensor],
+    source: Mapping[str, Any],
+    places: list[int],
+    axes: list[dict[int, Axis]],
+    target: MuonAdamW,
+    group: dict[str, Any],
+) -> None:
+    """Of a group of matrices, whose states are batches (K, ...): from `source` to `group`."""
+    if not any(axes):
+        index = torch.tensor(places, device=state["momentum"].device)
+        target.state[group["params"][0]] = {k: value[index] for k, value in state.items()}
+        group.update({key: source[key] for key in _COUNTS if key in source})
+    elif not group["kind"].startswith("soap"):  # whose bases are of another size
+        fresh = target.new_matrix_state(group)
+        rows = [
+            moved(state["momentum"][i], a, {"copied": 1}) for i, a in zip(places, axes, strict=True)
+        ]
+        target.state[group["params"][0]] = {**fresh, "momentum": torch.stack(rows)}
 
 
 class Trainee:

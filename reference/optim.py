@@ -153,7 +153,7 @@ class MuonAdamW(torch.optim.Optimizer):
         m, n = params[0].shape
         state = self.state[params[0]]  # of the whole group: the matrices are one batch
         if not state:
-            state.update(self._new_matrix_state(group))
+            state.update(self.new_matrix_state(group))
         rotating = group["kind"].startswith("soap")
         if rotating:
             group["updates"] += 1
@@ -190,7 +190,8 @@ class MuonAdamW(torch.optim.Optimizer):
                     u.addcmul_(p, (p * u >= 0).to(p.dtype), value=group["weight_decay"])
                 p.sub_(u, alpha=lr)
 
-    def _new_matrix_state(self, group: dict[str, Any]) -> dict[str, Tensor]:
+    def new_matrix_state(self, group: dict[str, Any]) -> dict[str, Tensor]:
+        """What a group of matrices begins with, each a batch (K, ...)."""
         params, kind = group["params"], group["kind"]
         K, (m, n), device = len(params), params[0].shape, params[0].device
         dtype = getattr(torch, group.get("momentum_dtype", "float32"))

@@ -165,3 +165,29 @@ HONEST: dict[str, Callable[[], Draft]] = {
     "4090, one of a registered group": lambda: enrol(gpu_run(seed=10), 1),
     "4090, stopped": lambda: gpu_run(seed=9, stop_at=1),
 }
+
+
+def scale(draft: Draft, factor: float, clocks: str, telemetry: bool = True) -> None:
+    """All times `factor` times as long, on the named clocks."""
+    base = draft.events[0]
+    t0, wall0, c0 = base["t_ns"], base["wall_ms"], dict(base["clocks"])
+    for event in draft.events:
+        if "t" in clocks:
+            event["t_ns"] = int(t0 + (event["t_ns"] - t0) * factor)
+        if "w" in clocks:
+            event["wall_ms"] = int(wall0 + (event["wall_ms"] - wall0) * factor)
+        for letter, name in (("r", "raw_ns"), ("s", "syscall_ns"), ("u", "uptime_ms")):
+            if letter in clocks:
+                value = event["clocks"][name]
+                event["clocks"][name] = int(c0[name] + (value - c0[name]) * factor)
+    for record in draft.telemetry if telemetry else []:
+        record["t_ms"] = int(t0 / 1e6 + (record["t_ms"] - t0 / 1e6) * factor)
+        record["wall_ms"] = int(wall0 + (record["wall_ms"] - wall0) * factor)
+        record.pop("gpu_energy_j", None)
+
+
+def step_times(draft: Draft, factor: float) -> None:
+    """The trainer's two clocks say that each step took `factor` times as long."""
+    for event in draft.of("step"):
+        for name in ("dt_s", "cuda_s"):
+            event["data"][name] = round(event["data"][name] * factor, 6)

@@ -63,6 +63,36 @@ def test_all_problems_are_reported_at_once_with_path_and_line() -> None:
             "[pretrain]\nhours = 1\ntotal_batch_size = 1000\n",
             "multiple of device_batch_size * seq_len = 16384",
         ),
+        (
+            "[pretrain]\nhours = 1\ngrowth_layers = [[0.0, 6], [0.5, 10]]\n",
+            "pretrain.growth_layers (line 7): ends with 10; must end with model.n_layer (12)",
+        ),
+        (
+            "[pretrain]\nhours = 1\ngrowth_layers = [[0.1, 6], [0.5, 12]]\n",
+            "found shares [0.1, 0.5]; must rise, from 0 on",
+        ),
+        (
+            "[pretrain]\nhours = 1\ngrowth_layers = [[0.0, 12], [0.5, 12]]\n",
+            "found [12, 12]; must grow with every pair",
+        ),
+        (
+            "[pretrain]\nhours = 1\ngrowth_width = [[0.0, 320], [0.5, 768]]\n",
+            "found 320; must be a multiple of the heads' width (128)",
+        ),
+        (
+            "[pretrain]\nhours = 1\ngrowth_width = [[0.0, 512], [0.5, 768]]\n",
+            "found 512; must divide the next width (768)",
+        ),
+        (
+            "[model]\nn_kv_head = 1\n[pretrain]\nhours = 1\n"
+            "growth_width = [[0, 384], [0.5, 768]]\n",
+            "must leave whole key heads",
+        ),
+        (
+            "[model]\ntied_until = 0.5\n[pretrain]\nhours = 1\n"
+            "growth_width = [[0, 384], [0.5, 768]]\n",
+            "cannot widen a table that is the head as well: set model.tied_until to 0",
+        ),
         ('[data]\nkind = "hub"\n[pretrain]\nhours = 1\n', "kind hub needs repo"),
     ],
 )

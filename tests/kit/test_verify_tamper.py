@@ -22,7 +22,7 @@ import pytest
 import tamper
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
-from tamper import Draft, chain_lines, gpu_run
+from tamper import Draft, chain_lines, gpu_run, scale, step_times
 
 from kit.core_eval.statistics import TaskOutcomes, normal_interval
 from kit.run.log import LOG_KIND
@@ -560,32 +560,6 @@ def _(draft: Draft) -> None:
 
 
 # --- V06: clocks -------------------------------------------------------------------------------
-
-
-def scale(draft: Draft, factor: float, clocks: str, telemetry: bool = True) -> None:
-    """All times `factor` times as long, on the named clocks."""
-    base = draft.events[0]
-    t0, wall0, c0 = base["t_ns"], base["wall_ms"], dict(base["clocks"])
-    for event in draft.events:
-        if "t" in clocks:
-            event["t_ns"] = int(t0 + (event["t_ns"] - t0) * factor)
-        if "w" in clocks:
-            event["wall_ms"] = int(wall0 + (event["wall_ms"] - wall0) * factor)
-        for letter, name in (("r", "raw_ns"), ("s", "syscall_ns"), ("u", "uptime_ms")):
-            if letter in clocks:
-                value = event["clocks"][name]
-                event["clocks"][name] = int(c0[name] + (value - c0[name]) * factor)
-    for record in draft.telemetry if telemetry else []:
-        record["t_ms"] = int(t0 / 1e6 + (record["t_ms"] - t0 / 1e6) * factor)
-        record["wall_ms"] = int(wall0 + (record["wall_ms"] - wall0) * factor)
-        record.pop("gpu_energy_j", None)
-
-
-def step_times(draft: Draft, factor: float) -> None:
-    """The trainer's two clocks say that each step took `factor` times as long."""
-    for event in draft.of("step"):
-        for name in ("dt_s", "cuda_s"):
-            event["data"][name] = round(event["data"][name] * factor, 6)
 
 
 @mutation("libfaketime at 0.98", "V06", kind="draft")

@@ -142,6 +142,24 @@ def test_a_wider_models_moments_are_those_of_the_gradients_it_would_have_had():
     train_step(new, target, [(tokens(), tokens(1))], SCHEDULE)
 
 
+@pytest.mark.parametrize("kind", ["soap", "soap_muon", "muon2"])
+def test_other_optimizers_states_go_with_layers_and_survive_widening(kind):
+    old, optimizer = trained(SMALL, matrix_optimizer=kind)
+    known = optimizer.state[next(iter(old.blocks[0].mlp.parameters()))]
+    for changes in ({"n_layer": 4}, {"n_embd": 64, "n_head": 4, "n_kv_head": 4}):
+        new = grown(old, dataclasses.replace(SMALL, **changes), 1).place()
+        target = MuonAdamW(parameter_groups(new, {**RATES, "matrix_optimizer": kind}))
+        carry_moments(old, optimizer, new, target)
+        first = target.state[next(iter(new.blocks[0].mlp.parameters()))]
+        if "n_layer" in changes:
+            assert set(first) == set(known)
+            assert all(torch.equal(first[k], known[k][[0, 1, 0, 1]]) for k in known)
+        else:
+            assert bool(first) == (kind == "muon2")
+        losses = [train_step(new, target, [(tokens(s), tokens(s + 1))], SCHEDULE) for s in range(3)]
+        assert all(loss < 6 for loss in losses)
+
+
 def test_states_of_another_kind_begin_anew():
     old, optimizer = trained(SMALL, factored_second_moment=True)
     config = dataclasses.replace(SMALL, n_layer=4)
