@@ -228,7 +228,7 @@ class MuonAdamW(torch.optim.Optimizer):
             )
         if step == 1:
             soap.first_bases(states)
-        elif step % group.get("refresh_steps", SOAP_REFRESH_STEPS) == 0:
+        elif soap.refresh_due(step, group.get("refresh_steps", SOAP_REFRESH_STEPS)):
             soap.refresh_bases(states)
         return update
 

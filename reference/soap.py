@@ -21,6 +21,7 @@ from reference.matmul import batched_matmul
 from reference.muon import advance
 
 BETA2 = {"soap": 0.95, "soap_muon": 0.90}  # of squares and covariances, as published with each
+EARLY_STEPS = 20
 EPS = 1e-10
 # Adam's steps have about this root mean square an entry (arXiv 2502.16982, 2.2).
 ADAM_RMS = 0.2
@@ -95,6 +96,15 @@ def precondition(update: Tensor, state: State, beta2: float) -> Tensor:
     turned = into_basis(update, state)
     state["exp_avg_sq"].lerp_(turned.square(), 1.0 - beta2)
     return out_of_basis(turned / state["exp_avg_sq"].sqrt().add_(EPS), state)
+
+
+def refresh_due(step: int, refresh_steps: int) -> bool:
+    """Whether the bases are refreshed after step `step` (from 1).
+
+    Also after each of the first `EARLY_STEPS`: the covariances of so few gradients still turn fast,
+    and matrices behind one that begins at zero have no gradient at all in the first step.
+    """
+    return step <= EARLY_STEPS or step % refresh_steps == 0
 
 
 def first_bases(state: State) -> None:

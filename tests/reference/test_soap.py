@@ -16,7 +16,7 @@ from reference.model import GPT
 from reference.muon import orthogonalize
 from reference.optim import MuonAdamW, parameter_groups
 from reference.schedule import Schedule
-from reference.soap import ADAM_RMS
+from reference.soap import ADAM_RMS, EARLY_STEPS, refresh_due
 
 RATES = {
     "total_batch_size": 32, "matrix_lr": 0.02, "embedding_lr": 0.05, "unembedding_lr": 0.008,
@@ -56,8 +56,11 @@ def decayed(weight, step, amount):
 @pytest.mark.parametrize("kind", ["soap", "soap_muon"])
 @pytest.mark.parametrize("shape", [(12, 12), (20, 8), (8, 20)])
 @pytest.mark.parametrize("max_dim", [64, 12])
-def test_steps_in_the_eigenbasis_equal_the_formulas_matrix_by_matrix(kind, shape, max_dim):
+def test_steps_in_the_eigenbasis_equal_the_formulas_matrix_by_matrix(
+    kind, shape, max_dim, monkeypatch
+):
     """Eight steps with two refreshes; at max_dim 12 the longer side keeps its own axes."""
+    monkeypatch.setattr("reference.soap.EARLY_STEPS", 0)
     torch.manual_seed(0)
     m, n = shape
     params = [torch.randn(shape, requires_grad=True) for _ in range(2)]
@@ -146,6 +149,11 @@ def test_muon2_divides_momentum_by_the_root_of_its_squares(shape):
     torch.testing.assert_close(p.detach().double(), weight, atol=1e-4, rtol=1e-4)
 
 
+def test_bases_are_refreshed_after_every_early_step_and_then_at_intervals():
+    due = [step for step in range(1, 51) if refresh_due(step, 10)]
+    assert due == [*range(1, EARLY_STEPS + 1), 30, 40, 50]
+
+
 def quadratic(max_dim, lr, steps=200):
     """Loss left of tr(A W B W^T) / 2 with axes that are not the matrix's own."""
     generator = torch.Generator().manual_seed(3)
@@ -186,7 +194,10 @@ def train(model, optimizer, seeds):
 
 @pytest.mark.parametrize("kind", NEW)
 @pytest.mark.parametrize(("momentum_dtype", "stop"), [("float32", 1), ("bfloat16", 4)])
-def test_a_resume_between_two_refreshes_goes_on_to_the_bit(kind, momentum_dtype, stop, tmp_path):
+def test_a_resume_between_two_refreshes_goes_on_to_the_bit(
+    kind, momentum_dtype, stop, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("reference.soap.EARLY_STEPS", 2)
     section = {**RATES, "matrix_optimizer": kind, "momentum_dtype": momentum_dtype,
                "soap_refresh_steps": 3}  # fmt: skip
     model = GPT(SMALL)
