@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from reference.data import minhash
+from reference.data.bench_datatrove import beside_datatrove, has_spacy, speed, timed
 from reference.data.build import Options, build_corpus
 from reference.data.filters import LanguageFilter, rules
 from reference.data.linear import LinearModel, auc
@@ -85,21 +86,6 @@ def made_texts(documents: int) -> list[str]:
     ]
 
 
-def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Processor seconds of `work`, and its result."""
-    began = time.process_time()
-    result = work()
-    return time.process_time() - began, result
-
-
-def speed(seconds: float, texts: Sequence[str]) -> dict[str, float]:
-    size = sum(len(text.encode()) for text in texts)
-    return {
-        "documents_per_s": len(texts) / max(seconds, 1e-9),
-        "mb_per_s": size / 1e6 / max(seconds, 1e-9),
-    }
-
-
 def time_steps(texts: Sequence[str], core: Path | None) -> dict[str, dict[str, float]]:
     """Each step alone, over all texts."""
     from datatrove.data import Document
@@ -131,73 +117,6 @@ def time_steps(texts: Sequence[str], core: Path | None) -> dict[str, dict[str, f
             index = OverlapIndex(Path(folder))
             measure("overlap", lambda: [index.find(w) for w in words])
     return steps
-
-
-def beside_datatrove(texts: Sequence[str]) -> dict[str, Any]:
-    """Rules and signatures here and by datatrove's blocks as they come."""
-    try:
-        import spacy  # noqa: F401
-    except ModuleNotFoundError:
-        return {"ratio": None, "reason": "datatrove's English needs spaCy: pip install spacy"}
-    from datatrove.data import Document
-    from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupSignature
-    from datatrove.pipeline.filters import (
-        FineWebQualityFilter,
-        GopherQualityFilter,
-        GopherRepetitionFilter,
-    )
-    from datatrove.utils.hashing import HashConfig
-
-    texts = [text for text in texts if text.strip()][:150]
-    theirs = [GopherQualityFilter(), FineWebQualityFilter(), GopherRepetitionFilter()]
-    ours = dict(rules(Filters()))
-    ours = [ours["gopher_quality"], ours["fineweb"], ours["gopher_repetition"]]
-
-    def judge(judges: Sequence[Callable[[Any], Any]]) -> list[bool]:
-        kept = []
-        for text in texts:
-            answers = (rule(Document(text=text, id="")) for rule in judges)
-            kept.append(all(answer is True for answer in answers))
-        return kept
-
-    with np.errstate(all="ignore"):
-        judge([rule.filter for rule in theirs[:1]])  # loads spaCy
-        their_s, their_answers = timed(lambda: judge([rule.filter for rule in theirs]))
-        our_s, our_answers = timed(lambda: judge(ours))
-    with tempfile.TemporaryDirectory() as folder:
-        # Their default has 14 bands of 8 rows, ours 20 of 6: 112 and 120 hashes.
-        # SHA-1, because datatrove's xxhash call does not know xxhash 4; hashing is a small part.
-        block = MinhashDedupSignature(
-            folder, MinhashConfig(hash_config=HashConfig(hash_fc="sha1", precision=64))
-        )
-
-        def their_signatures() -> None:
-            for text in texts:
-                grams = block.get_shingles(text)
-                if grams.size:
-                    block.get_signature(grams)
-
-        def our_signatures() -> None:
-            for text in texts:
-                grams = shingles(word_hashes(text), NGRAM)
-                if len(grams):
-                    minhash.band_keys(grams)
-
-        with np.errstate(over="ignore"):
-            their_minhash_s, _ = timed(their_signatures)
-        our_minhash_s, _ = timed(our_signatures)
-    same = np.mean(np.array(their_answers) == np.array(our_answers))
-    return {
-        "documents": len(texts),
-        "rules": {"ours": speed(our_s, texts), "datatrove": speed(their_s, texts)},
-        "rules_ratio": their_s / our_s,
-        "rules_agree": float(same),
-        "minhash": {
-            "ours": speed(our_minhash_s, texts),
-            "datatrove": speed(their_minhash_s, texts),
-        },
-        "minhash_ratio": their_minhash_s / our_minhash_s,
-    }
 
 
 def time_tokenizer(texts: Sequence[str]) -> dict[str, float]:
@@ -246,22 +165,58 @@ def whole_document_crop_rate(lengths: np.ndarray, seq_len: int, buffer: int = 10
 
 
 def whole_build(texts: Sequence[str]) -> dict[str, Any]:
-    """A build from parquet to shards in a process of its own: speed and peak memory."""
+    """A build from parquet to shards, and datatrove's own blocks one after the other, each in a
+    process of its own: speed and peak memory, the start of the process included."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         (root / "in").mkdir()
         pq.write_table(pa.table({"text": list(texts)}), root / "in" / "a.parquet")
-        command = [sys.executable, "-m", "kit.cli.main", "data", "build", str(root / "in")]
-        command += ["--out", str(root / "out"), "--workers", "1"]
-        with subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        ) as process:
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
+        ours = ["kit.cli.main", "data", "build", str(root / "in"), "--workers", "1"]
+        found = {"ours": measure([*ours, "--out", str(root / "out")], texts)}
+        if has_spacy():
+            theirs = ["reference.data.bench_datatrove", str(root / "in"), str(root / "theirs")]
+            found["datatrove"] = measure(theirs, texts)
+    return found
+
+
+def measure(module: Sequence[str], texts: Sequence[str]) -> dict[str, Any]:
+    """Speed by the processor time of `python -m module…`, and its highest resident memory.
+
+    The memory is the kernel's own peak for the process, read until it ends: the one that `wait4`
+    gives counts what this process held when it started the other.
+    """
+    command = [sys.executable, "-m", *module]
+    peak = 0
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        errors = process.stderr
+        assert errors is not None
+        os.set_blocking(errors.fileno(), False)
+        said = b""
+        while True:
+            peak = max(peak, peak_bytes(process.pid))
+            said += errors.read() or b""
+            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+            if pid:
+                break
+            time.sleep(0.02)
+        process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise TrainerError("internal", f"{' '.join(command)} failed", "Give the command by hand.")
-    found: dict[str, Any] = speed(usage.ru_utime + usage.ru_stime, texts)
-    return {**found, "memory_peak_bytes": usage.ru_maxrss * 1024}
+        raise TrainerError(
+            "internal",
+            f"{' '.join(command)} failed: {said.decode(errors='replace').strip()[-300:]}",
+            "Give the command by hand.",
+        )
+    return {**speed(usage.ru_utime + usage.ru_stime, texts), "memory_peak_bytes": peak}
+
+
+def peak_bytes(pid: int) -> int:
+    """The highest resident memory of a process so far; 0 when it is gone."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except (OSError, ProcessLookupError):
+        return 0
+    lines = [line.split() for line in status.splitlines() if line.startswith("VmHWM:")]
+    return int(lines[0][1]) * 1024 if lines else 0
 
 
 def planted_duplicates(texts: Sequence[str], pairs: int = PAIRS) -> dict[str, Any]:
@@ -355,7 +310,9 @@ def print_tables(found: dict[str, Any]) -> None:
     table = Table(title=f"one core, {found['documents']} documents", box=None)
     for heading in ("step", "documents/s", "MB/s"):
         table.add_column(heading, justify="left" if heading == "step" else "right")
-    rows = {**found["steps"], "whole build": found["build"]}
+    rows = {**found["steps"], "whole build": found["build"]["ours"]}
+    if "datatrove" in found["build"]:
+        rows["datatrove's blocks, whole"] = found["build"]["datatrove"]
     for name, entry in rows.items():
         table.add_row(name, f"{entry['documents_per_s']:,.0f}", f"{entry['mb_per_s']:.1f}")
     console.print(table)
@@ -396,5 +353,8 @@ def print_tables(found: dict[str, Any]) -> None:
             f"quality score: AUC {quality['auc']:.4f} on {quality['held_out']} held-out documents "
             f"of {CLEANEST} and {NOISIEST}, learnt in {quality['training_s']:.1f} s"
         )
-    peak = found["build"]["memory_peak_bytes"]
-    console.print(f"whole build, start of the process included: peak {peak / 2**20:,.0f} MiB")
+    peaks = [
+        f"{name} {entry['memory_peak_bytes'] / 2**20:,.0f} MiB"
+        for name, entry in found["build"].items()
+    ]
+    console.print(f"peak memory of the whole build: {', '.join(peaks)}")

@@ -28,7 +28,7 @@ from reference.data.filters import rules
 from reference.data.index import sampling_rates
 from reference.data.overlap import OverlapIndex, build_index
 from reference.data.spec import Decontaminate, Filters, Mix, ShardRules, Source, Spec
-from reference.data.study import STUDENT, interval
+from reference.data.study import STUDENT, comparisons, interval, markdown
 from reference.data.words import ngram_hashes, normalise, shingles, word_hashes
 from reference.data.workers import Processes
 from reference.errors import TrainerError
@@ -167,6 +167,16 @@ def test_intervals_are_students():
     mean, half = interval([0.1, 0.2, 0.3])
     assert mean == pytest.approx(0.2)
     assert half == pytest.approx(STUDENT[2] * 0.1 / 3**0.5)
+
+
+def test_the_plan_shows_the_committed_study():
+    root = Path(build_module.__file__).parents[1]
+    study = json.loads((root / "studies" / "data-steps-cpu.json").read_text())
+    assert study["comparisons"] == comparisons(study["runs"])
+    text = (root / "plans" / "02-data-strategy-for-low-compute.md").read_text()
+    rows = [line for line in markdown(study).splitlines() if line.startswith("|")]
+    assert len(rows) == len(study["runs"]) + len(study["comparisons"]) + 4
+    assert all(row in text for row in rows)
 
 
 def die_once(marker: Path, number: int) -> int:
