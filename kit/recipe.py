@@ -192,7 +192,7 @@ def _reference_inconsistencies(document: dict[str, Any]) -> list[Problem]:
                     f"must be a multiple of device_batch_size * seq_len = {micro}",
                 )
             )
-    found += _ramp_problems(model, pretrain)
+    found += _ramp_problems(model, pretrain) + _mixing_problems(pretrain)
     found += growth_problems(model, pretrain)
     if "pretrain" in document["stages"] and (pretrain["num_steps"] > 0) == (pretrain["hours"] > 0):
         found.append(
@@ -234,6 +234,35 @@ def _ramp_problems(model: dict[str, Any], pretrain: dict[str, Any]) -> list[Prob
         if uneven:
             rule = f"a multiple of {unit}" if unit else f"a divisor of {length}"
             found.append(Problem(f"pretrain.{name}", f"found {uneven[0]}", f"must be {rule}"))
+    return found
+
+
+def _mixing_problems(pretrain: dict[str, Any]) -> list[Problem]:
+    """Rows of other sources leave room for new ones, and come when all rows have full length."""
+    found = []
+    together = pretrain["replay_share"] + pretrain["sft_share"]
+    if together > 0.9:
+        found.append(
+            Problem(
+                "pretrain.replay_share",
+                f"with sft_share it is {together:g}",
+                "together at most 0.9: the rest are new rows",
+            )
+        )
+    ramp = pretrain["seq_len_ramp"]
+    full = ramp[-1][0] if ramp else 0.0
+    for name in ("replay", "sft"):
+        begin = pretrain[f"{name}_from"]
+        # Replayed rows are kept from half of `replay_from` on, and rows of other lengths are of no
+        # use; conversations are packed into rows of full length.
+        if pretrain[f"{name}_share"] and begin < full:
+            found.append(
+                Problem(
+                    f"pretrain.{name}_from",
+                    f"found {begin:g}",
+                    f"seq_len_ramp reaches its end at {full:g}: not before that",
+                )
+            )
     return found
 
 

@@ -55,6 +55,8 @@ class AnnealedLoader:
         begin: Progress, 0 to 1, from which the second is read.
     """
 
+    uneven = by_row = False
+
     def __init__(
         self,
         make: MakeLoader,

@@ -175,7 +175,13 @@ class PackedLoader:
         prefetch: Batches assembled ahead in a thread; False or 0: none.
         bos: Also say where documents begin: at this token.
         state: Continue from a `state_dict` of a loader with the same arguments.
+
+    Attributes:
+        uneven: Whether batches may hold targets that do not count.
+        by_row: Whether the loader wants to know the rows' losses.
     """
+
+    uneven = by_row = False
 
     def __init__(
         self,
@@ -209,6 +215,9 @@ class PackedLoader:
         self._cut(seq_len if state is None else state.get("seq_len", seq_len), [])
         self._restore(state or self._state())
         self.resize(batch_size, seq_len)
+
+    def at(self, progress: float) -> None:
+        """Says how far the run is; this loader reads the same from beginning to end."""
 
     def next_batch(self) -> Batch | DocumentBatch:
         """The next (tokens, targets[, documents]); tokens and targets (B, T) int64 on `device`."""

@@ -35,6 +35,7 @@ def softcapped_cross_entropy(
     reduction: Reduction = "mean",
     count: Tensor | int | None = None,
     kind: Kind = "bf16",
+    each: Tensor | None = None,
 ) -> Tensor:
     """Cross-entropy in nats of softcap * tanh(hidden @ weight.T / softcap) against `targets`.
 
@@ -46,6 +47,8 @@ def softcapped_cross_entropy(
         reduction: "mean" over the targets that count, "sum", or "none" (zeros where ignored).
         count: With "mean", divides by this instead: the targets of a whole step of micro-batches.
         kind: Of the factors of the logits; both gradients stay in the compute dtype.
+        each: (N,) fp32 to be filled with each target's loss on the way, 0 where ignored; not for
+            "none", whose result that is.
 
     Returns:
         fp32 scalar, or (N,) for "none". With no target at all "mean" is 0.
@@ -54,8 +57,11 @@ def softcapped_cross_entropy(
         return _EachLoss.apply(hidden, weight, targets, vocab_size, softcap)
     scale = _mean_scale(targets, reduction, count)
     if not (torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)):
-        return _losses(hidden, weight, targets, vocab_size, softcap).sum() * scale
-    return _TotalLoss.apply(hidden, weight, targets, vocab_size, softcap, scale, kind)
+        losses = _losses(hidden, weight, targets, vocab_size, softcap)
+        if each is not None:
+            each.copy_(losses)
+        return losses.sum() * scale
+    return _TotalLoss.apply(hidden, weight, targets, vocab_size, softcap, scale, kind, each)
 
 
 def full_cross_entropy(
@@ -68,6 +74,7 @@ def full_cross_entropy(
     reduction: Reduction = "mean",
     count: Tensor | int | None = None,
     kind: Kind = "bf16",
+    each: Tensor | None = None,
 ) -> Tensor:
     """`softcapped_cross_entropy` by the plain formula, with all logits in memory at once.
 
@@ -79,6 +86,8 @@ def full_cross_entropy(
     )
     if reduction == "none":
         return losses
+    if each is not None:
+        each.copy_(losses.detach())
     return losses.sum() * _mean_scale(targets, reduction, count)
 
 
@@ -198,21 +207,23 @@ class _TotalLoss(torch.autograd.Function):
     """Scaled sum of the losses; its gradients are made in the forward pass."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, targets, vocab_size, softcap, scale, kind):
+    def forward(ctx, hidden, weight, targets, vocab_size, softcap, scale, kind, each):
         row_scale = (targets >= 0) * scale
         losses, d_hidden, d_weight = _loss_and_gradients(
             hidden, weight, targets, row_scale, vocab_size, softcap, kind
         )
         ctx.save_for_backward(d_hidden, d_weight)
+        if each is not None:
+            each.copy_(losses)
         return losses.sum() * scale
 
     @staticmethod
     def backward(ctx, grad):
         d_hidden, d_weight = ctx.saved_tensors
         if grad.device.type == "cpu" and grad.item() == 1.0:  # the usual case, spared two passes
-            return d_hidden, d_weight, None, None, None, None, None
+            return d_hidden, d_weight, None, None, None, None, None, None
         d_hidden, d_weight = d_hidden * grad.to(d_hidden.dtype), d_weight * grad
-        return d_hidden, d_weight, None, None, None, None, None
+        return d_hidden, d_weight, None, None, None, None, None, None
 
 
 class _EachLoss(torch.autograd.Function):

@@ -404,6 +404,7 @@ class GPT(nn.Module):
         reduction: Reduction = "mean",
         count: Tensor | int | None = None,
         documents: Documents | None = None,
+        each: Tensor | None = None,
     ) -> Tensor:
         """Cross-entropy in nats.
 
@@ -413,6 +414,7 @@ class GPT(nn.Module):
             reduction: "mean" over the targets that count, "sum", or "none".
             count: With "mean": divide by this instead (the targets of all micro-batches of a step).
             documents: Where each row's documents begin: no token then sees another document.
+            each: (B, T) fp32, contiguous, to be filled with each target's loss, 0 where ignored.
 
         Returns:
             fp32 scalar, or (B, T) with 0 where ignored for "none".
@@ -429,6 +431,7 @@ class GPT(nn.Module):
             reduction=reduction,
             count=count,
             kind=self.head_kind if torch.is_grad_enabled() else "bf16",
+            each=None if each is None else each.view(-1),
         )
         return losses.view(targets.shape) if reduction == "none" else losses
 

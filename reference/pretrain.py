@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 
-from reference.anneal import AnnealedLoader, open_loader
 from reference.checkpoint import (
     BackgroundSaver,
     Saved,
@@ -32,7 +31,7 @@ from reference.checkpoint import (
     save_model,
 )
 from reference.curriculum import Phase, rows_at
-from reference.dataloader import PackedLoader, validation_batches
+from reference.dataloader import validation_batches
 from reference.dataset import Documents, token_folder
 from reference.device import (
     DeviceTimer,
@@ -48,6 +47,7 @@ from reference.events import Events
 from reference.growth import Trainee
 from reference.memory import fitting_micro_batch, plan_vram
 from reference.metrics import evaluate_bpb
+from reference.mixing import MixedLoader
 from reference.model import GPT, ModelConfig
 from reference.optim import MuonAdamW
 from reference.request import Request
@@ -56,6 +56,7 @@ from reference.snapshot import save_snapshot
 from reference.stage import Stopped, stop_requested
 from reference.tokenizer import Tokenizer
 from reference.train_step import Stepper, compiled_graphs, maybe_compile
+from reference.training_data import open_training_rows
 from reference.tuning import apply, decide, precompile
 
 # Of a horizon in time, kept back for the last evaluation and checkpoint.
@@ -77,7 +78,6 @@ def run(request: Request, events: Events) -> None:
     device = set_up_device(request)
     tokenizer = Tokenizer.load(request.path("tokenizer"))
     cache = token_folder(request.path("cache"), request.run_id)
-    train = Documents.open(cache, "train", tokenizer)
     validation = Documents.open(cache, "validation", tokenizer)
 
     config = ModelConfig.from_recipe(recipe["model"], tokenizer.vocab_size)
@@ -124,22 +124,16 @@ def run(request: Request, events: Events) -> None:
 
     decisions = prepare(state.get("decisions"))
     phase = trainee.curriculum.at(horizon.progress(first_step))
-    loader = open_loader(
-        lambda documents, position: PackedLoader(
-            documents,
-            rows_at(phase, micro_batch, T),
-            phase.seq_len,
-            request.seed,
-            device=device,
-            prefetch=section["prefetch"],
-            bos=bos,
-            state=position,
-        ),
-        train,
-        cache,
+    loader = open_training_rows(
+        request,
         tokenizer,
-        recipe["data"]["anneal"],
-        state["loader"],
+        cache,
+        rows=rows_at(phase, micro_batch, T),
+        seq_len=phase.seq_len,
+        device=device,
+        prefetch=section["prefetch"],
+        state=state["loader"],
+        say=say,
     )
     stepper = Stepper(trainee.model, trainee.optimizer, parts=state["parts"])
     saver = BackgroundSaver(out, background=section["background_checkpoints"])
@@ -221,8 +215,7 @@ def run(request: Request, events: Events) -> None:
                     say(f"step {step}: {difference(before, phase)}")
                 apply(trainee.model, section, decisions, phase)
                 loader.resize(rows_at(phase, micro_batch, T), phase.seq_len)
-            if isinstance(loader, AnnealedLoader):
-                loader.at(progress)
+            loader.at(progress)
             step_tokens = phase.batch_tokens
             micro_batches = step_tokens // (loader.batch_size * phase.seq_len)
             multipliers = schedule_at(progress, step, schedule)
@@ -231,7 +224,8 @@ def run(request: Request, events: Events) -> None:
             timer = DeviceTimer(device)
             began, waited_s = time.perf_counter(), loader.waited_s
             batches = (loader.next_batch() for _ in range(micro_batches))
-            loss = stepper.step(batches, multipliers, count=step_tokens)
+            counted = None if loader.uneven else step_tokens
+            loss = stepper.step(batches, multipliers, count=counted, by_row=loader.by_row)
             cuda_s = timer.elapsed_s()
             elapsed_s = time.perf_counter() - began
             if divergence.seen(loss):
@@ -252,6 +246,7 @@ def run(request: Request, events: Events) -> None:
                     rolled_back_step=step,
                 )
                 continue  # the step is done anew, with other data
+            of_rows = loader.learned(stepper.row_losses) if loader.by_row else {}
             trainee.average.update(step, progress)
             tokens_seen += step_tokens
             flops += step_tokens * cost.at(progress).nanochat
@@ -268,6 +263,7 @@ def run(request: Request, events: Events) -> None:
                 dt_s=round(elapsed_s, 6),
                 wait_s=round(loader.waited_s - waited_s, 6),
                 cuda_s=cuda_s,
+                **of_rows,
             )
             if begun and compiled_graphs() > graphs:
                 say(f"step {step} compiled {compiled_graphs() - graphs} graph(s) on the way")
@@ -299,6 +295,8 @@ def run(request: Request, events: Events) -> None:
     say(
         f"{loader.crop_rate:.1%} of the tokens read were cropped, {loader.epoch + 1} epoch(s) begun"
     )
+    if isinstance(loader, MixedLoader):
+        say(loader.summary)
     save_model(out, model, config, request.path("tokenizer"))
     clear_states(out)
 

@@ -14,10 +14,9 @@ from typing import Any
 
 import torch
 
-from reference.anneal import AnnealedLoader, open_loader
 from reference.checkpoint import load_model, weights_digest
 from reference.curriculum import rows_at
-from reference.dataloader import PackedLoader, validation_batches
+from reference.dataloader import validation_batches
 from reference.dataset import Documents, find_shards, token_folder
 from reference.device import memory_limit_bytes, set_up_device
 from reference.divergence import Divergence
@@ -37,6 +36,7 @@ from reference.stage import Stopped, stop_requested
 from reference.tokenizer import Tokenizer
 from reference.tokenizer_stage import tokenize_corpus
 from reference.train_step import Stepper, maybe_compile
+from reference.training_data import open_training_rows
 from reference.tuning import apply, decide
 
 
@@ -110,22 +110,16 @@ def _window(
 
     decisions = prepare(state.get("decisions"))
     phase = trainee.curriculum.at(window["progress"][0])
-    bos = tokenizer.bos_id if section["document_mask"] else None
-    loader = open_loader(
-        lambda documents, position: PackedLoader(
-            documents,
-            rows_at(phase, micro_batch, T),
-            phase.seq_len,
-            request.seed,
-            device=device,
-            bos=bos,
-            state=position,
-        ),
-        Documents.open(cache, "train", tokenizer),
-        cache,
+    loader = open_training_rows(
+        request,
         tokenizer,
-        request.recipe["data"]["anneal"],
-        state["loader"],
+        cache,
+        rows=rows_at(phase, micro_batch, T),
+        seq_len=phase.seq_len,
+        device=device,
+        prefetch=1,
+        state=state["loader"],
+        say=lambda text: events.emit("note", text=text),
     )
     stepper = Stepper(trainee.model, trainee.optimizer, parts=state["parts"])
     tokens = state["tokens"]
@@ -138,15 +132,17 @@ def _window(
                 stepper.model, stepper.optimizer = trainee.model, trainee.optimizer
             phase = trainee.curriculum.at(progress)
             apply(trainee.model, section, decisions, phase)
-            if isinstance(loader, AnnealedLoader):
-                loader.at(progress)
+            loader.at(progress)
             loader.resize(rows_at(phase, micro_batch, T), phase.seq_len)
             micro_batches = phase.batch_tokens // (loader.batch_size * phase.seq_len)
             batches = (loader.next_batch() for _ in range(micro_batches))
             multipliers = schedule_at(progress, step, schedule)
             lr = multipliers.lr * trainee.curriculum.lr_scale(phase) * divergence.lr_factor
             multipliers = multipliers._replace(lr=lr)
-            loss = stepper.step(batches, multipliers, count=phase.batch_tokens)
+            count = None if loader.uneven else phase.batch_tokens
+            loss = stepper.step(batches, multipliers, count=count, by_row=loader.by_row)
+            if loader.by_row:
+                loader.learned(stepper.row_losses)
             tokens += phase.batch_tokens
             events.emit("step", step=step, tokens=tokens, loss=loss, window=first)
     finally:

@@ -39,6 +39,7 @@ def train_step(
     *,
     count: int | None = None,
     parts: int = 1,
+    row_losses: list[Tensor] | None = None,
 ) -> float:
     """Mean loss in nats per target token of one step over all micro-batches.
 
@@ -51,6 +52,7 @@ def train_step(
             so that packing the next overlaps with this one.
         count: Targets of the whole step, where that is known beforehand.
         parts: Run each micro-batch in this many pieces of rows, to spare memory.
+        row_losses: Gets the mean loss of each row, (B,) fp32 on the device for each piece.
 
     Returns:
         The loss; reading it is the step's only wait for the device.
@@ -65,8 +67,15 @@ def train_step(
     total: Any = 0.0
     for batch in batches:
         for piece in split(Micro(*batch), parts):
-            loss = model.loss(piece.tokens, piece.targets, count=divisor, documents=piece.documents)
+            each = None
+            if row_losses is not None:
+                each = torch.empty(piece.targets.shape, device=piece.targets.device)
+            loss = model.loss(
+                piece.tokens, piece.targets, count=divisor, documents=piece.documents, each=each
+            )
             loss.backward()
+            if row_losses is not None and each is not None:
+                row_losses.append(each.sum(1) / (piece.targets >= 0).sum(1).clamp_min(1))
             total = total + loss.detach()
     optimizer.set_schedule(schedule)
     optimizer.step()
@@ -109,12 +118,20 @@ class Stepper:
 
     def __init__(self, model: GPT, optimizer: MuonAdamW, *, parts: int = 1) -> None:
         self.model, self.optimizer, self.parts = model, optimizer, parts
+        self.row_losses = torch.empty(0)  # of the last step that was asked for them, on the CPU
         self.notes: list[str] = []  # what a reader of the log should know; the caller empties it
 
     def step(
-        self, batches: Iterable[tuple[Any, ...]], schedule: Schedule, *, count: int | None = None
+        self,
+        batches: Iterable[tuple[Any, ...]],
+        schedule: Schedule,
+        *,
+        count: int | None = None,
+        by_row: bool = False,
     ) -> float:
         """`train_step`, repeated with smaller pieces as long as memory runs out.
+
+        With `by_row` the mean losses of the step's rows, in order, are in `row_losses` afterwards.
 
         Raises:
             TrainerError: One row at a time is still too much.
@@ -122,10 +139,20 @@ class Stepper:
         taken = _Replayed(batches)
         while True:
             updates = self.optimizer.updates
+            rows: list[Tensor] | None = [] if by_row else None
             try:
-                return train_step(
-                    self.model, self.optimizer, taken, schedule, count=count, parts=self.parts
+                loss = train_step(
+                    self.model,
+                    self.optimizer,
+                    taken,
+                    schedule,
+                    count=count,
+                    parts=self.parts,
+                    row_losses=rows,
                 )
+                if rows is not None:  # the step has waited for the device already
+                    self.row_losses = torch.cat(rows).cpu()
+                return loss
             except RuntimeError as error:
                 if not is_out_of_memory(error) or self.optimizer.updates != updates:
                     raise  # an update that has begun cannot be done again

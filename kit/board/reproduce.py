@@ -244,7 +244,7 @@ def check_again(
 
 
 def replay_again(
-    claim: Claim, *, windows: int, data: Path | None, device: str
+    claim: Claim, *, windows: int, data: Path | None, device: str, sft: Path | None = None
 ) -> tuple[Document, list[Document], str]:
     """Random windows of the claim's training done again (V26): figures, checks, verdict.
 
@@ -252,7 +252,7 @@ def replay_again(
         PrerequisiteError: Nothing of it could be done again here.
     """
     began_ns = boottime_ns()
-    report = verify_result(claim.folder, Options(replay=windows, data=data, device=device))
+    report = verify_result(claim.folder, Options(replay=windows, data=data, sft=sft, device=device))
     findings = report.of("V26") + [f for f in report.of("V18") if f.status == "fail"]
     checks = [_as_check("replay", finding) for finding in findings]
     found: Document = dict.fromkeys(figures_of(claim.result))

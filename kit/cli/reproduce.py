@@ -142,7 +142,9 @@ def reproduce(
     elif replay:
         tell(f"doing {replay} stretches of {claim.id} again")
         kind = "replay"
-        found, checks, verdict = replay_again(claim, windows=replay, data=data, device=device)
+        found, checks, verdict = replay_again(
+            claim, windows=replay, data=data, sft=sft, device=device
+        )
     else:
         if finished is None:
             refuse_same_card(claim)

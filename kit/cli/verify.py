@@ -87,6 +87,9 @@ _VERDICT = {
     "--data", type=FILE, help="The run's shards, for --re-evaluate, --replay and --contamination."
 )
 @click.option(
+    "--sft", type=FILE, help="The run's conversations, where pretraining read them (the same two)."
+)
+@click.option(
     "--device",
     type=click.Choice(["cpu", "cuda", "auto"]),
     default="auto",
@@ -112,6 +115,7 @@ def verify(
     replay_steps: int,
     core: Path | None,
     data: Path | None,
+    sft: Path | None,
     device: str,
     explain: str | None,
 ) -> None:
@@ -137,6 +141,7 @@ def verify(
         replay_steps=replay_steps,
         core=core,
         data=data,
+        sft=sft,
         device=device,
         group=group,
         against=against,

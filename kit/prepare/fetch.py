@@ -50,14 +50,14 @@ from kit.prepare.wanted import (
     unchanged,
 )
 from kit.recipe import Recipe
-from kit.run.inputs import Inputs, locate, missing_inputs, prepared_folder
+from kit.run.inputs import Inputs, locate, missing_inputs, prepared_folder, reads
 from kit.trust.digest import DigestCache, sha256_file
 
 CONNECTIONS = 8
 # Conversations as JSON lines against the same in compressed parquet: an estimate, on the high side.
 _JSON_PER_PARQUET = 4
 _SPARE_BYTES = 256 * 2**20
-_STAGES = {"pretrain": ("tokenizer", "pretrain"), "sft": ("sft",), "chat_eval": ("chat_eval",)}
+_INPUTS = {"pretrain": "data", "sft": "sft", "chat_eval": "chat_eval"}
 Fetch = Callable[[Recipe, Path, Sequence[str]], None]
 
 
@@ -123,7 +123,7 @@ def parts_of(recipe: Recipe) -> list[str]:
     parts = []
     if data["kind"] == "hub":
         named = {"pretrain": data["repo"], "sft": data["sft"], "chat_eval": data["chat_eval"]}
-        parts = [part for part in PARTS if named[part] and set(_STAGES[part]) & set(recipe.stages)]
+        parts = [part for part in PARTS if named[part] and reads(recipe, _INPUTS[part])]
     if data["kind"] != "stories" and "core" in recipe.stages:
         parts.append("core")
     return parts

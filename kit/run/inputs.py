@@ -42,6 +42,13 @@ class Inputs:
         return {name: getattr(self, name) for name in _KINDS}
 
 
+def reads(recipe: Recipe, name: str) -> bool:
+    """Whether a stage of the recipe reads input `name`."""
+    if name == "sft" and "pretrain" in recipe.stages and recipe.section("pretrain")["sft_share"]:
+        return True  # conversations in pretraining's last part
+    return bool(set(_KINDS[name][2]) & set(recipe.stages))
+
+
 def prepared_folder(work: Path, recipe: Recipe) -> Path:
     """Where `prepare` puts what this recipe reads."""
     data = recipe.section("data")
@@ -79,18 +86,14 @@ def locate(recipe: Recipe, work: Path, given: Mapping[str, Path | None]) -> Inpu
 def missing_inputs(recipe: Recipe, work: Path, given: Mapping[str, Path | None]) -> list[str]:
     """Names of the inputs that the recipe's stages read and that are nowhere."""
     found = _search(recipe, work, given)
-    return [
-        name
-        for name, (_, _, readers) in _KINDS.items()
-        if found[name] is None and set(readers) & set(recipe.stages)
-    ]
+    return [name for name in _KINDS if found[name] is None and reads(recipe, name)]
 
 
 def _search(recipe: Recipe, work: Path, given: Mapping[str, Path | None]) -> dict[str, Path | None]:
     prepared = prepared_folder(work, recipe)
     found: dict[str, Path | None] = {}
-    for name, (_, patterns, readers) in _KINDS.items():
-        if not set(readers) & set(recipe.stages):
+    for name, (_, patterns, _) in _KINDS.items():
+        if not reads(recipe, name):
             found[name] = None
             continue
         candidates = [given.get(name)]

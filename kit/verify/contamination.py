@@ -11,8 +11,10 @@ References:
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -62,12 +64,23 @@ def contamination(evidence: Evidence) -> Iterator[Finding]:
         return
     from kit.core_eval.bpb import read_texts
     from kit.core_eval.bundle import open_bundle
+    from kit.verify.replay import check_data, talks_in_pretraining
 
     shards = training_shards(evidence, options.data)
     section = evidence.recipe.section("core")
     bundle = open_bundle(options.core, tasks=section["tasks"], allow_custom=True)
     column = evidence.recipe.section("data")["text_column"]
-    overlaps = find_overlaps(bundle, read_texts(shards, column=column))
+    texts = read_texts(shards, column=column)
+    what = f"{len(shards)} training shards"
+    if talks_in_pretraining(evidence):
+        if options.sft is None:
+            yield missing("pretraining read conversations, which were not given (--sft DIR)")
+            return
+        check_data(evidence, options.sft, "sft")
+        files = sorted(options.sft.glob("*.jsonl"))
+        texts = chain(texts, conversation_texts(files))
+        what += f" and {len(files)} files of conversations"
+    overlaps = find_overlaps(bundle, texts)
     bad = False
     for overlap in overlaps:
         if overlap.checked < CONTAMINATED_MIN_ITEMS or overlap.share <= CONTAMINATED_WARN:
@@ -84,7 +97,7 @@ def contamination(evidence: Evidence) -> Iterator[Finding]:
     clean = _clean_score(evidence, overlaps)
     score = "" if clean is None else f"; on the others the score is {clean:.4f}"
     checked, found = sum(o.checked for o in overlaps), sum(len(o.found) for o in overlaps)
-    sentence = f"{found:,} of {checked:,} items in {len(shards)} training shards{score}"
+    sentence = f"{found:,} of {checked:,} items in {what}{score}"
     yield warn(sentence) if bad else ok(sentence)
 
 
@@ -96,6 +109,23 @@ def training_shards(evidence: Evidence, folder: Path) -> list[Path]:
     shards = sorted(folder.glob("*.parquet"), key=lambda path: path.name)
     held_out = [path for path in shards if path.name.startswith("validation")] or shards[-1:]
     return [path for path in shards if path not in held_out]
+
+
+def conversation_texts(files: Iterable[Path]) -> Iterator[str]:
+    """What is said in each conversation, in one piece.
+
+    Raises:
+        Refused: A line is no conversation.
+    """
+    for path in files:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    yield " ".join(message["content"] for message in json.loads(line))
+                except (ValueError, TypeError, KeyError, RecursionError) as error:
+                    raise Refused(f"{path.name}, line {number}: no conversation") from error
 
 
 def find_overlaps(bundle: Bundle, texts: Iterable[str]) -> list[Overlap]:

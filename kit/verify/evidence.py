@@ -49,6 +49,7 @@ class Options:
     re_evaluate: bool = False
     core: Path | None = None
     data: Path | None = None
+    sft: Path | None = None  # conversations, of a run whose pretraining reads them
     device: str = "cpu"
     group: tuple[Path, ...] = ()
     against: tuple[Path, ...] = ()  # other rows: results, or folders of them

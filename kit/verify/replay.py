@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from kit.errors import SchemaError
 from kit.run.contract import StageReport, stage_seed
@@ -90,6 +91,10 @@ def run_replay(evidence: Evidence) -> Replay:
     validate = options.re_evaluate and options.data is not None and evidence.complete
     if options.data is not None:
         check_data(evidence, options.data)
+        if options.replay and talks_in_pretraining(evidence):
+            if options.sft is None:
+                raise Absent("pretraining read conversations, which were not given (--sft DIR)")
+            check_data(evidence, options.sft, "sft")
         if options.replay:
             windows = _choose(evidence)
     evidence.artifact_folder("tokenizer")
@@ -107,27 +112,33 @@ def run_replay(evidence: Evidence) -> Replay:
     return found
 
 
-def check_data(evidence: Evidence, folder: Path) -> None:
-    """The folder holds exactly the shards that the log names.
+def talks_in_pretraining(evidence: Evidence) -> bool:
+    """Whether the recipe mixes conversations into the last part of pretraining."""
+    return evidence.recipe.section("pretrain")["sft_share"] > 0
+
+
+def check_data(evidence: Evidence, folder: Path, name: Literal["data", "sft"] = "data") -> None:
+    """The folder holds exactly the files that the log names: shards, or conversations.
 
     Raises:
         Absent: It does not.
         Irrelevant: The run read none.
     """
-    part = evidence.story.inputs.get("data")
+    part = evidence.story.inputs.get(name)
     if part is None:
         raise Irrelevant("the run read no training data")
     listed = {file["path"]: file["sha256"] for file in part["files"]}
-    names = {path.name for path in folder.glob("*.parquet")}
+    pattern = "*.parquet" if name == "data" else "*.jsonl"
+    names = {path.name for path in folder.glob(pattern)}
     if names != set(listed):
         odd = sorted(names ^ set(listed))
         raise Absent(f"the data given are not the run's: {len(odd)} files differ, first {odd[0]}")
-    for name, digest in listed.items():
+    for path, digest in listed.items():
         found = sha256_file(
-            folder / name, progress=evidence.options.progress, cache=evidence.options.cache
+            folder / path, progress=evidence.options.progress, cache=evidence.options.cache
         )
         if found != digest:
-            raise Absent(f"the data given are not the run's: {name} has another content")
+            raise Absent(f"the data given are not the run's: {path} has another content")
 
 
 def _choose(evidence: Evidence) -> list[Window]:
@@ -188,7 +199,10 @@ def _run_trainer(evidence: Evidence, windows: list[Window], validate: bool) -> l
             run_id="replay",
             run=evidence.folder.resolve(),
             cache=scratch / "cache",
-            inputs={"data": evidence.options.data and evidence.options.data.resolve()},
+            inputs={
+                "data": evidence.options.data and evidence.options.data.resolve(),
+                "sft": evidence.options.sft and evidence.options.sft.resolve(),
+            },
             seed=header["seed"]["value"],
             attempt=0,
             device=device,

@@ -54,6 +54,7 @@ class Place:
     device: str
     threads: int
     keep_weights: bool = False
+    sft: Path | None = None
 
 
 class StudyRun:
@@ -115,7 +116,9 @@ class StudyRun:
         """The trial of this place in the study, with the limits known by now."""
         recipe = self._recipes[slot.arm, slot.scale]
         data = self._data[slot.arm]
-        name = trial_id(recipe, slot.seed, self._identities[data])
+        talks = conversations_beside(data, self.place.sft) if reads_conversations(recipe) else None
+        identity = self._identities[data] + data_identity(talks, "*.jsonl")
+        name = trial_id(recipe, slot.seed, identity)
         place = self.place
         folder = place.folder / "trials" / f"{slot.arm}-{slot.scale}-{slot.seed}-{name}"
         return Trial(
@@ -133,6 +136,7 @@ class StudyRun:
             threads=place.threads,
             limits=() if slot.arm == BASELINE else self._limits(slot.scale),
             keep_weights=place.keep_weights,
+            sft=None if talks is None else str(talks.resolve()),
         )
 
     def _limits(self, scale: str) -> tuple[tuple[float, float], ...]:
@@ -193,6 +197,19 @@ class StudyRun:
             file.write(json.dumps(line) + "\n")
 
 
+def reads_conversations(recipe: Mapping[str, Any]) -> bool:
+    """Whether pretraining itself reads conversations."""
+    return bool(recipe["pretrain"]["sft_share"] > 0)
+
+
+def conversations_beside(data: Path | None, given: Path | None) -> Path | None:
+    """The folder given, or the `sft` in or beside the shards, as the kit's run finds it."""
+    if given is not None or data is None:
+        return given
+    places = (data / "sft", data.parent / "sft")
+    return next((place for place in places if any(place.glob("*.jsonl"))), None)
+
+
 def open_study(study: Study, place: Place) -> StudyRun:
     """Checks every recipe of the study with the kit; raises `TrainerError` naming the bad ones."""
     place.folder.mkdir(parents=True, exist_ok=True)
@@ -229,6 +246,14 @@ def open_study(study: Study, place: Place) -> StudyRun:
         for (arm, scale), recipe in zip(pairs, checked, strict=True)
         if not isinstance(recipe, TrainerError)
     }
+    for arm in study.arms:
+        reading = any(reads_conversations(recipes[arm.name, scale.name]) for scale in study.scales)
+        if reading and conversations_beside(arm.data or place.data, place.sft) is None:
+            raise TrainerError(
+                "bad_input",
+                f"change {arm.name} mixes conversations into pretraining, and there are none",
+                "Name their folder with --sft DIR, or put it as sft/ in or beside --data.",
+            )
     return StudyRun(study, place, recipes)
 
 
@@ -257,13 +282,15 @@ def _checked(
     return [found[name] for name in documents]
 
 
-def data_identity(folder: Path | None) -> str:
+def data_identity(folder: Path | None, pattern: str = "*.parquet") -> str:
     """Names and sizes of a data folder's files: enough to notice other data."""
     if folder is None:
         return ""
-    files = sorted(folder.glob("*.parquet"))
+    files = sorted(folder.glob(pattern))
     if not files:
         raise TrainerError(
-            "bad_input", f"{folder} holds no parquet file", "Name the corpus with --data DIR."
+            "bad_input",
+            f"{folder} holds no {pattern}",
+            "Name the corpus with --data DIR, conversations with --sft DIR.",
         )
     return ";".join(f"{file.name}:{file.stat().st_size}" for file in files)

@@ -150,6 +150,11 @@ def plan(
 @click.option("--out", type=click.Path(path_type=Path), help="Its folder [studies/NAME].")
 @click.option("--data", type=click.Path(exists=True, path_type=Path), help="Folder of parquet.")
 @click.option("--core", type=click.Path(exists=True, path_type=Path), help="The CORE bundle.")
+@click.option(
+    "--sft",
+    type=click.Path(exists=True, path_type=Path),
+    help="Conversations, for changes of pretrain.sft_share [sft in or beside --data].",
+)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 @click.option("--jobs", type=click.IntRange(min=1), help="Trials at a time [GPUs, else cores].")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1))
@@ -168,6 +173,7 @@ def ablate(
     out: Path | None,
     data: Path | None,
     core: Path | None,
+    sft: Path | None,
     device: str,
     jobs: int | None,
     threads: int,
@@ -187,7 +193,7 @@ def ablate(
 
     study = load_study(study_file)
     folder = out or Path("studies") / study.name
-    place = Place(folder, data, core, device, threads, keep_weights)
+    place = Place(folder, data, core, device, threads, keep_weights, sft)
     gpus = 0 if device == "cpu" else gpu_count()
     at_a_time = jobs or gpus or max(1, len(os.sched_getaffinity(0)) // threads)
     run = open_study(study, place)

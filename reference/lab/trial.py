@@ -62,6 +62,7 @@ class Trial:
     recipe_dir: str
     device: str
     threads: int
+    sft: str | None = None
     gpu: int | None = None
     limits: tuple[tuple[float, float], ...] = ()
     keep_weights: bool = False
@@ -280,7 +281,7 @@ def _stage(trial: Trial, stage: str, tokenizer: str, watch: _Watch, stop: Event 
             "recipe_dir": trial.recipe_dir,
             "data": trial.data,
             "core": trial.core,
-            "sft": None,
+            "sft": trial.sft,
             "chat_eval": None,
         },
         "clock": {
