@@ -5,9 +5,10 @@ worth another look (`reference.replay_buffer`); from `sft_from` on, `sft_share` 
 conversations. They take the places of new rows: a step keeps its size and its cost, and no text is
 skipped, it is only read later.
 
-Conversations are rendered and packed as stage `sft` does it. All their tokens are learnt by default,
-what the user says included: this is still pretraining, and where answers are short the masked part
-is most of the computing. Padding is never learnt. Each target of a step weighs the same.
+Conversations are rendered and packed as stage `sft` does it. All their tokens are learnt by
+default, what the user says included: this is still pretraining, and where answers are short the
+masked part is most of the computing. Padding is never learnt. Each target of a step weighs the
+same.
 
 References:
     Instruction data in the last part of pretraining: https://arxiv.org/abs/2404.06395

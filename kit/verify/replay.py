@@ -114,7 +114,7 @@ def run_replay(evidence: Evidence) -> Replay:
 
 def talks_in_pretraining(evidence: Evidence) -> bool:
     """Whether the recipe mixes conversations into the last part of pretraining."""
-    return evidence.recipe.section("pretrain")["sft_share"] > 0
+    return bool(evidence.recipe.section("pretrain")["sft_share"] > 0)
 
 
 def check_data(evidence: Evidence, folder: Path, name: Literal["data", "sft"] = "data") -> None:

@@ -58,6 +58,19 @@ def test_all_problems_are_reported_at_once_with_path_and_line() -> None:
         ("[model]\nn_head = 5\n[pretrain]\nhours = 1\n", "model.n_head (line 6)"),
         ("[model]\nn_kv_head = 4\n[pretrain]\nhours = 1\n", "must divide n_head (6)"),
         ("[pretrain]\nhours = 1\nnum_steps = 5\n", "exactly one of num_steps and hours"),
+        ("[pretrain]\nhours = 1\nreplay_share = 0.5\nsft_share = 0.45\n", "together at most 0.9"),
+        (
+            "[pretrain]\nhours = 1\nreplay_share = 0.1\nreplay_from = 0.3\n"
+            "seq_len_ramp = [[0, 1024], [0.4, 2048]]\n",
+            "pretrain.replay_from (line 8): found 0.3",
+        ),
+        (
+            "[pretrain]\nhours = 1\nsft_share = 0.1\nsft_from = 0.3\n"
+            "seq_len_ramp = [[0, 1024], [0.4, 2048]]\n",
+            "seq_len_ramp reaches its end at 0.4: not before that",
+        ),
+        ("[pretrain]\nhours = 1\nreplay_share = 0.1\nreplay_from = 0\n", "replay_from"),
+        ("[pretrain]\nhours = 1\nreplay_share = 0.6\n", "pretrain.replay_share (line 7)"),
         ("[pretrain]\nhours = 0\n", "exactly one of num_steps and hours"),
         (
             "[pretrain]\nhours = 1\ntotal_batch_size = 1000\n",

@@ -20,6 +20,8 @@ pytestmark = pytest.mark.slow
 pytest.importorskip("torch")
 TINY = Path(__file__).parents[1] / "assets/tiny.toml"
 SNAPSHOT = "checkpoints/pretrain/snapshots/step-00000008.safetensors"
+# Rows of every source come before the second snapshot and after it.
+MIXED = "replay_share = 0.25\nreplay_from = 0.25\nreplay_keep = 8\nsft_share = 0.25\nsft_from = 0.4"
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +31,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = TINY.read_text()
     for old, new in (
         ('["tokenizer", "pretrain", "sft"]', '["tokenizer", "pretrain"]'),
-        ("num_steps = 40", "num_steps = 16\nsnapshot_every = 8\nrollbacks = 1"),
+        ("num_steps = 40", "num_steps = 16\nsnapshot_every = 8\nrollbacks = 1\n" + MIXED),
         ("stories = 600", "stories = 200"),
     ):
         assert old in text
@@ -47,7 +49,9 @@ def check(run: Path, tmp_path: Path) -> Callable[..., Report]:
     work = run.parents[1]
     key = load_ssh_private_key((work / "keys/n4090_ed25519").read_bytes(), password=None)
     data = next((work / "data").iterdir()) / "pretrain"
-    everything = Options(replay=2, replay_steps=3, re_evaluate=True, data=data)
+    everything = Options(
+        replay=2, replay_steps=3, re_evaluate=True, data=data, sft=data.parent / "sft"
+    )
 
     def look(change: Callable[[tamper.Draft], None], **options: object) -> Report:
         draft = tamper.load_draft(run, key)
@@ -87,6 +91,19 @@ def test_a_step_done_twice_ends_its_stretch_as_often_as_the_recipe_allows(
 
     report = check(claim, re_evaluate=False)
     assert f"{done_again} steps done again" in report.of("V26")[0].message
+
+
+def test_conversations_that_pretraining_read_are_in_the_log_and_asked_for(
+    check: Callable[..., Report], run: Path, tmp_path: Path
+) -> None:
+    inputs = json.loads((run / "result.json").read_text())["data"]
+    assert set(inputs) == {"data", "sft"} and inputs["sft"]["digest"].startswith("sha256:")
+    without = check(lambda draft: None, sft=None, re_evaluate=False).of("V26")[0]
+    assert without.missing and "--sft DIR" in without.message
+    (tmp_path / "talks").mkdir()
+    (tmp_path / "talks/stories.jsonl").write_text("[]\n")
+    other = check(lambda draft: None, sft=tmp_path / "talks", re_evaluate=False).of("V26")[0]
+    assert other.missing and "not the run's" in other.message
 
 
 def test_losses_that_nobody_trained_are_refused_by_v26(check: Callable[..., Report]) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from time import CLOCK_BOOTTIME, clock_gettime_ns
 from typing import Any
@@ -68,6 +69,10 @@ SWITCHES: dict[str, dict[str, dict[str, Any]]] = {
                      "seq_len_ramp": [[0, 16], [0.4, 32]], "average": "ema"},
     },
     "documents apart": {"pretrain": {"document_mask": True, "prefetch": 3}},
+    "rows replayed, conversations late": {
+        "pretrain": {"replay_share": 0.25, "replay_from": 0.25, "replay_keep": 6,
+                     "sft_share": 0.25, "sft_from": 0.5, "document_mask": True},
+    },
     "swiglu, one key head, logits in 8 bits": {
         "model": {"ffn": "swiglu", "n_kv_head": 1},
         "pretrain": {"matmul": "fp8_rowwise", "matmul_layers": ["mlp", "head"]},
@@ -108,6 +113,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pq.write_table(pa.table({"text": part}), root / f"{name}.parquet")
         tokenize_shard(root / f"{name}.parquet", folder, tokenizer)
     write_index(folder, ["a"], ["b"])
+    talks = [
+        [{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": f"{i + 1}, "}]
+        for i in range(40)
+    ]
+    (root / "sft").mkdir()
+    lines = "".join(json.dumps(talk) + "\n" for talk in talks)
+    (root / "sft/talks.jsonl").write_text(lines)
     return root
 
 
@@ -121,7 +133,8 @@ def request(world: Path, out: Path, name: str, *, attempt: int = 0, **section: A
         "contract": 1, "stage": "pretrain", "run_id": "r", "seed": 7, "attempt": attempt,
         "device": "cpu", "threads": 1, "recipe": recipe,
         "paths": {"out": str(out), "cache": str(world / "cache"),
-                  "tokenizer": str(world / "tokenizer")},
+                  "tokenizer": str(world / "tokenizer"), "data": str(world),
+                  "sft": str(world / "sft")},
         "clock": {"start_ns": now, "stage_start_ns": now, "deadline_ns": now + int(6e11),
                   "budget_s": 600.0},
     }  # fmt: skip
@@ -325,3 +338,39 @@ def test_a_deterministic_run_repeats_itself_and_says_so_to_pytorch(
     finally:
         forget_determinism()
     assert runs[0] == runs[1] and not torch.are_deterministic_algorithms_enabled()
+
+
+def test_steps_with_mixed_rows_are_done_again_alike_from_a_snapshot(
+    world: Path, tmp_path: Path
+) -> None:
+    name, out, events = "rows replayed, conversations late", tmp_path / "run", Recorder()
+    asked = request(world, out, name, snapshot_every=3, eval_every=0, checkpoint_every=0)
+    pretrain.run(asked, events)
+    steps = events.data("step")
+    assert [step.get("replayed_rows") for step in steps] == [None, 0, 1, 1, 1, 1, 1, 1]
+    assert [step.get("sft_rows") for step in steps] == [None, 0, 0, 0, 1, 1, 1, 1]
+    assert "6 rows replayed, 4 rows of conversations" in events.notes
+    assert "talks.jsonl" in events.notes and "1 held out" in events.notes
+    windows = tmp_path / "windows.json"
+    told = [{"step": s, "progress": [e["progress"] for e in steps[s : s + 3]]} for s in (0, 3, 6)]
+    windows.write_text(json.dumps({"windows": told, "validate": False}))
+    paths = {**asked.paths, "replay": windows, "base": out}
+    again = Recorder()
+    replay.run(replace(asked, paths=paths), again)
+    losses = {data["step"]: data["loss"] for data in again.data("step")}
+    assert losses == {step["step"]: step["loss"] for step in steps}
+
+
+def test_conversations_that_are_missing_and_another_setting_are_refused(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = request(world, tmp_path / "a", "none", sft_share=0.25)
+    with pytest.raises(TrainerError, match="no conversations were given") as caught:
+        pretrain.run(replace(asked, paths={**asked.paths, "sft": None}), Recorder())
+    assert "--sft DIR" in caught.value.hint
+    events = Recorder()
+    monkeypatch.setattr(pretrain, "stop_requested", lambda: len(events.losses) == 2)
+    with pytest.raises(Stopped):
+        pretrain.run(request(world, tmp_path / "b", "none"), events)
+    with pytest.raises(TrainerError, match="another replay_share or sft_share"):
+        pretrain.run(request(world, tmp_path / "b", "none", attempt=1, replay_share=0.1), events)
