@@ -12,7 +12,8 @@ import tamper
 from kit.core_eval.bundle import open_bundle
 from kit.trust.digest import tree_manifest
 from kit.verify import Options, Report, verify_result
-from kit.verify.contamination import find_overlaps
+from kit.verify.contamination import conversation_texts, find_overlaps
+from kit.verify.evidence import Refused
 
 pytest.importorskip("numpy")
 YAML = """icl_tasks:
@@ -116,3 +117,21 @@ def test_other_shards_than_the_runs_are_no_evidence(core: Path, tmp_path: Path) 
     options = Options(contamination=True, core=core, data=tmp_path / "other")
     report = verify_result(path, options)
     assert report.exit_code == 3 and report.of("V24")[0].missing
+
+
+def test_conversations_count_with_what_both_sides_say(core: Path, tmp_path: Path) -> None:
+    file = tmp_path / "talks.jsonl"
+    talks = [
+        [
+            {"role": "user", "content": f"Question: {sentence(i)} {i}?"},
+            {"role": "assistant", "content": f"by the {i}"},
+        ]
+        for i in range(4)
+    ]
+    file.write_text("".join(json.dumps(talk) + "\n" for talk in talks))
+    bundle = open_bundle(core, allow_custom=True)
+    places, _ = find_overlaps(bundle, conversation_texts([file]))
+    assert places.found == {0, 1, 2, 3}
+    file.write_text('{"role": "user"}\n')
+    with pytest.raises(Refused, match="line 1"):
+        list(conversation_texts([file]))
