@@ -54,7 +54,9 @@ PRETRAIN: dict[str, Any] = {
     "vram_cap_gib": CAP_GIB, "prefetch": 4, "background_checkpoints": True,
     "average": "none", "average_share": 0.05, "decay": "linear", "divergence_nats": 3.0,
     "matrix_optimizer": "muon", "rollbacks": 0, "snapshot_every": 0,
-    "weight_decay_schedule": "cosine",
+    "weight_decay_schedule": "cosine", "decay_exponent": 1.25, "momentum": [0.85, 0.97, 0.9],
+    "momentum_steps": 400, "soap_refresh_steps": 10, "soap_max_dim": 2048,
+    "growth_layers": [], "growth_width": [],
 }  # fmt: skip
 # nanochat's own way: plain bf16, all logits at once, whatever windowed kernel PyTorch has.
 BASELINE = {"matmul": "bf16", "fused_loss": False}

@@ -139,18 +139,17 @@ def run(request: Request, events: Events) -> None:
     saver = BackgroundSaver(out, background=section["background_checkpoints"])
     token_bytes = torch.from_numpy(tokenizer.token_bytes()).to(device)
 
-    def evaluate(step: int, name: str = "val_bpb") -> None:
+    def evaluate(step: int, name: str = "val_bpb", *, between: bool = False) -> None:
         began = time.perf_counter()
         # Always the finished model's reach: what a checkpoint of this moment would compute.
         model = trainee.model
         model.set_windows(model.config.windows)
-        batches = validation_batches(
-            validation, micro_batch, T, max_tokens=section["eval_tokens"], device=device
-        )
+        tokens = (between and section["eval_tokens_between"]) or section["eval_tokens"]
+        batches = validation_batches(validation, micro_batch, T, max_tokens=tokens, device=device)
         value = evaluate_bpb(model, batches, token_bytes)
         model.set_windows(phase.windows)
         elapsed_s = time.perf_counter() - began
-        horizon.reserve(elapsed_s)
+        horizon.reserve(elapsed_s * section["eval_tokens"] / tokens)
         events.emit("eval", name=name, step=step, value=value, elapsed_s=elapsed_s)
 
     def whole_state(step: int) -> dict[str, Any]:
@@ -191,7 +190,7 @@ def run(request: Request, events: Events) -> None:
                 if done and trainee.average.exists:  # the model of this run is the average
                     evaluate(step, "val_bpb_weights")
                     trainee.average.put()
-                evaluate(step)
+                evaluate(step, between=step > 0 and not done)
                 if begun:
                     gc.collect()
                 graphs = compiled_graphs()

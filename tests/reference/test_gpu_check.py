@@ -16,7 +16,7 @@ from reference.bench_kernels import nanochat_config
 def test_its_switches_are_the_schemas():
     schema = json.loads((Path(__file__).parents[2] / "schema/recipe.schema.json").read_text())
     fields = schema["properties"]["pretrain"]["properties"]
-    known = set(fields) - {"eval_every", "eval_tokens", "checkpoint_every"}
+    known = set(fields) - {"eval_every", "eval_tokens", "eval_tokens_between", "checkpoint_every"}
     assert set(gpu_check.PRETRAIN) == known
     for name in ("matmul_passes", "matmul_layers", "fused_loss", "attention", "matrix_lr"):
         assert gpu_check.PRETRAIN[name] == fields[name]["default"]

@@ -173,6 +173,19 @@ def test_a_run_stopped_in_any_phase_and_resumed_repeats_every_bit(
     assert not (parts / "state").exists()
 
 
+def test_evaluations_between_the_first_and_the_last_may_be_shorter(
+    world: Path, tmp_path: Path
+) -> None:
+    full, brief = Recorder(), Recorder()
+    pretrain.run(request(world, tmp_path / "full", "none", eval_every=2), full)
+    section = {"eval_every": 2, "eval_tokens_between": 64}
+    pretrain.run(request(world, tmp_path / "brief", "none", **section), brief)
+    assert brief.losses == full.losses
+    values = [[row["value"] for row in run.data("eval")] for run in (full, brief)]
+    same = [a == b for a, b in zip(*values, strict=True)]
+    assert same == [True, False, False, False, True]  # steps 0, 2, 4, 6, 8
+
+
 def test_a_killed_run_goes_on_from_a_checkpoint_of_an_earlier_phase(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
