@@ -1,17 +1,20 @@
 """Models that grow and teach themselves while they train: what a recipe may say, and at what time.
 
-The reference trainer's `growth_layers` and `growth_width`, pairs of elapsed share and size. The kit
-reads them by itself, so that it can count a run's work without asking the trainer.
+The reference trainer's `growth_layers` and `growth_width`, pairs of elapsed share and size, and
+`distill_from`, the share from which an earlier state of the model teaches. The kit reads them by
+itself, so that it can count a run's work without asking the trainer.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
 from kit.schemas import Problem
 
+_LEAST_REFRESH = 0.01  # of a run, between two teachers
 _LEAST_WIDTH = 24  # channels that drive the smear gate
 
 
@@ -32,6 +35,17 @@ def growth_problems(model: Mapping[str, Any], pretrain: Mapping[str, Any]) -> li
             found.append(Problem(path, f"found {sizes}", "must grow with every pair"))
         elif field == "n_embd":
             found += _width_problems(path, sizes, model)
+    return found + _teacher_problems(pretrain)
+
+
+def _teacher_problems(pretrain: Mapping[str, Any]) -> list[Problem]:
+    refresh, found = pretrain["distill_refresh"], []
+    if 0 < refresh < _LEAST_REFRESH:
+        rule = f"must be 0 (never) or at least {_LEAST_REFRESH}"
+        found.append(Problem("pretrain.distill_refresh", f"found {refresh}", rule))
+    if refresh and not pretrain["distill_from"]:
+        rule = "renews no teacher: set distill_from above 0"
+        found.append(Problem("pretrain.distill_refresh", f"found {refresh}", rule))
     return found
 
 
@@ -64,7 +78,16 @@ def _width_problems(path: str, sizes: list[int], model: Mapping[str, Any]) -> li
 
 def varies(pretrain: Mapping[str, Any]) -> bool:
     """Whether a token of the run costs more at one time than at another."""
-    return bool(pretrain.get("growth_layers") or pretrain.get("growth_width"))
+    tables = (pretrain.get("growth_layers"), pretrain.get("growth_width"))
+    return bool(pretrain.get("distill_from")) or any(len(table or []) > 1 for table in tables)
+
+
+def teacher_share(pretrain: Mapping[str, Any], progress: float) -> float | None:
+    """The share at which the teacher in force at `progress` was taken; None where there is none."""
+    begin, every = pretrain.get("distill_from") or 0.0, pretrain.get("distill_refresh") or 0.0
+    if not begin or progress < begin:
+        return None
+    return float(begin + every * math.floor((progress - begin) / every + 1e-9) if every else begin)
 
 
 def size_at(

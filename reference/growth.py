@@ -36,9 +36,11 @@ from reference.averaging import WeightAverage
 from reference.checkpoint import weights_digest
 from reference.config import ModelConfig
 from reference.curriculum import Curriculum
-from reference.growth_plan import GrowthPlan
+from reference.distill import Teacher
+from reference.growth_plan import GrowthPlan, teacher_share
 from reference.model import GPT
 from reference.optim import MuonAdamW, parameter_groups
+from reference.train_step import compile_blocks, is_compiled
 
 NOISE = 1.0  # of the shares, relative to their own root mean square
 _NOISE_SEED = 1 << 32  # apart from the seeds of initial weights
@@ -226,7 +228,7 @@ def _carry_matrices(
 
 
 class Trainee:
-    """The model in training, its optimizer, average and curriculum, from the smallest model on.
+    """The model in training, its optimizer, average, curriculum and teacher, from the smallest on.
 
     Args:
         config: The finished model.
@@ -248,6 +250,7 @@ class Trainee:
         self._section, self._seed, self._device = section, seed, device
         self._tokens, self._compiled = tokens, compiled
         self.stage = 0
+        self.teacher: Teacher | None = None
         model = GPT.empty(self.plan.configs[0])
         model.init_weights(seed)
         self.initial_weights = weights_digest(model)
@@ -278,9 +281,43 @@ class Trainee:
             ]
         return said
 
+    def teach(self, progress: float, backends: tuple[Any, Any]) -> bool:
+        """Lets the teacher due at `progress` take part; whether it was taken just now.
+
+        Args:
+            backends: Its attention kernels, as decided for the model.
+        """
+        share = teacher_share(self._section, progress)
+        if share is None:
+            return False
+        known = self.teacher
+        if known is None or known.taken != share:
+            self.teacher = Teacher.copy_of(
+                self.model, self._section, taken=share, growth=self.stage
+            )
+            if is_compiled(self.model):
+                compile_blocks(self.teacher.model)
+        self.teacher.model.set_backends(*backends)
+        self.model.teacher = self.teacher
+        return self.teacher is not known
+
+    def _put_teacher(self, state: Mapping[str, Any] | None) -> None:
+        self.teacher = self.model.teacher = None
+        if state is not None:
+            model = GPT.empty(self.plan.configs[state["growth"]]).place(self._device)
+            model.load_state_dict(state["model"])
+            model.tied = state["tied"]
+            self.teacher = Teacher(
+                model, self._section, taken=state["taken"], growth=state["growth"]
+            )
+            if is_compiled(self.model):
+                compile_blocks(model)
+
     def state_dict(self) -> dict[str, Any]:
         """All but the average, which a snapshot leaves out."""
+        teacher = {} if self.teacher is None else {"teacher": self.teacher.state_dict()}
         return {
+            **teacher,
             "growth": self.stage,
             "model": self.model.state_dict(),
             "tied": self.model.tied,
@@ -298,4 +335,5 @@ class Trainee:
         self.model.load_state_dict(state["model"])
         self.model.tied = state.get("tied", self.model.tied)
         self.optimizer.load_state_dict(state["optimizer"])
+        self._put_teacher(state.get("teacher"))
         self.average.load_state_dict(state.get("average", {"count": 0, "average": {}}))

@@ -69,4 +69,5 @@ def teacher_share(section: Mapping[str, Any], progress: float) -> float | None:
     if not begin or progress < begin:
         return None
     every = section.get("distill_refresh") or 0.0
-    return begin + every * math.floor((progress - begin) / every) if every else begin
+    # A hair more, so that a share that was meant is not missed by rounding.
+    return begin + every * math.floor((progress - begin) / every + 1e-9) if every else begin

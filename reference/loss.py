@@ -12,7 +12,7 @@ see the constant.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,9 @@ from torch import Tensor
 
 from reference.eight_bit import FACTOR_MULTIPLE, Factor, Kind, multiply, quantize
 from reference.matmul import add_matmul_, linear, matmul
+
+if TYPE_CHECKING:
+    from reference.distill import SoftTargets
 
 Reduction = Literal["mean", "sum", "none"]
 CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 512 << 20}  # fp32 logits of one chunk
@@ -36,6 +39,7 @@ def softcapped_cross_entropy(
     count: Tensor | int | None = None,
     kind: Kind = "bf16",
     each: Tensor | None = None,
+    soft: SoftTargets | None = None,
 ) -> Tensor:
     """Cross-entropy in nats of softcap * tanh(hidden @ weight.T / softcap) against `targets`.
 
@@ -49,6 +53,7 @@ def softcapped_cross_entropy(
         kind: Of the factors of the logits; both gradients stay in the compute dtype.
         each: (N,) fp32 to be filled with each target's loss on the way, 0 where ignored; not for
             "none", whose result that is.
+        soft: A teacher's targets, of a share in the gradient; the value stays the cross-entropy.
 
     Returns:
         fp32 scalar, or (N,) for "none". With no target at all "mean" is 0.
@@ -61,7 +66,7 @@ def softcapped_cross_entropy(
         if each is not None:
             each.copy_(losses)
         return losses.sum() * scale
-    return _TotalLoss.apply(hidden, weight, targets, vocab_size, softcap, scale, kind, each)
+    return _TotalLoss.apply(hidden, weight, targets, vocab_size, softcap, scale, kind, each, soft)
 
 
 def full_cross_entropy(
@@ -110,7 +115,7 @@ def _chunk_tokens(weight: Tensor) -> int:
     return max(64, budget // (4 * weight.size(0)) // 64 * 64)
 
 
-def _chunk(
+def scores_of(
     hidden: Tensor, weight: Tensor, softcap: float, rounded: tuple[Factor, Kind] | None = None
 ) -> Tensor:
     """Sigmoid of the scaled logits, or the logits where there is no cap: (n, V_padded) fp32.
@@ -127,9 +132,11 @@ def _chunk(
     return logits.sigmoid_() if softcap else logits
 
 
-def _probabilities(scores: Tensor, vocab_size: int, softcap: float) -> Tensor:
-    """Softmax over the first `vocab_size` columns of what `_chunk` returned, 0 in the padding."""
-    logits = scores * (2.0 * softcap) if softcap else scores.clone()
+def probabilities(
+    scores: Tensor, vocab_size: int, softcap: float, temperature: float = 1.0
+) -> Tensor:
+    """Softmax over the first `vocab_size` columns of what `scores_of` made, 0 in the padding."""
+    logits = scores * ((2.0 * softcap or 1.0) / temperature)
     if vocab_size < logits.size(1):
         logits[:, vocab_size:] = float("-inf")
     return torch.softmax(logits, dim=1)
@@ -157,7 +164,7 @@ def _losses(
     losses = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
     for start in range(0, targets.numel(), step):
         part = slice(start, start + step)
-        scores = _chunk(hidden[part], weight, softcap)
+        scores = scores_of(hidden[part], weight, softcap)
         index = targets[part].clamp_min(0)[:, None]
         logits = scores.mul_(2.0 * softcap) if softcap else scores
         log_sum = torch.logsumexp(logits[:, :vocab_size], dim=1)
@@ -173,6 +180,7 @@ def _loss_and_gradients(
     vocab_size: int,
     softcap: float,
     kind: Kind = "bf16",
+    soft: SoftTargets | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Losses (N,), d/d hidden and d/d weight of sum(row_scale * losses); row_scale (N,) fp32."""
     cast = weight.to(hidden.dtype)
@@ -185,12 +193,14 @@ def _loss_and_gradients(
     for start in range(0, targets.numel(), step):
         part = slice(start, start + step)
         rows, target, scale = hidden[part], targets[part], row_scale[part, None]
-        scores = _chunk(rows, cast, softcap, rounded)
-        gradient = _probabilities(scores, vocab_size, softcap)  # (n, V_padded)
+        scores = scores_of(rows, cast, softcap, rounded)
+        gradient = probabilities(scores, vocab_size, softcap)  # (n, V_padded)
         losses[part] = _token_losses(scores, gradient, target, softcap, vocab_size)
         gradient.scatter_add_(
             1, target.clamp_min(0)[:, None], torch.full_like(scale, -1.0)
         )  # softmax minus one-hot
+        if soft is not None:
+            gradient = soft.mixed(gradient, scores, part, vocab_size, softcap)
         if softcap:
             # The capped logit's slope is 4 s (1 - s); the 4 goes to the rows.
             gradient = torch.ops.aten.sigmoid_backward(gradient, scores)
@@ -207,10 +217,10 @@ class _TotalLoss(torch.autograd.Function):
     """Scaled sum of the losses; its gradients are made in the forward pass."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, targets, vocab_size, softcap, scale, kind, each):
+    def forward(ctx, hidden, weight, targets, vocab_size, softcap, scale, kind, each, soft):
         row_scale = (targets >= 0) * scale
         losses, d_hidden, d_weight = _loss_and_gradients(
-            hidden, weight, targets, row_scale, vocab_size, softcap, kind
+            hidden, weight, targets, row_scale, vocab_size, softcap, kind, soft
         )
         ctx.save_for_backward(d_hidden, d_weight)
         if each is not None:
@@ -221,9 +231,9 @@ class _TotalLoss(torch.autograd.Function):
     def backward(ctx, grad):
         d_hidden, d_weight = ctx.saved_tensors
         if grad.device.type == "cpu" and grad.item() == 1.0:  # the usual case, spared two passes
-            return d_hidden, d_weight, None, None, None, None, None, None
+            return d_hidden, d_weight, None, None, None, None, None, None, None
         d_hidden, d_weight = d_hidden * grad.to(d_hidden.dtype), d_weight * grad
-        return d_hidden, d_weight, None, None, None, None, None, None
+        return d_hidden, d_weight, None, None, None, None, None, None, None
 
 
 class _EachLoss(torch.autograd.Function):

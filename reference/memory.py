@@ -91,6 +91,11 @@ def plan_vram(
     if not section.get("fused_loss", True):
         logits = tokens * config.padded_vocab_size * (2 + 4 + 4 + 4)
     head = p.unembedding or p.tied_head
+    teacher = {}
+    if section.get("distill_from"):  # its weights and final states, and both distributions
+        states = 2 * tokens * config.n_embd
+        both = chunk * config.padded_vocab_size * (4 + 4)
+        teacher["teacher"] = 4 * fp32 + 2 * tables + states + both + 2 * head
     return {
         "weights": 4 * fp32 + 2 * tables,
         "gradients": 4 * fp32 + 2 * tables,
@@ -98,6 +103,7 @@ def plan_vram(
         "activations": tokens * _activations_per_token(config) * 2,
         "logits": logits + 4 * head,
         "workspace": _workspace(config, p, tokens, section),
+        **teacher,
     }
 
 

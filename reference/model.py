@@ -20,6 +20,8 @@ V vocabulary, S cached positions.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +45,9 @@ from reference.loss import (
     softcapped_cross_entropy,
     softcapped_logits,
 )
+
+if TYPE_CHECKING:
+    from reference.distill import Teacher
 
 __all__ = ["GPT", "KVCache", "ModelConfig", "resolve_dtype"]
 
@@ -179,6 +184,7 @@ class GPT(nn.Module):
         self.tied = config.tied  # whether the head is the embedding table at the moment
         self.head_kind: Kind = "bf16"  # of the factors of the logits, in training
         self.full_loss = False  # all logits at once, as the baseline does it
+        self.teacher: Teacher | None = None  # whose targets take part in training's gradients
         self._dtype = torch.float32
         self.resid_scale = nn.Parameter(torch.empty(config.n_layer))
         self.x0_scale = nn.Parameter(torch.empty(config.n_layer))
@@ -422,6 +428,9 @@ class GPT(nn.Module):
         hidden = self.hidden(tokens, documents=documents).flatten(0, 1)
         weight, scale = self.head
         formula = full_cross_entropy if self.full_loss else softcapped_cross_entropy
+        if self.teacher is not None and torch.is_grad_enabled() and reduction != "none":
+            soft = self.teacher.targets(tokens, documents)
+            formula = partial(softcapped_cross_entropy, soft=soft)
         losses = formula(
             hidden * scale if scale != 1.0 else hidden,
             weight,

@@ -186,6 +186,8 @@ def run(request: Request, events: Events) -> None:
                     gc.unfreeze()  # the smaller model is among what was set aside
                     gc.collect()
                     gc.freeze()
+            if not done and trainee.teach(progress, decisions["attention"]):
+                say(f"step {step}: the weights of this moment are the teacher from here on")
             if done or step == 0 or (section["eval_every"] and step % section["eval_every"] == 0):
                 if done and trainee.average.exists:  # the model of this run is the average
                     evaluate(step, "val_bpb_weights")

@@ -130,6 +130,7 @@ def _window(
             if trainee.reach(progress):
                 decisions = prepare()
                 stepper.model, stepper.optimizer = trainee.model, trainee.optimizer
+            trainee.teach(progress, decisions["attention"])
             phase = trainee.curriculum.at(progress)
             apply(trainee.model, section, decisions, phase)
             loader.at(progress)

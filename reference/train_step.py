@@ -232,11 +232,21 @@ def maybe_compile(
     else:
         wanted = setting == "on"
     if wanted:
-        limits = torch._dynamo.config
-        limits.recompile_limit = max(limits.recompile_limit, RECOMPILE_LIMIT)
-        for block in model.blocks:
-            block.compile(dynamic=False)
+        compile_blocks(model)
     return wanted
+
+
+def compile_blocks(model: GPT) -> None:
+    """Has the blocks compiled at their next use."""
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, RECOMPILE_LIMIT)
+    for block in model.blocks:
+        block.compile(dynamic=False)
+
+
+def is_compiled(model: GPT) -> bool:
+    """Whether `compile_blocks` was here."""
+    return model.blocks[0]._compiled_call_impl is not None
 
 
 def compiled_graphs() -> int:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
-from kit.growth import size_at, varies
+from kit.growth import size_at, teacher_share, varies
 from kit.hardware.gpu_class import kind
 from kit.result import energy_section
 from kit.verify.evidence import Document, Evidence, Irrelevant
@@ -106,8 +106,12 @@ def work_of(steps: list[Document], config: dict[str, Any], pretrain: dict[str, A
     """FLOPs done by the end of each of these steps, the model having its size of the time."""
     total, tokens, found = 0.0, 0, []
     for step in (step["data"] for step in steps):
-        size = size_at(config, pretrain, float(step.get("progress", 1.0)))
-        total += (step["tokens"] - tokens) * flops_per_token(size)
+        progress = float(step.get("progress", 1.0))
+        cost = flops_per_token(size_at(config, pretrain, progress))
+        taken = teacher_share(pretrain, progress)
+        if taken is not None:  # a forward pass is a third of training
+            cost += flops_per_token(size_at(config, pretrain, taken)) / 3
+        total += (step["tokens"] - tokens) * cost
         tokens = step["tokens"]
         found.append(total)
     return found
@@ -124,7 +128,7 @@ def _claimed_work(evidence: Evidence, config: dict[str, Any]) -> Iterator[Findin
     claimed = steps[-1]["data"].get("flops")
     if not isinstance(claimed, int | float) or abs(claimed - counted) > _FLOPS_TOLERANCE * counted:
         yield fail(
-            "the run's FLOPs are not those of the models it grew through",
+            "the run's FLOPs are not those of the models it trained",
             f"pretrain step {steps[-1]['data']['step']}",
             expected=f"{counted:.4g}",
             found=claimed,

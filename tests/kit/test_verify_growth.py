@@ -46,8 +46,8 @@ def test_a_smaller_model_may_make_more_tokens_a_second(tmp_path: Path) -> None:
     [
         # As fast, and most of the way as large as in the end.
         ("growth_layers = [[0.0, 18], [0.9, 20]]", None, "more work than the hardware can do"),
-        (GROWTH, None, "the run's FLOPs are not those of the models it grew through"),
-        (GROWTH, 3.0, "the run's FLOPs are not those of the models it grew through"),
+        (GROWTH, None, "the run's FLOPs are not those of the models it trained"),
+        (GROWTH, 3.0, "the run's FLOPs are not those of the models it trained"),
     ],
 )
 def test_growth_hides_no_work_and_claims_none(

@@ -68,6 +68,11 @@ SWITCHES: dict[str, dict[str, dict[str, Any]]] = {
         "pretrain": {"growth_layers": [[0, 2], [0.3, 4]], "growth_width": [[0, 32], [0.6, 64]],
                      "seq_len_ramp": [[0, 16], [0.4, 32]], "average": "ema"},
     },
+    "its own teacher": {
+        "model": {"tied_until": 0.7},
+        "pretrain": {"distill_from": 0.3, "distill_refresh": 0.4, "distill_temperature": 2,
+                     "growth_layers": [[0, 1], [0.5, 2]]},
+    },
     "documents apart": {"pretrain": {"document_mask": True, "prefetch": 3}},
     "rows replayed, conversations late": {
         "pretrain": {"replay_share": 0.25, "replay_from": 0.25, "replay_keep": 6,
@@ -231,19 +236,41 @@ def test_a_grown_run_reports_its_work_and_is_saved_as_the_whole_model(
         list(itertools.accumulate(each))
     )
     assert each[-1] == 128 * stated["flops_per_token"] > 2 * each[0]
-    # Another start of the same stretch, with other models than the run's last: `replay`.
-    (tmp_path / "replay.json").write_text(
+    again = replayed(asked, tmp_path)
+    assert again.losses == [*events.losses[4:7], *events.losses[:4]]
+    assert again.data("model")[0]["initial_weights"] == stated["initial_weights"]
+
+
+def replayed(asked: Request, folder: Path) -> Recorder:
+    """Steps 4 to 6 of the run in `folder`/out done again from its snapshot, and 0 to 3."""
+    (folder / "replay.json").write_text(
         json.dumps({"windows": [{"step": 4, "progress": [4 / 8, 5 / 8, 6 / 8]},
                                 {"step": 0, "progress": [0.0, 1 / 8, 2 / 8, 3 / 8]}],
                     "validate": False})
     )  # fmt: skip
-    paths = {**asked.paths, "base": tmp_path / "out", "replay": tmp_path / "replay.json"}
+    paths = {**asked.paths, "base": folder / "out", "replay": folder / "replay.json"}
     again = Recorder()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(replay, "_tokenize", lambda *_, **__: None)
         replay.run(dataclasses.replace(asked, stage="replay", paths=paths), again)
-    assert again.losses == [*events.losses[4:7], *events.losses[:4]]
-    assert again.data("model")[0]["initial_weights"] == stated["initial_weights"]
+    return again
+
+
+def test_a_taught_run_says_when_and_what_it_costs_and_can_be_done_again(
+    world: Path, tmp_path: Path
+) -> None:
+    events, plain = Recorder(), Recorder()
+    name = "its own teacher"
+    asked = request(world, tmp_path / "out", name, snapshot_every=4)
+    pretrain.run(asked, events)
+    assert events.notes.count("the teacher from here on") == 2  # at steps 3 and 6
+    flops = [0.0, *(data["flops"] for data in events.data("step"))]
+    each = [after - before for before, after in itertools.pairwise(flops)]
+    assert each[3] == pytest.approx(each[2] * 4 / 3) and each[6] == pytest.approx(each[7])
+    assert replayed(asked, tmp_path).losses == [*events.losses[4:7], *events.losses[:4]]
+    pretrain.run(request(world, tmp_path / "plain", name, distill_from=0), plain)
+    # The first step that is taught reports the loss of weights that nobody taught yet.
+    assert events.losses[:4] == plain.losses[:4] and events.losses[4] != plain.losses[4]
 
 
 def test_a_run_that_diverges_after_growing_goes_back_to_the_smaller_model(
