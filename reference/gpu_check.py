@@ -57,6 +57,7 @@ PRETRAIN: dict[str, Any] = {
     "weight_decay_schedule": "cosine", "decay_exponent": 1.25, "momentum": [0.85, 0.97, 0.9],
     "momentum_steps": 400, "soap_refresh_steps": 10, "soap_max_dim": 2048,
     "growth_layers": [], "growth_width": [],
+    "distill_from": 0, "distill_weight": 0.5, "distill_temperature": 1, "distill_refresh": 0,
     "replay_share": 0, "replay_from": 0.5, "replay_keep": 4096,
     "sft_share": 0, "sft_from": 0.8, "sft_targets": "all",
 }  # fmt: skip
