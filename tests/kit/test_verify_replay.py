@@ -94,13 +94,18 @@ def test_a_step_done_twice_ends_its_stretch_as_often_as_the_recipe_allows(
 
 
 def test_conversations_that_pretraining_read_are_in_the_log_and_asked_for(
-    check: Callable[..., Report], run: Path, tmp_path: Path
+    check: Callable[..., Report], run: Path
 ) -> None:
     inputs = json.loads((run / "result.json").read_text())["data"]
     read = {name: part["digest"] for name, part in inputs.items() if part}
     assert set(read) == {"data", "sft"} and read["sft"].startswith("sha256:")
     without = check(lambda draft: None, sft=None, re_evaluate=False).of("V26")[0]
     assert without.missing and "--sft DIR" in without.message
+
+
+def test_other_conversations_than_the_runs_are_no_evidence(
+    check: Callable[..., Report], tmp_path: Path
+) -> None:
     (tmp_path / "talks").mkdir()
     (tmp_path / "talks/stories.jsonl").write_text("[]\n")
     other = check(lambda draft: None, sft=tmp_path / "talks", re_evaluate=False).of("V26")[0]
