@@ -59,7 +59,10 @@ def read_chat(path: Path) -> Chat:
             hint="Name a run whose recipe has the stage chat_eval, or its eval/chat.json.",
         ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
-        raise SchemaError(f"{file} is no chat evaluation: {error!r}") from error
+        raise SchemaError(
+            f"{file} is no chat evaluation ({type(error).__name__}: {str(error)[:200]})",
+            hint="Name a run whose recipe has the stage chat_eval, or its eval/chat.json.",
+        ) from error
     return chat
 
 

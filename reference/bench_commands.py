@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from reference.commands import PLOT, _device
-from reference.errors import TrainerError
+from reference.commands import PLOT
+from reference.explained import explained
 from reference.resolve import resolve_recipe
 
 
@@ -22,6 +21,7 @@ from reference.resolve import resolve_recipe
 @click.option("--seconds", default=0.0, help="Stop after this long; 0: when all is timed.")
 @click.option("--plot", type=PLOT, help="Also as a plot: .svg, .png or .pdf.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@explained()
 def bench_kernels(
     depths: str,
     tokens: int,
@@ -41,19 +41,20 @@ def bench_kernels(
     import torch
 
     from reference.bench_kernels import bench_attention, bench_matmuls
+    from reference.device import choose_device
 
     try:
         chosen = [int(part) for part in depths.split(",")]
     except ValueError:
-        raise click.BadParameter(
-            "numbers with commas, as in 12,20", param_hint="--depths"
-        ) from None
+        chosen = []
+    if not chosen or min(chosen) < 1:
+        raise click.BadParameter("numbers with commas, as in 12,20", param_hint="--depths")
     began = time.perf_counter()
 
     def enough() -> bool:
         return bool(seconds) and time.perf_counter() - began > seconds
 
-    where = torch.device(_device(device))
+    where = choose_device(device)
     products = list(bench_matmuls(chosen, tokens=tokens, device=where, enough=enough))
     batch = max(1, tokens // seq_len)
     attention = list(
@@ -113,6 +114,7 @@ def bench_kernels(
 @click.option("--vram-cap", default=0.0, metavar="GIB", help="Hold a larger GPU to this memory.")
 @click.option("--plot", type=PLOT, help="Also as a plot: .svg, .png or .pdf.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@explained()
 def bench_levers(
     name: str,
     steps: int,
@@ -125,22 +127,19 @@ def bench_levers(
     """Pull each lever alone and set speed, memory and short-run loss side by side."""
     from reference.bench_levers import LEVERS
     from reference.bench_levers import bench_levers as run
+    from reference.device import choose_device
 
     unknown = sorted(set(levers) - set(LEVERS))
     if unknown:
         raise click.BadParameter(
             f"no lever {unknown[0]!r}; there are: {', '.join(LEVERS)}", param_hint="--lever"
         )
-    try:
-        recipe = resolve_recipe(name)
-    except TrainerError as error:
-        click.echo(error.message, err=True)
-        sys.exit(2)
+    recipe = resolve_recipe(name)
     if vram_cap:
         recipe["pretrain"]["vram_cap_gib"] = vram_cap
     rows = run(
         recipe,
-        device=_device(device),
+        device=str(choose_device(device)),
         steps=steps,
         names=levers,
         progress=lambda lever: click.echo(f"{lever} …", err=True),

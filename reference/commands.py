@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from reference.explained import explained
+
 if TYPE_CHECKING:
     from reference.chat import Session
 
@@ -34,6 +36,7 @@ PLOT = click.Path(dir_okay=False, path_type=Path)
 @click.option("--vram-cap", default=0.0, metavar="GIB", help="Hold a larger GPU to this memory.")
 @click.option("--plot", type=PLOT, help="Also as a plot: .svg, .png or .pdf.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@explained()
 def bench_train(
     name: str,
     steps: int,
@@ -49,24 +52,21 @@ def bench_train(
 
     The tokens are made up; nothing is read and nothing is kept.
     """
-    from reference.errors import TrainerError
     from reference.resolve import resolve_recipe
 
-    try:
-        recipe = resolve_recipe(name)
-    except TrainerError as error:
-        click.echo(f"error: {error.message}\n\nhint: {error.hint}", err=True)
-        sys.exit(2)
+    recipe = resolve_recipe(name)
     import torch
 
     from reference.bench import bench_training
+    from reference.device import choose_device
 
+    where = str(choose_device(device))
     if threads or recipe["threads"]:
         torch.set_num_threads(threads or recipe["threads"])
     result = bench_training(
         recipe,
         steps=steps,
-        device=_device(device),
+        device=where,
         compile_setting=compile_setting,
         compare=plain,
         vram_cap_gib=vram_cap,
@@ -80,12 +80,6 @@ def bench_train(
         click.echo(json.dumps(result, indent=2))
     else:
         _print_table(result)
-
-
-def _device(name: str) -> str:
-    import torch
-
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
 def _print_table(result: dict[str, Any]) -> None:
@@ -158,6 +152,7 @@ def _print_table(result: dict[str, Any]) -> None:
     type=click.IntRange(0, 65535),
     help="With --web; 0 takes a free one.",
 )
+@explained()
 def chat(
     model: Path,
     prompt: str | None,
@@ -175,25 +170,16 @@ def chat(
 
     Ctrl-C stops an answer, Ctrl-D leaves.
     """
-    from reference.errors import TrainerError
+    from reference.chat import Session
+    from reference.device import choose_device
+    from reference.engine import Sampling
 
-    try:
-        import torch
-
-        from reference.chat import Session
-        from reference.engine import Sampling
-
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        session = Session.open(
-            model,
-            Sampling(max_new_tokens, temperature, top_k, seed),
-            device=device,
-            system=None if system == "none" else system,
-        )
-    except TrainerError as error:
-        click.echo(f"error: {error.message}\n\nhint: {error.hint}", err=True)
-        sys.exit(2)
+    session = Session.open(
+        model,
+        Sampling(max_new_tokens, temperature, top_k, seed),
+        device=str(choose_device(device)),
+        system=None if system == "none" else system,
+    )
     if prompt is not None:
         if not prompt.strip():
             raise click.BadParameter("there is nothing to answer", param_hint="--prompt")
@@ -216,13 +202,8 @@ def chat(
 def _serve(session: Session, model: Path, host: str, port: int) -> None:
     """The page, until Ctrl-C."""
     from reference.chat_web import ChatServer
-    from reference.errors import TrainerError
 
-    try:
-        server = ChatServer(session, model.resolve().name, host, port)
-    except TrainerError as error:
-        click.echo(f"error: {error.message}\n\nhint: {error.hint}", err=True)
-        sys.exit(2)
+    server = ChatServer(session, model.resolve().name, host, port)
     if host not in ("127.0.0.1", "localhost", "::1"):
         click.echo("warning: anyone who reaches this address can talk to the model", err=True)
     click.echo(f"{server.url}  (Ctrl-C ends it)")

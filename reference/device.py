@@ -7,7 +7,7 @@ import resource
 
 import torch
 
-from reference.errors import TrainerError
+from reference.errors import PrerequisiteError
 from reference.request import Request
 
 
@@ -18,17 +18,28 @@ def set_up_device(request: Request) -> torch.device:
         TrainerError: CUDA is asked for and not there.
     """
     torch.set_num_threads(request.threads)  # sums are split by thread: the count moves the last bit
-    name = request.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda":
-        if not torch.cuda.is_available():
-            raise TrainerError(
-                "bad_input",
-                "the recipe wants a CUDA device and torch sees none",
-                "Check `nvidia-smi` and that torch was built for CUDA; `n4090-kit doctor` helps.",
-            )
+    device = choose_device(request.device)
+    if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
+    return device
+
+
+def choose_device(name: str) -> torch.device:
+    """ "cpu", "cuda", or "auto" for the GPU if there is one.
+
+    Raises:
+        PrerequisiteError: CUDA is asked for and not there.
+    """
+    there = torch.cuda.is_available()
+    if name == "auto":
+        return torch.device("cuda" if there else "cpu")
+    if name == "cuda" and not there:
+        raise PrerequisiteError(
+            "bad_input",
+            "a CUDA device is asked for, and torch sees none",
+            "Check `nvidia-smi` and that torch was built for CUDA (`n4090-kit doctor` helps), "
+            "or use --device cpu.",
+        )
     return torch.device(name)
 
 

@@ -18,6 +18,8 @@ class TrainerError(Exception):
         hint: What to do about it.
     """
 
+    exit_code = 2
+
     def __init__(self, kind: Kind, message: str, hint: str = "") -> None:
         super().__init__(message)
         self.kind: Kind = kind
@@ -26,3 +28,9 @@ class TrainerError(Exception):
 
     def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
         return type(self), (self.kind, self.message, self.hint)  # whole across processes
+
+
+class PrerequisiteError(TrainerError):
+    """Something this machine lacks: no input would make it right."""
+
+    exit_code = 3

@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from reference.data.commands import FOLDER, explained
+from reference.data.commands import FOLDER
+from reference.explained import explained
 
 LOCK = "tokenizer.lock.json"
 
@@ -67,7 +68,7 @@ def train(
         "max_chars": max_chars,
         "doc_cap": doc_cap,
     }
-    with explained():
+    with explained("data"):
         from reference.tokenizer_train import train_locked
 
         found = train_locked(folder, out, options, shards, lock)
@@ -80,7 +81,7 @@ def train(
 @click.option("--pattern", default="", help="Split pattern of a .tiktoken file.")
 def reuse(source: str, out: Path, pattern: str) -> None:
     """Take over SOURCE: a Hugging Face tokenizer.json, a .tiktoken file, or tiktoken's own name."""
-    with explained():
+    with explained("data"):
         from reference.tokenizer_reuse import reuse as take_over
 
         found = take_over(source, pattern)
@@ -98,7 +99,7 @@ def compare_command(
     folders: tuple[Path, ...], texts: Path, recipe: str, plot: Path | None, as_json: bool
 ) -> None:
     """Compare tokenizers: compression, speed, use of the vocabulary, cost, estimated effect."""
-    with explained():
+    with explained("data"):
         from reference.resolve import resolve_recipe
         from reference.tokenizer import Tokenizer
         from reference.tokenizer_compare import compare, read_domains, write_page

@@ -16,8 +16,20 @@ EXAMPLE = Path("submissions/2026/example/9ffdb8e5b168ed02")
 
 
 @click.command("board")
-@click.option("--rows", default=10_000, show_default=True, help="Rows on the board beforehand.")
-@click.option("--new", default=20, show_default=True, help="New submissions to judge.")
+@click.option(
+    "--rows",
+    default=10_000,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Rows on the board beforehand.",
+)
+@click.option(
+    "--new",
+    default=20,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="New submissions to judge.",
+)
 @click.option(
     "--template",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
@@ -35,7 +47,13 @@ def bench_board(rows: int, new: int, template: Path, as_json: bool) -> None:
     import tempfile
 
     from kit.board.bench import bench_board as run
+    from kit.errors import SchemaError
 
+    if missing := [n for n in ("result.json", "submission.json") if not (template / n).is_file()]:
+        raise SchemaError(
+            f"{template} is no submission: it has no {missing[0]}",
+            hint="Name a folder of a board, such as submissions/2026/NAME/ID.",
+        )
     with tempfile.TemporaryDirectory(prefix="n4090-bench-") as name:
         generated_s, passes = run(template, rows, new, Path(name))
         _show(generated_s, passes, rows, as_json)  # before the removal, which takes its time

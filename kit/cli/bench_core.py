@@ -18,7 +18,13 @@ import click
     show_default=True,
     help="The CORE bundle.",
 )
-@click.option("--items", default=200, show_default=True, help="Examples, shared out over tasks.")
+@click.option(
+    "--items",
+    default=200,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Examples, shared out over tasks.",
+)
 @click.option("--tasks", default="", help="Labels, separated by commas; empty: all.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda or auto.")
 @click.option(
@@ -27,8 +33,15 @@ import click
     default="auto",
     show_default=True,
 )
-@click.option("--threads", default=0, help="CPU threads; 0: PyTorch's choice.")
-@click.option("--batch-tokens", default=0, help="Tokens at once; 0: from free memory.")
+@click.option(
+    "--threads", default=0, type=click.IntRange(min=0), help="CPU threads; 0: PyTorch's choice."
+)
+@click.option(
+    "--batch-tokens",
+    default=0,
+    type=click.IntRange(min=0),
+    help="Tokens at once; 0: from free memory.",
+)
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def bench_core(
     model: Path,

@@ -12,7 +12,13 @@ import click
 
 @click.command("supervisor")
 @click.option("--recipe", "-r", default="smoke", show_default=True, help="Name or TOML file.")
-@click.option("--rounds", default=2, show_default=True, help="Runs; each is done both ways.")
+@click.option(
+    "--rounds",
+    default=2,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Runs; each is done both ways.",
+)
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def bench_supervisor(recipe: str, rounds: int, as_json: bool) -> None:
     """Time tokenizer and pretraining of a recipe under the supervisor and without it.

@@ -10,9 +10,27 @@ import click
 
 
 @click.command("verify")
-@click.option("--steps", default=20_000, show_default=True, help="Steps of the generated day.")
-@click.option("--repeats", default=3, show_default=True, help="The fastest counts.")
-@click.option("--gb", default=4.0, show_default=True, help="GB to hash; 0 leaves that out.")
+@click.option(
+    "--steps",
+    default=20_000,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Steps of the generated day.",
+)
+@click.option(
+    "--repeats",
+    default=3,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="The fastest counts.",
+)
+@click.option(
+    "--gb",
+    default=4.0,
+    show_default=True,
+    type=click.FloatRange(min=0),
+    help="GB to hash; 0 leaves that out.",
+)
 @click.option(
     "--result",
     type=click.Path(exists=True, path_type=Path),

@@ -44,14 +44,23 @@ def _model_options(command: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             help="auto: float32 on a CPU, bfloat16 on a GPU.",
         ),
-        click.option("--threads", default=0, help="CPU threads; 0: PyTorch's choice."),
+        click.option(
+            "--threads",
+            default=0,
+            type=click.IntRange(min=0),
+            help="CPU threads; 0: PyTorch's choice.",
+        ),
         click.option(
             "--trust-remote-code",
             is_flag=True,
             help="Run code that a Hugging Face folder brings. Only for folders you trust.",
         ),
         click.option("--batch-tokens", default="auto", show_default=True, help="Tokens at once."),
-        click.option("--max-seq-len", type=int, help="Keep only the last N tokens of a prompt."),
+        click.option(
+            "--max-seq-len",
+            type=click.IntRange(min=1),
+            help="Keep only the last N tokens of a prompt.",
+        ),
         click.option("--json", "as_json", is_flag=True, help="The whole document on stdout."),
     ):
         command = option(command)
@@ -145,8 +154,16 @@ def core(
 @click.argument("model", type=FOLDER)
 @click.argument("texts", type=FOLDER, nargs=-1, required=True)
 @click.option("--column", default="text", show_default=True, help="Column or field of the texts.")
-@click.option("--max-texts", default=0, help="Only the first N texts; 0: all.")
-@click.option("--seq-len", default=1024, show_default=True, help="Tokens in a window.")
+@click.option(
+    "--max-texts", default=0, type=click.IntRange(min=0), help="Only the first N texts; 0: all."
+)
+@click.option(
+    "--seq-len",
+    default=1024,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Tokens in a window.",
+)
 @_model_options
 def bpb(
     model: Path,
@@ -238,7 +255,7 @@ def _load(
 def _batch_tokens(value: str) -> int:
     if value == "auto":
         return 0
-    if not value.isdecimal() or int(value) < 1:
+    if not value.isdecimal() or not value.isascii() or int(value) < 1:
         raise click.BadParameter("a number of tokens, or auto", param_hint="--batch-tokens")
     return int(value)
 

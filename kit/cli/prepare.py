@@ -187,11 +187,21 @@ def _report(work: Path, folder: Path, lock: Lock, parts: Sequence[str]) -> None:
             commit = repository.commit or f"no commit ({repository.commit_reason})"
             licence = repository.licence or f"no licence stated ({repository.licence_reason})"
             click.echo(f"  {repository.repository} at {commit}, {licence}")
+        if name == "pretrain":
+            click.echo(f'  data.digest = "{_data_digest(work, folder)}"')
         for file in part.files:
             for note, count in file.notes.items():
                 click.echo(f"  {Path(file.path).name}: {count:,} {note}")
     if "core" in parts:
         click.echo(f"core: {work / 'core'} (all files as the kit knows them)")
+
+
+def _data_digest(work: Path, folder: Path) -> str:
+    """What a recipe names to be held to these shards."""
+    from kit.run.inputs import Inputs, describe
+
+    inputs = describe(Inputs(data=folder / "pretrain"), work / "cache" / "digests.json")
+    return str(inputs["data"]["digest"])
 
 
 def _size(count: int) -> str:

@@ -17,9 +17,12 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from kit.trust.digest import DigestCache
-    from kit.verify import Report
+    from kit.verify import Options, Report
 
 FILE = click.Path(path_type=Path)
+# What the verifier gives of its own: a slip here is no finding about the result.
+THERE = click.Path(exists=True, path_type=Path)
+OWN_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 SHOW_PROGRESS_BYTES = 2**28
 _STYLE = {"pass": "green", "fail": "bold red", "warn": "yellow", "skip": "dim"}
 _VERDICT = {
@@ -41,7 +44,11 @@ _VERDICT = {
 @click.argument("result", type=FILE, required=False)
 @click.option("--strict", is_flag=True, help="Warnings refuse, too.")
 @click.option("--json", "as_json", is_flag=True, help="The report as JSON.")
-@click.option("--html", type=FILE, help="Also write the report as one HTML page.")
+@click.option(
+    "--html",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Also write the report as one HTML page.",
+)
 @click.option("--all", "show_all", is_flag=True, help="Show the checks that do not apply, too.")
 @click.option(
     "--offline", is_flag=True, help="Ask nobody (checks that need a network are skipped)."
@@ -51,16 +58,16 @@ _VERDICT = {
     is_flag=True,
     help="Take digests of files that have not changed since they were hashed here.",
 )
-@click.option("--allowed-signers", type=FILE, help="OpenSSH file that says whose key is whose.")
+@click.option("--allowed-signers", type=OWN_FILE, help="OpenSSH file that says whose key is whose.")
 @click.option(
     "--identities",
-    type=FILE,
+    type=OWN_FILE,
     help="Snapshot of accounts' keys, as `keys identify --out` writes it.",
 )
-@click.option("--revoked", type=FILE, help="List of revoked keys, as `keys revoke` writes it.")
-@click.option("--group", type=FILE, multiple=True, help="Other results of the same group.")
+@click.option("--revoked", type=OWN_FILE, help="List of revoked keys, as `keys revoke` writes it.")
+@click.option("--group", type=THERE, multiple=True, help="Other results of the same group.")
 @click.option(
-    "--against", type=FILE, multiple=True, help="Other rows (results, folders): is this a copy?"
+    "--against", type=THERE, multiple=True, help="Other rows (results, folders): is this a copy?"
 )
 @click.option(
     "--contamination",
@@ -82,9 +89,9 @@ _VERDICT = {
     show_default=True,
     help="Steps of each stretch.",
 )
-@click.option("--core", type=FILE, help="CORE bundle, for --re-evaluate.")
+@click.option("--core", type=THERE, help="CORE bundle, for --re-evaluate.")
 @click.option(
-    "--data", type=FILE, help="The run's shards, for --re-evaluate, --replay and --contamination."
+    "--data", type=THERE, help="The run's shards, for --re-evaluate, --replay and --contamination."
 )
 @click.option(
     "--sft", type=FILE, help="The run's conversations, where pretraining read them (the same two)."
@@ -147,6 +154,7 @@ def verify(
         against=against,
         contamination=contamination,
     )
+    _read_own_files(options)
     cache = _digest_cache() if cached else None
     with _hashing(result) as progress:
         report = verify_result(result, replace(options, progress=progress, cache=cache))
@@ -162,6 +170,34 @@ def verify(
     else:
         show(report, show_all)
     sys.exit(report.exit_code)
+
+
+def _read_own_files(options: Options) -> None:
+    """Refuses what the verifier gave that cannot be read, before it counts against the result."""
+    from kit.errors import KitError, SchemaError
+    from kit.trust.identities import read_snapshot
+    from kit.trust.keys import revoked_keys
+    from kit.verify.evidence import read_result
+
+    if options.identities is not None:
+        read_snapshot(options.identities)
+    if options.revoked is not None:
+        try:
+            revoked_keys(options.revoked)
+        except KitError as error:
+            raise SchemaError(
+                f"{options.revoked} is no list of revoked keys: {error.message}",
+                hint="`n4090-kit keys revoke` writes one.",
+            ) from error
+    for path in (*options.group, *options.against):
+        if path.is_file():
+            try:
+                read_result(path)
+            except KitError as error:
+                raise SchemaError(
+                    f"{path} is no result: {error.message}",
+                    hint="Name a result.json or a folder of results.",
+                ) from error
 
 
 @click.command()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,9 +54,10 @@ def load(
         network: Any = transformers.AutoModelForCausalLM.from_pretrained(
             folder, dtype=getattr(torch, dtype), **weights
         )
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except (OSError, ValueError, ImportError, KeyError, struct.error) as error:
+        said = str(error).strip() or type(error).__name__
         raise SchemaError(
-            f"{path.name} cannot be loaded: {str(error).strip().splitlines()[0]}",
+            f"{path.name} cannot be loaded: {said.splitlines()[0]}",
             hint="A folder needs config.json, *.safetensors and its tokenizer; its own code runs "
             "only with --trust-remote-code.",
         ) from error

@@ -50,7 +50,10 @@ def read_document(path: Path) -> Document:
             f"there is no evaluation at {path}", hint="Make one with `n4090-kit eval core --out`."
         ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SchemaError(f"{path} is no evaluation: {error!r}") from error
+        raise SchemaError(
+            f"{path} is no evaluation ({type(error).__name__}: {str(error)[:200]})",
+            hint="Name what `n4090-kit eval core --out` wrote, or a run's eval/core.json.",
+        ) from error
     return cast(Document, document)
 
 

@@ -32,6 +32,8 @@ def copies(evidence: Evidence) -> Iterator[Finding]:
         for finding in _compare(evidence, document, other, path, name):
             found += 1
             yield finding
+    if not compared:
+        raise Irrelevant("no other row lies where --against looks")
     if not found:
         yield ok(f"nothing in common with {compared} other rows")
 

@@ -30,6 +30,7 @@ from reference.data.linear import LinearModel, auc
 from reference.data.overlap import OverlapIndex, build_index
 from reference.data.spec import Decontaminate, Dedup, Filters, Language, ShardRules, Source, Spec
 from reference.data.words import normalise, shingles, word_hashes
+from reference.dataset import find_parquet_column
 from reference.errors import TrainerError
 
 NGRAM = 5
@@ -41,6 +42,12 @@ CLEANEST, NOISIEST = "textbook", "web-raw"
 def bench(texts: Path | None, core: Path | None, documents: int) -> dict[str, Any]:
     """All figures as plain JSON; those that could not be taken are None, with the reason."""
     by_source = read_sources(texts, documents) if texts else {"made up": made_texts(documents)}
+    if not any(by_source.values()):
+        raise TrainerError(
+            "bad_input",
+            f"{texts} holds no documents in parquet files",
+            "Name a folder of parquet files with a column `text`, or leave --texts out.",
+        )
     every = [text for source in by_source.values() for text in source]
     rng = np.random.default_rng(0)
     chosen = [every[index] for index in rng.permutation(len(every))[:documents]]
@@ -62,7 +69,7 @@ def read_sources(folder: Path, documents: int) -> dict[str, list[str]]:
     """Up to `documents` texts of each source, by the column `source` or the file's name."""
     found: dict[str, list[str]] = {}
     for path in sorted(folder.glob("*.parquet")):
-        with pq.ParquetFile(path) as file:
+        with find_parquet_column(path, "text") as file:
             label = "source" in file.schema_arrow.names
             for batch in file.iter_batches(256, columns=["text", *(["source"] if label else [])]):
                 names = batch.column(1).to_pylist() if label else [path.stem] * len(batch)

@@ -11,25 +11,9 @@ from typing import Any
 
 import click
 
+from reference.explained import explained
+
 FOLDER = click.Path(path_type=Path, file_okay=False)
-
-
-@contextmanager
-def explained() -> Iterator[None]:
-    """Turns an expected failure into a message, a hint and exit code 2."""
-    from reference.errors import TrainerError
-
-    try:
-        yield
-    except TrainerError as error:
-        click.echo(f"error: {error.message}\n\nhint: {error.hint}", err=True)
-        sys.exit(2)
-    except ModuleNotFoundError as error:
-        click.echo(
-            f"error: this needs the package {error.name!r}\n\nhint: pip install 'n4090-kit[data]'",
-            err=True,
-        )
-        sys.exit(3)
 
 
 @click.group()
@@ -77,7 +61,7 @@ def build(
     import dataclasses
 
     memory_bytes = parse_bytes(memory)
-    with explained():
+    with explained("data"):
         from reference.data.build import Options, build_corpus
         from reference.data.spec import load_spec
 
@@ -146,7 +130,7 @@ def _print_summary(folder: Path, manifest: dict[str, Any]) -> None:
 @click.option("--tokenizer", type=FOLDER, help="For token counts and compression.")
 def report(corpus: Path, out: Path | None, tokenizer: Path | None) -> None:
     """Write an HTML page about CORPUS."""
-    with explained():
+    with explained("data"):
         from reference.data.report import write_report
 
         target = out or corpus / "report.html"
@@ -160,7 +144,7 @@ def report(corpus: Path, out: Path | None, tokenizer: Path | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def diff_command(first: Path, second: Path, as_json: bool) -> None:
     """Say how corpus SECOND differs from FIRST."""
-    with explained():
+    with explained("data"):
         from reference.data.diff import diff
 
         found = diff(first, second)
@@ -228,7 +212,7 @@ def study(
     All see the same number of tokens and are scored on the same clean held-out text. Called again,
     it goes on where it stopped.
     """
-    with explained():
+    with explained("data"):
         from reference.data.study import print_table, run_study
 
         found = run_study(
@@ -257,7 +241,7 @@ def bench_data(texts: Path | None, core: Path | None, documents: int, as_json: b
     Near-duplicates are planted, so recall and precision are known. Without --texts it measures on
     made-up text, which says little about the rules.
     """
-    with explained():
+    with explained("data"):
         from reference.data.bench import bench, print_tables
 
         found = bench(texts, core, documents)

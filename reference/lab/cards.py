@@ -86,6 +86,7 @@ def find_card(name: str) -> Card:
         raise TrainerError(
             "bad_input",
             f"no card {name!r} is known here",
-            f"Known: {', '.join(CARDS)}; or say --flops-per-s (from `n4090-kit bench train`).",
+            f"Known: {', '.join(CARDS)}. On another: `n4090-kit bench train --json > bench.json`, "
+            "then `n4090-kit plan --bench bench.json`.",
         )
     return CARDS[key]

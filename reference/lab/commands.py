@@ -5,37 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import click
 
+from reference.explained import explained
+
 OTHER_CARDS = ("rtx3090", "rtx4090", "rtx5090", "h100")
-
-
-def explained(command: Callable[..., None]) -> Callable[..., None]:
-    """`command` with the trainer's errors, and missing packages, as a message and exit code 2."""
-
-    @wraps(command)
-    def run(*arguments: Any, **options: Any) -> None:
-        from reference.errors import TrainerError
-
-        try:
-            command(*arguments, **options)
-        except TrainerError as error:
-            click.echo(f"error: {error.message}\n\nhint: {error.hint}", err=True)
-            sys.exit(2)
-        except ModuleNotFoundError as error:
-            click.echo(
-                f"error: package {error.name} is missing\n\n"
-                "hint: pip install 'n4090-kit[train,lab]'",
-                err=True,
-            )
-            sys.exit(3)
-
-    return run
 
 
 @click.command()
@@ -57,10 +34,14 @@ def explained(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option("--published/--no-published", default=True, help="Fit the published points as well.")
 @click.option("--base", default="reference", show_default=True, help="Recipe for all the rest.")
-@click.option("--out", type=click.Path(path_type=Path), help="The recipe [plan-CARD-HOURSh.toml].")
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The recipe [plan-CARD-HOURSh.toml].",
+)
 @click.option("--no-files", is_flag=True, help="Print only.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
-@explained
+@explained("train,lab")
 def plan(
     gpu: str,
     hours: float,
@@ -147,7 +128,9 @@ def plan(
 @click.argument(
     "study_file", metavar="STUDY.toml", type=click.Path(exists=True, dir_okay=False, path_type=Path)
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Its folder [studies/NAME].")
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), help="Its folder [studies/NAME]."
+)
 @click.option("--data", type=click.Path(exists=True, path_type=Path), help="Folder of parquet.")
 @click.option("--core", type=click.Path(exists=True, path_type=Path), help="The CORE bundle.")
 @click.option(
@@ -167,7 +150,7 @@ def plan(
 @click.option("--keep-weights", is_flag=True, help="Keep each trial's model.")
 @click.option("--report-only", is_flag=True, help="Start nothing; report what is there.")
 @click.option("--json", "as_json", is_flag=True, help="The findings as JSON.")
-@explained
+@explained("train,lab")
 def ablate(
     study_file: Path,
     out: Path | None,
@@ -192,6 +175,10 @@ def ablate(
     from reference.lab.study import load_study
 
     study = load_study(study_file)
+    if device == "cuda" and not ray_address and not report_only:
+        from reference.device import choose_device
+
+        choose_device(device)  # else each of its trials would fail
     folder = out or Path("studies") / study.name
     place = Place(folder, data, core, device, threads, keep_weights, sft)
     gpus = 0 if device == "cpu" else gpu_count()
@@ -243,9 +230,11 @@ def _print_findings(name: str, findings: Any) -> None:
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder of an `ablate` study, for its proxy's accuracy.",
 )
-@click.option("--html", type=click.Path(path_type=Path), help="Also write a page here.")
+@click.option(
+    "--html", type=click.Path(dir_okay=False, path_type=Path), help="Also write a page here."
+)
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
-@explained
+@explained("train,lab")
 def report(
     run: Path, target_bpb: float | None, study: Path | None, html: Path | None, as_json: bool
 ) -> None:
@@ -257,7 +246,7 @@ def report(
     from reference.lab.report_page import write_report_page
     from reference.lab.run_facts import read_facts
 
-    findings = json.loads((study / "findings.json").read_text()) if study else None
+    findings = _findings_of(study) if study else None
     facts = read_facts(run, _recipe_of(run))
     found = containers(facts, target_bpb=target_bpb, study=findings)
     if html is not None:
@@ -278,6 +267,20 @@ def report(
             table.add_row(figure.label, figure.text, figure.note)
         console.print(table)
         console.print()
+
+
+def _findings_of(study: Path) -> dict[str, Any]:
+    from reference.errors import TrainerError
+
+    try:
+        found: dict[str, Any] = json.loads((study / "findings.json").read_text())
+    except (OSError, ValueError) as error:
+        raise TrainerError(
+            "bad_input",
+            f"{study} holds no findings.json of a study",
+            "Name the folder that `n4090-kit ablate` wrote.",
+        ) from error
+    return found
 
 
 def _recipe_of(run: Path) -> dict[str, Any] | None:

@@ -288,8 +288,10 @@ def forecast(candidate: Candidate, laws: Laws) -> Forecast:
     fitting = [pair for pair in laws.samples if laws.family in pair[0].factors]
     losses = [law.loss(point.parameters, point.tokens, laws.family) for law, _ in fitting]
     ratios = [product / law.best_parameters(product) ** 2 for law, _ in fitting]
-    cores = [line.core(equivalent_flops(point, law)) for law, line in fitting if line]
-    between = interval(cores) if cores and candidate.core is not None else None
+    between = None
+    if candidate.core is not None:  # else the point lies too far below what CORE was fitted to
+        cores = [line.core(equivalent_flops(point, law)) for law, line in fitting if line]
+        between = interval(cores) if cores else None
     run = None
     if between is not None:
         assert candidate.core is not None

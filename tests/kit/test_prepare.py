@@ -34,7 +34,7 @@ from kit.prepare import core_files
 from kit.prepare.fetch import Need, Settings, check, inputs_for_run, prepare
 from kit.prepare.transfer import Retry, retry_after_s
 from kit.recipe import Recipe, parse_recipe
-from kit.run.inputs import locate, prepared_folder
+from kit.run.inputs import Inputs, describe, locate, prepared_folder
 from kit.schemas import problems
 
 SHARED = Path(os.environ.get("N4090_SHARED", Path(__file__).parents[3] / "shared"))
@@ -839,7 +839,10 @@ def test_the_command_says_what_it_takes_and_where_things_lie(
     assert "odc-by" in first.stdout
     second = run_command(place)
     assert "nothing was fetched" in second.stderr
-    assert run_command(place, "--check").exit_code == 0
+    checked = run_command(place, "--check")
+    assert checked.exit_code == 0
+    shards = describe(Inputs(data=place.folder / "pretrain"), place.root / "digests.json")
+    assert f'data.digest = "{shards["data"]["digest"]}"' in checked.stdout
     (place.folder / "pretrain" / "shard_00000.parquet").unlink()
     refused = run_command(place, "--check")
     assert isinstance(refused.exception, PrerequisiteError)

@@ -14,6 +14,7 @@ import tamper
 from click.testing import CliRunner, Result
 
 from kit.cli.main import cli
+from kit.errors import SchemaError
 from kit.schemas import problems
 from kit.trust import sshsig
 from kit.verify import CHECKS, Options, verify_result
@@ -207,3 +208,38 @@ def test_a_revoked_key_refuses_its_results(honest: Path, tmp_path: Path) -> None
     path = revoke(tmp_path, sshsig.public_key(tamper.KEY).line, "stolen")
     done = call("verify", honest, "--revoked", path)
     assert done.exit_code == 1 and "V03" in done.output
+
+
+@pytest.mark.parametrize(
+    ("option", "content"),
+    [
+        ("--allowed-signers", None),
+        ("--identities", None),
+        ("--identities", b"[]"),
+        ("--revoked", None),
+        ("--revoked", b"no key at all"),
+        ("--group", None),
+        ("--group", b"{"),
+        ("--against", None),
+        ("--against", b"{"),
+        ("--core", None),
+        ("--data", None),
+    ],
+)
+def test_a_slip_of_the_verifiers_own_is_no_finding(
+    honest: Path, tmp_path: Path, option: str, content: bytes | None
+) -> None:
+    own = tmp_path / "own"
+    if content is not None:
+        own.write_bytes(content)
+    done = call("verify", honest, option, own)
+    if content is None:
+        assert done.exit_code == 2 and "does not exist" in done.stderr
+    else:
+        assert isinstance(done.exception, SchemaError) and str(own.name) in str(done.exception)
+    assert "REFUSED" not in done.output and "CONSISTENT" not in done.output
+
+
+def test_nothing_compared_is_not_a_pass(honest: Path, tmp_path: Path) -> None:
+    done = call("verify", honest, "--against", tmp_path, "--all")
+    assert "no other row lies where --against looks" in " ".join(done.output.split())
