@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from kit.run.contract import REPORTS
 from kit.run.log import LOG_KIND
 from kit.run.telemetry import TELEMETRY_KIND, Summary
 from kit.trust.canonical import parse_strict
-from kit.trust.chain import Chain, ChainProblem, read_chain, scan_chain
+from kit.trust.chain import Chain, ChainProblem, read_chain, scan_blocks
 from kit.trust.digest import DigestCache, Progress, sha256_bytes, sha256_file
 
 if TYPE_CHECKING:
@@ -203,9 +204,31 @@ class Evidence:
             except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
                 found.malformed += 1
 
+        def visit_block(records: list[Document]) -> None:
+            nonlocal last
+            named = any("gpu_uuid_hash" in record for record in records)
+            timed = all(type(record.get("wall_ms")) is int for record in records)
+            if named or not timed or not summary.add_samples(records):
+                for record in records:
+                    visit(record)
+                return
+            at_ms = [record["t_ms"] for record in records]
+            found.times.extend((record["t_ms"], record["wall_ms"]) for record in records)
+            found.backwards += sum(after < before for before, after in pairwise([last, *at_ms]))
+            last = at_ms[-1]
+            watts = [record.get("gpu_power_w") for record in records]
+            found.power.extend(
+                (at, float(value))
+                for at, value in zip(at_ms, watts, strict=True)
+                if value is not None
+            )
+
         try:
-            found.chain = scan_chain(
-                self.file("telemetry.jsonl"), TELEMETRY_KIND, visit, max_bytes=MAX_TELEMETRY_BYTES
+            found.chain = scan_blocks(
+                self.file("telemetry.jsonl"),
+                TELEMETRY_KIND,
+                visit_block,
+                max_bytes=MAX_TELEMETRY_BYTES,
             )
         except (SchemaError, Refused) as error:
             found.chain.problems.append(ChainProblem(0, str(error)))

@@ -152,7 +152,8 @@ def clocks(evidence: Evidence) -> Iterator[Finding]:
     worst = 0.0
     sources = 0
     for boot in boots(evidence.story.chain.records):
-        for name, deviation_s, span_s, at in _deviations(boot):
+        slept = _asleep_s(boot)
+        for name, deviation_s, span_s, at in _deviations(boot, slept):
             allowed_s = CLOCK_SLACK_S + CLOCK_SHARE * span_s
             if name == "wall":
                 wall_steps = max(wall_steps, abs(deviation_s))
@@ -168,7 +169,7 @@ def clocks(evidence: Evidence) -> Iterator[Finding]:
                     expected=f"within {allowed_s:.2f} s",
                     found=f"{deviation_s:+.2f} s",
                 )
-        asleep_s += slept_s(boot)
+        asleep_s += slept[-1]
     if asleep_s:
         yield warn(
             f"the machine slept for {asleep_s:,.0f} s; the clock went on", found=f"{asleep_s:.0f} s"
@@ -236,7 +237,9 @@ def boots(records: list[Document]) -> Iterator[list[Document]]:
     yield current
 
 
-def _deviations(boot: list[Document]) -> Iterator[tuple[str, float, float, int]]:
+def _deviations(
+    boot: list[Document], asleep: list[float]
+) -> Iterator[tuple[str, float, float, int]]:
     """(clock, seconds ahead of the run's clock, seconds counted, seq) where each is worst.
 
     Raw clocks stand still while the machine sleeps, so the sleep is added to them. One odd event
@@ -247,7 +250,6 @@ def _deviations(boot: list[Document]) -> Iterator[tuple[str, float, float, int]]
         return
     t0 = boot[0]["t_ns"]
     spans = [(event["t_ns"] - t0) / 1e9 for event in boot]
-    asleep = _asleep_s(boot)
     ahead: dict[str, list[float]] = {"wall": [e["wall_ms"] / 1e3 for e in boot]}
     for name, key, unit in (("uptime", "uptime_ms", 1e-3), ("raw", "syscall_ns", 1e-9)):
         if all(event["clocks"][key] is not None for event in boot):

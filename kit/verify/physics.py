@@ -339,11 +339,8 @@ def _coverage(evidence: Evidence) -> Iterator[Finding]:
     down_s = sum(event["data"]["downtime_s"] for event in story.resumes)
     down_s += sum(slept_s(boot) for boot in boots(story.chain.records))
     expected = (span_s - down_s - TELEMETRY_SLACK_S) / telemetry.summary.interval_s
-    within = [
-        at
-        for at, _ in telemetry.times
-        if start["t_ns"] / 1e6 - 1500 <= at <= stop["t_ns"] / 1e6 + 1500
-    ]
+    from_ms, to_ms = start["t_ns"] / 1e6 - 1500, stop["t_ns"] / 1e6 + 1500
+    within = [at for at, _ in telemetry.times if from_ms <= at <= to_ms]
     if len(within) < TELEMETRY_COVERAGE * expected:
         yield fail(
             "telemetry covers too little of the run",
@@ -356,9 +353,8 @@ def _coverage(evidence: Evidence) -> Iterator[Finding]:
     offsets = [event["wall_ms"] - event["t_ns"] / 1e6 for event in story.chain.records]
     low, high = min(offsets), max(offsets)
     slack = TELEMETRY_OFFSET_S * 1000
-    strays = [
-        wall - at for at, wall in telemetry.times if not low - slack <= wall - at <= high + slack
-    ]
+    least, most = low - slack, high + slack
+    strays = [wall - at for at, wall in telemetry.times if not least <= wall - at <= most]
     if strays:
         yield fail(
             "telemetry was taken at another time than the run",

@@ -10,14 +10,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kit.errors import PrerequisiteError, SchemaError
+from kit.trust.canonical import parse_strict
 from kit.trust.chain import ChainWriter, chain_seed, read_chain, scan_chain
 from kit.trust.digest import sha256_bytes
+from kit.trust.json_lines import parse_line, parse_lines
 
 
 def write(path: Path, count: int = 5, start: int = 0) -> None:
@@ -240,3 +243,68 @@ def test_a_key_given_twice_is_seen_whatever_stands_behind_it(tmp_path: Path, bla
     path.write_text(line)
     (problem,) = read_chain(path, "k").problems
     assert "twice" in problem.message
+
+
+LONG = 2**53 + 1  # a double does not hold it
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f'{{"a":{LONG}}}',
+        f'{{"a":-{LONG}}}',
+        f'{{"a": {LONG}}}',
+        f'{{"a":[1,{LONG}]}}',
+        f'{{"a":[1, -{LONG}]}}',
+        f'{{"a":[{LONG}]}}',
+        f"{LONG}",
+        '{"a":1e400}',
+        '{"a":NaN}',
+        '{"a":1,"a":2}',
+        '{"a":{"b":1,"b":2}}',
+        '{"a":1}{"b":2}',
+        '{"a":',
+        '{"a":"\x01"}',
+        "",
+    ],
+)
+def test_what_two_readers_read_differently_is_refused_alone_and_among_others(line: str) -> None:
+    plain = b'{"digest":"sha256:1234567890123456789e","share":0.1234567890123456}'
+    with pytest.raises(SchemaError):
+        parse_line(line.encode())
+    for lines in ([line.encode()], [plain, line.encode()], [line.encode(), plain]):
+        assert parse_lines(b"".join(each + b"\n" for each in lines), lines) is None
+    assert parse_lines(plain + b"\n", [plain]) == [parse_strict(plain)]
+
+
+VALUE = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=8,
+)
+
+
+@given(values=st.lists(VALUE, min_size=1, max_size=5), compact=st.booleans())
+@settings(max_examples=200, deadline=None)
+def test_the_fast_reader_gives_what_the_strict_one_gives(values: list[Any], compact: bool) -> None:
+    separators = (",", ":") if compact else (", ", ": ")
+    lines = [json.dumps(value, separators=separators).encode() for value in values]
+    fast = parse_lines(b"".join(line + b"\n" for line in lines), lines)
+    if fast is not None:
+        assert repr(fast) == repr([parse_strict(line) for line in lines])
+
+
+@pytest.mark.parametrize("size", [2**15 - 1, 2**15, 2**15 + 1, 2**17])
+def test_lines_are_whole_wherever_a_block_ends(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "log"
+    with ChainWriter(path, "test") as writer:
+        writer.append({"ev": "long", "data": "x" * (size - 100)})
+        for step in range(700):
+            writer.append({"ev": "step", "data": {"step": step, "note": "ü" * (step % 7 == 0)}})
+    chain = read_chain(path, "test")
+    assert chain.problems == [] and chain.count == 701 and chain.torn == 0
+    assert chain.bytes == path.stat().st_size
+    assert [record["data"]["step"] for record in chain.records[1:]] == list(range(700))
+    with path.open("ab") as file:
+        file.write(b'{"ev":"torn"')
+    assert read_chain(path, "test").torn == 12
