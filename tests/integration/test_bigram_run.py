@@ -232,6 +232,21 @@ def test_a_trainer_that_writes_into_the_log_changes_nothing(bigram, n4090) -> No
     assert result_of(given.run_folder)["claims"]["status"] == "complete"
 
 
+def test_a_trainer_that_lies_about_its_step_times_changes_only_its_verdict(bigram, n4090) -> None:
+    given = bigram()
+    lie = "emit('step', step=900 + i, tokens=int(table.sum()) + i, loss=1.0, dt_s=500.0)"
+    slow_trainer(given, "pretrain", f"[{lie} for i in range(40)]")
+    began = time.monotonic()
+    n4090("run", "-r", given.recipe, "--work", given.work, "--no-probe")
+    passed_s = time.monotonic() - began
+    result = result_of(given.run_folder)
+    assert result["claims"]["status"] == "complete"
+    assert result["timing"]["total_s"] < passed_s  # not the 20,000 s that the trainer counted
+    refused = n4090("verify", given.run_folder / "result.json", "--json", check=1)
+    found = json.loads(refused.stdout)["findings"]
+    assert "V14" in {finding["check"] for finding in found if finding["status"] == "fail"}
+
+
 def test_missing_inputs_are_all_named_with_their_options(bigram, n4090) -> None:
     given = bigram()
     text = given.recipe.read_text().replace('kind = "stories"', 'kind = "folder"')

@@ -419,6 +419,25 @@ def _(folder: Path) -> None:
     shutil.copy(folder / "other/events.jsonl", folder)
 
 
+@mutation("the end of another run's log spliced on", "V04", kind="file")
+def _(folder: Path) -> None:
+    gpu_run(seed=99).write(folder / "other")
+    mine, theirs = (
+        (place / "events.jsonl").read_bytes().splitlines(True)
+        for place in (folder, folder / "other")
+    )
+    (folder / "events.jsonl").write_bytes(b"".join(mine[:50] + theirs[50:]))
+
+
+@mutation("a faster run's steps spliced in", "V05 V06 V13 V14", kind="draft")
+def _(draft: Draft) -> None:
+    mine = draft.of("step", "pretrain")
+    theirs = gpu_run(seed=99, step_s=5.0).of("step", "pretrain")
+    for own, other in list(zip(mine, theirs, strict=True))[len(mine) // 2 :]:
+        own.clear()
+        own.update(other)
+
+
 @mutation("another run's telemetry", "V04", kind="file")
 def _(folder: Path) -> None:
     gpu_run(seed=99).write(folder / "other")
