@@ -190,7 +190,7 @@ def _row(arm: Arm, verdict: Verdict, outcomes: Mapping[Slot, Outcome]) -> Row:
         return float(np.median(values)) if values else None
 
     mine, base = speed(arm.name), speed(BASELINE)
-    paths = [*arm.fields, *(["data.folder"] if arm.data else [])]
+    paths = [*arm.paths, *(["data.folder"] if arm.data else [])]
     warnings = {
         text for path in paths for pattern, text in MISLEADING if fnmatchcase(path, pattern)
     }

@@ -48,6 +48,7 @@ class Arm:
     Args:
         data: A folder of parquet files instead of the study's.
         expect: What the author knows beforehand, to test the study itself.
+        at: Scale's name -> further fields there, for what depends on the size.
     """
 
     name: str
@@ -55,6 +56,12 @@ class Arm:
     why: str = ""
     data: Path | None = None
     expect: str | None = None
+    at: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def paths(self) -> list[str]:
+        """Every field that it changes anywhere."""
+        return sorted({*self.fields, *(path for fields in self.at.values() for path in fields)})
 
 
 @dataclass(frozen=True)
@@ -98,7 +105,7 @@ class Study:
         The kit has not seen it yet: `reference.lab.trial.checked_recipe`.
         """
         document = copy.deepcopy(dict(resolved))
-        for fields in (self.fields, scale.fields, arm.fields):
+        for fields in (self.fields, scale.fields, arm.fields, arm.at.get(scale.name, {})):
             for path, value in fields.items():
                 _put(document, path, value)
         document["name"] = f"{self.name}-{arm.name}-{scale.name}"[:40].rstrip("-")
@@ -156,6 +163,7 @@ def load_study(path: Path) -> Study:
             why=row.get("why", ""),
             data=(folder / row["data"]) if "data" in row else None,
             expect=row.get("expect"),
+            at=row.get("at", {}),
         )
         for row in document["change"]
     ]
@@ -198,8 +206,15 @@ def _problems(document: Mapping[str, Any]) -> list[str]:
     budgets = [row.get("flops") or row.get("seconds") for row in document["scale"]]
     if budgets != sorted(set(budgets)):
         found.append("scale: budgets have to grow from one to the next")
+    scales = [row["name"] for row in document["scale"]]
     for row in document["change"]:
-        if not row.get("set") and "data" not in row and row.get("expect") != "undecided":
+        found += [
+            f"change {row['name']!r} at {name!r}: no such scale; there are {', '.join(scales)}"
+            for name in row.get("at", {})
+            if name not in scales
+        ]
+        changed = row.get("set") or row.get("at") or "data" in row
+        if not changed and row.get("expect") != "undecided":
             found.append(f"change {row['name']!r} changes nothing (an A/A says expect = undecided)")
     return found
 
