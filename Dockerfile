@@ -84,12 +84,8 @@ ENV PATH=/usr/local/bin:/opt/n4090/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:
     PYTHONDONTWRITEBYTECODE=1 PYTHONNOUSERSITE=1 N4090_WORK=/work HF_HOME=/work/cache/huggingface \
     N4090_CODE_TREE=/opt/n4090/share/n4090-kit/code-tree.sha256
 ARG SOURCE_DATE_EPOCH=1767225600
-ARG SOURCE=""
-ARG REVISION=""
 LABEL org.opencontainers.image.title="n4090-kit" \
       org.opencontainers.image.description="The best language model one person can train on one RTX 4090 in one day: an open benchmark" \
-      org.opencontainers.image.source="${SOURCE}" \
-      org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.version="0.1.0" \
       org.opencontainers.image.licenses="MIT"
 RUN --mount=type=bind,source=docker/image,target=/mnt /mnt/set-up
@@ -102,6 +98,10 @@ FROM common AS verify
 RUN --mount=type=bind,from=verify-packages,source=/opt,target=/mnt cp -a /mnt/. /opt
 RUN --mount=type=bind,from=code,source=/code/opt,target=/mnt cp -a /mnt/. /opt
 USER 65534:65534
+# Last, and in both images: a build argument makes every step after it anew.
+ARG SOURCE=""
+ARG REVISION=""
+LABEL org.opencontainers.image.source="${SOURCE}" org.opencontainers.image.revision="${REVISION}"
 
 # -- main: runs recipes ---------------------------------------------------------------------------
 # Triton needs a C compiler and Python's headers, torch.compile on a CPU g++; ssh-keygen signs with
@@ -119,3 +119,6 @@ RUN --mount=type=bind,from=code,source=/code/opt,target=/mnt cp -a /mnt/. /opt
 # The supervisor is root with five capabilities at most; what it runs is `trainer`, with none.
 ENV NVIDIA_DRIVER_CAPABILITIES=compute,utility N4090_TRAINER_USER=trainer
 HEALTHCHECK --interval=60s --timeout=5s --start-period=120s CMD ["n4090-health"]
+ARG SOURCE=""
+ARG REVISION=""
+LABEL org.opencontainers.image.source="${SOURCE}" org.opencontainers.image.revision="${REVISION}"

@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORK ?= work
 
-.PHONY: help run test check lock wheel clean
+.PHONY: help run test check image lock wheel clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -24,6 +24,10 @@ check: $(VENV)/installed ## Format, lint and types.
 
 wheel: $(VENV)/installed ## Build the wheel into dist/.
 	$(BIN)/python -m hatchling build -t wheel
+
+image: ## Build the image n4090-kit, labelled with this commit.
+	docker build -t n4090-kit --build-arg REVISION="$$(git rev-parse HEAD)" \
+	  --build-arg SOURCE="$$(git remote get-url origin 2>/dev/null | sed -E 's|//[^@/]*@|//|')" .
 
 lock: ## Write requirements/*.lock anew (needs uv; CPU builds of torch found through UV_FIND_LINKS).
 	@bash requirements/lock

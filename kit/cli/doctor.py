@@ -15,6 +15,7 @@ import click
 from kit.cli import doctor_container
 from kit.cli.look import Look
 from kit.run import preflight
+from kit.run.image import in_image
 
 
 @click.command()
@@ -34,7 +35,7 @@ def doctor(work: Path, as_json: bool) -> None:
 
     gpus = _gpu()
     looks = [*_interpreter(), *_packages(), *_host(work.resolve()), *gpus]
-    if preflight.in_image():
+    if in_image():
         looks += doctor_container.inside(work.resolve())
     else:
         looks += doctor_container.outside(gpu_seen=gpus[0].state == "ok")

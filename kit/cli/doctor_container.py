@@ -12,7 +12,11 @@ from kit.errors import LaunchError
 from kit.run.image import changed_code, describe_image
 from kit.run.preflight import is_mounted
 
-_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+_CGROUP_LIMITS = (  # of cgroup v2, and v1, which says "none" by a number of its own
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
+_NO_LIMIT_BYTES = 2**60
 _SHM_BYTES = 2**30  # data loaders fill the 64 MB that a container gets by default
 _CDI = (Path("/etc/cdi"), Path("/var/run/cdi"))
 
@@ -35,7 +39,7 @@ def outside(gpu_seen: bool) -> list[Look]:
     kind = "Podman" if launcher.is_podman(client) else "Docker"
     looks = [Look("container engine", "ok", f"{kind} {version['Version']}")]
     if gpu_seen:
-        looks.append(_toolkit(client.info()))
+        looks.append(_toolkit(client.info(), podman=kind == "Podman"))
     try:
         image = launcher.find_image(client, launcher.IMAGE)
         looks.append(Look("image", "ok", f"{launcher.IMAGE}, {image.digest[:19]}…"))
@@ -98,30 +102,36 @@ def _separation() -> Look:
     return Look("separate trainer", "note", f"supervisor and trainer are one user: {why}", add)
 
 
-def _toolkit(info: dict[str, Any]) -> Look:
-    """Whether the engine could give a container a GPU."""
-    for name in info.get("Runtimes") or {}:
-        if "nvidia" in name:
-            return Look("container toolkit", "ok", f"runtime {name}")
-    if shutil.which("nvidia-container-runtime-hook"):
-        return Look("container toolkit", "ok", "hook nvidia-container-runtime-hook")
-    if any(path.glob("nvidia*") for path in _CDI if any(path.glob("nvidia*"))):
-        return Look("container toolkit", "ok", "CDI")
-    return Look(
-        "container toolkit",
-        "missing",
-        "the engine cannot give a container a GPU",
-        "install nvidia-container-toolkit, `sudo nvidia-ctk runtime configure --runtime=docker`, "
-        "restart Docker",
+def _toolkit(info: dict[str, Any], *, podman: bool) -> Look:
+    """Whether the engine could give a container a GPU: Podman by CDI, Docker in three ways."""
+    name = "container toolkit"
+    if any(found for folder in _CDI for found in folder.glob("*nvidia*")):
+        return Look(name, "ok", "CDI")
+    if not podman:
+        for runtime in info.get("Runtimes") or {}:
+            if "nvidia" in runtime:
+                return Look(name, "ok", f"runtime {runtime}")
+        if shutil.which("nvidia-container-runtime-hook"):
+            return Look(name, "ok", "hook nvidia-container-runtime-hook")
+    configure = (
+        "`sudo nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml`"
+        if podman
+        else "`sudo nvidia-ctk runtime configure --runtime=docker`, restart Docker"
     )
+    remedy = f"install nvidia-container-toolkit, {configure}"
+    return Look(name, "missing", "the engine cannot give a container a GPU", remedy)
 
 
 def _memory_limit() -> str:
-    try:
-        limit = _CGROUP_LIMIT.read_text().strip()
-    except OSError:
-        return "unknown"
-    return "none" if limit == "max" else f"{int(limit) / 2**30:.1f} GiB"
+    for path in _CGROUP_LIMITS:
+        try:
+            limit = path.read_text().strip()
+        except OSError:
+            continue
+        if limit == "max" or int(limit) >= _NO_LIMIT_BYTES:
+            return "none"
+        return f"{int(limit) / 2**30:.1f} GiB"
+    return "unknown"
 
 
 def _first(error: LaunchError) -> str:

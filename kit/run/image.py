@@ -10,6 +10,11 @@ DIGEST_VARIABLE = "N4090_IMAGE_DIGEST"  # passed in: a container cannot see its 
 CODE_TREE_VARIABLE = "N4090_CODE_TREE"  # a list as sha256sum prints it, made when the image was
 
 
+def in_image() -> bool:
+    """Whether this is the kit's image."""
+    return CODE_TREE_VARIABLE in os.environ
+
+
 def describe_image() -> dict[str, str | None]:
     """The image's digest for the log's header; None with the reason."""
     digest = os.environ.get(DIGEST_VARIABLE)

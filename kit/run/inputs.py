@@ -16,6 +16,7 @@ from typing import Any
 from kit.errors import KitError, PrerequisiteError
 from kit.prepare import dataset_lock
 from kit.recipe import Recipe
+from kit.run.image import in_image
 from kit.trust.canonical import canonical_bytes
 from kit.trust.digest import DigestCache, FileDigest, manifest_digest, sha256_file
 
@@ -75,10 +76,14 @@ def locate(recipe: Recipe, work: Path, given: Mapping[str, Path | None]) -> Inpu
         where = f" in {looked}" if looked else ""
         missing.append(f"{name}: no {patterns[0]}{where} ({option} DIR)")
     if missing:
+        prepare = f"n4090-kit prepare --recipe {recipe.name}"
+        hint = f"Name the folders, or run `{prepare}` on a machine with network."
+        if in_image():  # whose network is off for good
+            hint = "Fetch them into the same volume, in a container that has a network:\n"
+            hint += f"  docker run --rm -v n4090:/work {prepare} --yes"
         raise PrerequisiteError(
             f"recipe `{recipe.name}` lacks inputs:\n" + "\n".join(f"  {line}" for line in missing),
-            hint=f"Name the folders, or run `n4090-kit prepare --recipe {recipe.name}` "
-            "on a machine with network.",
+            hint=hint,
         )
     return Inputs(**found)
 

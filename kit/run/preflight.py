@@ -12,7 +12,7 @@ from typing import Any
 
 from kit.errors import PrerequisiteError
 from kit.recipe import Recipe
-from kit.run.image import CODE_TREE_VARIABLE
+from kit.run.image import in_image
 
 # Space for checkpoints, token caches and logs, beside what the recipe's own plan says.
 _BASE_BYTES = 256 * 2**20
@@ -84,11 +84,6 @@ def volume_problems(recipe: Recipe, work: Path) -> list[Lack]:
         return []
     remedy = "mount a volume: -v n4090:/work; or name a folder that stays with --work DIR"
     return [Lack(f"nothing is mounted at {work}: a result would go with the container", remedy)]
-
-
-def in_image() -> bool:
-    """Whether this is the kit's image."""
-    return CODE_TREE_VARIABLE in os.environ
 
 
 def is_mounted(folder: Path) -> bool:

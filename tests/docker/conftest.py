@@ -62,11 +62,11 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def build(engine: Any, context: Path) -> Callable[..., str]:
-    def run(name: str, *options: str) -> str:
-        """`docker build` of the checkout; returns the image's name."""
+    def run(name: str, *options: str, folder: Path = context) -> str:
+        """`docker build` of the checkout, or of a copy of it; returns the image's name."""
         left_s = END - time.monotonic() if math.isfinite(END) else None
         try:
-            return images.build(engine, context, name, *options, timeout_s=left_s)
+            return images.build(engine, folder, name, *options, timeout_s=left_s)
         except subprocess.TimeoutExpired:
             pytest.skip(LATE)
 

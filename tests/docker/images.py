@@ -9,6 +9,12 @@ from typing import Any
 from kit import launcher
 
 ROOT = Path(__file__).parents[2]
+SOURCE = "https://example.org/n4090-kit"
+
+
+def revision() -> str:
+    """The commit that the checkout stands on."""
+    return subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=ROOT, text=True).strip()
 
 
 def copy_checkout(folder: Path) -> Path:
@@ -39,6 +45,7 @@ def build(
         subprocess.TimeoutExpired: It took longer than `timeout_s`.
     """
     command = [os.environ.get("N4090_DOCKER_BUILD", "docker"), "build", "--tag", name]
+    command += ["--build-arg", f"SOURCE={SOURCE}", "--build-arg", f"REVISION={revision()}"]
     base = os.environ.get("N4090_TEST_BASE_IMAGE")
     if base:
         command += ["--build-arg", f"BASE_IMAGE={base}"]

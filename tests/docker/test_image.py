@@ -2,12 +2,14 @@
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import images
 import pytest
 
 from kit import launcher
@@ -46,7 +48,10 @@ def test_the_main_image_says_what_it_is_made_of(engine: Any, main_image: str) ->
     config = engine.images.get(main_image).attrs["Config"]
     assert config["Entrypoint"] == ["n4090-kit"]
     assert config["Healthcheck"]["Test"] == ["CMD", "n4090-health"]
-    assert config["Labels"]["org.opencontainers.image.licenses"] == "MIT"
+    labels = {name.rpartition(".")[2]: text for name, text in config["Labels"].items()}
+    assert labels["licenses"] == "MIT"
+    assert labels["source"] == images.SOURCE
+    assert labels["revision"] == images.revision()
     assert not [line for line in config["Env"] if "TOKEN" in line or "KEY" in line]
 
 
@@ -114,15 +119,38 @@ def test_health_is_a_run_that_measures_itself(engine: Any, main_image: str, tmp_
     assert healthy()
 
 
-def test_two_builds_give_the_same_layers(engine: Any, build: Callable[..., str]) -> None:
-    names = [f"n4090-kit-test:again-{number}" for number in (1, 2)]
-    layers = []
-    for name in names:
-        build(name, "--target", "verify", "--no-cache")
-        layers.append(engine.images.get(name).attrs["RootFS"]["Layers"])
-    for name in names:
-        engine.images.remove(name)
-    assert layers[0] == layers[1]
+def another_clone(context: Path, folder: Path) -> Path:
+    """The same commit as somebody else's `git clone` leaves it: other times, other permissions."""
+    shutil.copytree(context, folder)
+    for path in folder.rglob("*"):
+        path.chmod(path.stat().st_mode | 0o020)  # umask 002
+        os.utime(path, (1_700_000_000, 1_700_000_000))
+    return folder
+
+
+def layers(engine: Any, name: str) -> list[str]:
+    found: list[str] = engine.images.get(name).attrs["RootFS"]["Layers"]
+    return found
+
+
+def test_two_builds_of_verify_give_the_same_layers(
+    engine: Any, build: Callable[..., str], verify_image: str, context: Path, tmp_path: Path
+) -> None:
+    clone = another_clone(context, tmp_path / "clone")
+    again = build(f"{verify_image}-again", "--target", "verify", "--no-cache", folder=clone)
+    assert layers(engine, again) == layers(engine, verify_image)
+    engine.images.remove(again)
+
+
+@pytest.mark.slow
+def test_two_builds_of_the_main_image_give_the_same_layers(
+    engine: Any, build: Callable[..., str], main_image: str, context: Path, tmp_path: Path
+) -> None:
+    clone = another_clone(context, tmp_path / "clone")
+    options = ("--build-arg", "LOCK=cpu", "--no-cache")
+    again = build(f"{main_image}-again", *options, folder=clone)
+    assert layers(engine, again) == layers(engine, main_image)
+    engine.images.remove(again)
 
 
 def test_verify_in_the_image_agrees_with_verify_here(engine: Any, verify_image: str) -> None:

@@ -87,7 +87,7 @@ def test_without_data_and_network_prepare_is_named(launch: Launch) -> None:
     container = launch("run", "--recipe", "nano", "--device", "cpu")
     assert container.wait() == 3
     said = container.output
-    assert "prepare --recipe nano" in said
+    assert "docker run --rm -v n4090:/work n4090-kit prepare --recipe nano --yes" in said
     assert "Traceback" not in said
 
 
