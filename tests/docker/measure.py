@@ -106,11 +106,11 @@ class Took(NamedTuple):
     cpu_s: float
 
 
-def smoke(client: Any, pairs: int, priority: int) -> None:
+def smoke(client: Any, pairs: int, priority: int, kept: Path | None) -> None:
     """A shortened smoke recipe in a container and, by turns, the image's files without one."""
     found: list[tuple[Took, Took]] = []
     with tempfile.TemporaryDirectory() as folder:
-        bare = BareImage(client, MAIN, Path(folder))
+        bare = BareImage(client, MAIN, kept or Path(folder))
         for number in range(pairs):
             pair = {}
             for place in (0, 1) if number % 2 == 0 else (1, 0):
@@ -160,11 +160,12 @@ class BareImage:
     """The image's interpreter, packages and environment, run without an engine."""
 
     def __init__(self, client: Any, image: str, folder: Path) -> None:
-        made = client.containers.create(image)
-        try:
-            subprocess.run(["docker", "cp", f"{made.id}:/opt/n4090", str(folder)], check=True)
-        finally:
-            made.remove()
+        if not (folder / "n4090").exists():
+            made = client.containers.create(image)
+            try:
+                subprocess.run(["docker", "cp", f"{made.id}:/opt/n4090", str(folder)], check=True)
+            finally:
+                made.remove()
         self.python = folder / "n4090" / "bin" / "python"
         image_env = dict(
             one.split("=", 1) for one in client.images.get(image).attrs["Config"]["Env"]
@@ -172,9 +173,9 @@ class BareImage:
         names = ("PYTHONDONTWRITEBYTECODE", "PYTHONNOUSERSITE")
         path = f"{folder}/n4090/bin:/usr/sbin:/usr/bin:/sbin:/bin"
         self.environment = {name: image_env[name] for name in names} | {"PATH": path}
-        says = [subprocess.run([self.python, "-VV"], capture_output=True, check=True).stdout]
+        says = [subprocess.run([self.python, "-V"], capture_output=True, check=True).stdout]
         says.append(
-            client.containers.run(image, ["-VV"], entrypoint="/opt/n4090/bin/python", remove=True)
+            client.containers.run(image, ["-V"], entrypoint="/opt/n4090/bin/python", remove=True)
         )
         if says[0] != says[1]:
             raise SystemExit(f"error: Python here is not the image's: {says}")
@@ -223,6 +224,7 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=15, help="starts to take the median of")
     parser.add_argument("--pairs", type=int, default=3, help="pairs of smoke runs")
     parser.add_argument("--nice", type=int, default=os.nice(0), help="priority of smoke runs")
+    parser.add_argument("--bare", type=Path, help="where the image's files stay for another time")
     asked = parser.parse_args()
     client = launcher.connect()
     with tempfile.TemporaryDirectory() as folder:
@@ -243,7 +245,7 @@ def main() -> None:
             case "build":
                 cold_build(client)
             case "smoke":
-                smoke(client, asked.pairs, asked.nice)
+                smoke(client, asked.pairs, asked.nice, asked.bare)
 
 
 if __name__ == "__main__":

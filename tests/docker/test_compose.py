@@ -1,5 +1,6 @@
 """The compose file says what `launch` does, and where there is a compose command, it works."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -57,6 +58,7 @@ def compose(engine: Any, main_image: str, verify_image: str) -> Iterator[Callabl
         pytest.skip("no docker-compose (v2) on the PATH")
     environment = {
         **os.environ,
+        "N4090_IMAGE_DIGEST": launcher.find_image(engine, main_image).digest,
         "IMAGE": main_image,
         "VERIFY_IMAGE": verify_image,
         "RECIPE": "smoke",
@@ -95,3 +97,13 @@ def test_prepare_and_verify_run_sealed(compose: Callable[..., str]) -> None:
     assert "made by the trainer" in compose("run", "--rm", "-T", "prepare")
     listed = compose("run", "--rm", "-T", "verify", "verify", "--help")
     assert "Check a result" in listed
+
+
+@pytest.mark.skipif("N4090_TEST_GPU_HOOK" not in os.environ, reason="this engine has no GPU hook")
+def test_run_asks_for_one_gpu_and_is_sealed(compose: Callable[..., str]) -> None:
+    looks = json.loads(compose("run", "--rm", "-T", "run", "doctor", "--json"))["looks"]
+    asked = Path(os.environ["N4090_TEST_GPU_HOOK"]).with_name("environment").read_text()
+    assert "NVIDIA_VISIBLE_DEVICES=0" in json.loads(asked)
+    states = {look["name"]: look["state"] for look in looks}
+    for name in ("separate trainer", "image's digest", "volume", "shared memory", "network"):
+        assert states[name] == "ok", looks
