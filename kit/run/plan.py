@@ -94,6 +94,7 @@ def plan_run(
     started = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     run = work / "runs" / f"{recipe.name}-{started}-{secrets.token_hex(2)}"
     inputs = inputs_for_run(recipe, work, given, fetch)
+    _check_trainer_may_enter(inputs)
     hold_to_lock(recipe, inputs, work / "cache" / "digests.json")
     member = None
     if group is not None:
@@ -118,6 +119,17 @@ def plan_run(
         group=member,
         price=price,
     )
+
+
+def _check_trainer_may_enter(inputs: Inputs) -> None:
+    user = trainer_user()
+    folders = [path for path in inputs.as_dict().values() if path]
+    barred = {str(path) for folder in folders if user and (path := user.barred_from(folder))}
+    if user and barred:
+        raise PrerequisiteError(
+            f"the trainer, who is user `{user.name}`, may not enter {', '.join(sorted(barred))}",
+            hint="`chmod o+x` what is mounted there.",
+        )
 
 
 def _claim(group: Group, recipe: Recipe, run: str, seed: int | None) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 from kit.errors import PrerequisiteError
 from kit.recipe import Recipe
 from kit.run.image import in_image
+from kit.run.separation import trainer_user
 
 # Space for checkpoints, token caches and logs, beside what the recipe's own plan says.
 _BASE_BYTES = 256 * 2**20
@@ -58,13 +59,18 @@ def missing_packages(recipe: Recipe) -> list[Lack]:
 
 
 def folder_problems(work: Path, needed: int) -> list[Lack]:
-    """Whether the work folder can be written and has `needed` bytes left."""
+    """Whether the work folder can be written, also by the trainer, and has `needed` bytes left."""
     folder = work
     while not folder.exists():
         folder = folder.parent
     if not os.access(folder, os.W_OK):
         remedy = "name another with --work DIR; in a container, mount one: -v n4090:/work"
         return [Lack("the work folder cannot be written", remedy)]
+    user = trainer_user()
+    barred = user.barred_from(folder) if user else None
+    if user and barred:
+        what = f"the trainer, who is user `{user.name}`, may not enter {barred}"
+        return [Lack(what, "`chmod o+x` the folder that is mounted there, or mount a volume")]
     free = shutil.disk_usage(folder).free
     if free < needed:
         return [

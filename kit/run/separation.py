@@ -56,6 +56,15 @@ class TrainerUser:
                 if not path.is_symlink():
                     path.chmod(0o755 if name in folders else 0o644)
 
+    def barred_from(self, folder: Path) -> Path | None:
+        """The first folder on the way down to `folder` that this user may not enter, if any."""
+        for path in (*reversed(folder.parents), folder):
+            status = path.stat()
+            shift = 6 if status.st_uid == self.uid else 3 if status.st_gid == self.gid else 0
+            if not status.st_mode >> shift & 1:
+                return path
+        return None
+
     def end_processes(self) -> None:
         """Ends what a stage left behind, in whatever session it hides.
 

@@ -9,6 +9,7 @@ from typing import Any
 from kit import launcher
 
 ROOT = Path(__file__).parents[2]
+SOURCE_DATE_EPOCH = "1767225600"  # the Dockerfile's
 SOURCE = "https://example.org/n4090-kit"
 
 
@@ -45,6 +46,10 @@ def build(
         subprocess.TimeoutExpired: It took longer than `timeout_s`.
     """
     command = [os.environ.get("N4090_DOCKER_BUILD", "docker"), "build", "--tag", name]
+    if launcher.is_podman(client):
+        # By its own command, which can date what Podman leaves in a layer: /run, mounts' places.
+        command = ["podman", "--url", os.environ["DOCKER_HOST"], "build", "--tag", name]
+        command += ["--format", "docker", "--timestamp", SOURCE_DATE_EPOCH]
     command += ["--build-arg", f"SOURCE={SOURCE}", "--build-arg", f"REVISION={revision()}"]
     base = os.environ.get("N4090_TEST_BASE_IMAGE")
     if base:
@@ -53,8 +58,7 @@ def build(
         [*command, *options, str(context)],
         capture_output=True,
         text=True,
-        # Podman builds by itself and takes the whole context, as Docker did before BuildKit.
-        env={**os.environ, "DOCKER_BUILDKIT": "0" if launcher.is_podman(client) else "1"},
+        env={**os.environ, "DOCKER_BUILDKIT": "1"},
         timeout=timeout_s,
     )
     if done.returncode:

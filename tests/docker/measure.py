@@ -115,6 +115,7 @@ def smoke(client: Any, pairs: int, priority: int, kept: Path | None) -> None:
             pair = {}
             for place in (0, 1) if number % 2 == 0 else (1, 0):
                 with tempfile.TemporaryDirectory() as work:
+                    Path(work).chmod(0o755)  # the trainer is somebody else
                     shorten_smoke(Path(work) / "short.toml")
                     if place == 0:
                         bare.run(Path(work), priority)

@@ -99,6 +99,18 @@ def test_without_a_gpu_reference_says_how_to_get_one(launch: Launch) -> None:
     assert "--gpus" in said
 
 
+def test_folders_that_the_trainer_may_not_enter_are_named(
+    launch: Launch, recipe: tuple[str, str], tmp_path: Path
+) -> None:
+    command = ("run", "--recipe", "/inputs/recipe/tiny.toml", "--quiet", "--no-probe")
+    (tmp_path / "work").chmod(0o700)
+    container = launch(*command, inputs=(recipe,))
+    assert container.wait() == 3
+    assert "user `trainer`, may not enter /work" in container.output
+    assert "chmod o+x" in container.output
+    assert "Traceback" not in container.output
+
+
 def test_a_read_only_volume_is_named(engine: Any, main_image: str, tmp_path: Path) -> None:
     image = launcher.find_image(engine, main_image)
     made = engine.containers.create(
