@@ -206,7 +206,9 @@ def sealed_smoke(client: Any, work: Path, priority: int) -> None:
         *("--entrypoint", "/opt/n4090/bin/python", image.reference),
         *("-c", MEASURED, str(priority), "/work/cpu_s", "n4090-kit", *command),
     ]
-    line = ["docker", "create", *line[line.index("--rm") + 1 :]]
+    # A container's share of the processor is its groups'; nice counts only inside the last of them.
+    share = ["--cgroup-parent", "/", "--cpu-shares", str(round(1024 * 1.25**-priority))]
+    line = ["docker", "create", *share, *line[line.index("--rm") + 1 :]]
     made = client.containers.get(subprocess.check_output(line, text=True).strip())
     try:
         made.start()
