@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from kit.prepare.dataset_lock import Lock
-    from kit.prepare.fetch import Fetch, Need
+    from kit.prepare.fetch import Fetch
+    from kit.prepare.job import Need
     from kit.recipe import Recipe
 
 DIRECTORY = click.Path(file_okay=False, path_type=Path)
@@ -63,6 +64,7 @@ def prepare(
     """
     from kit.errors import PrerequisiteError
     from kit.prepare import fetch as preparing
+    from kit.prepare.job import Settings
     from kit.recipe import load_recipe
     from kit.run.inputs import prepared_folder
     from kit.run.plan import make_stories
@@ -92,7 +94,7 @@ def prepare(
                 recipe,
                 work,
                 watcher,
-                preparing.Settings(
+                Settings(
                     mirror=_mirror(mirror),
                     shards=shards,
                     parts=parts,
@@ -116,6 +118,7 @@ def fetch_for_run(*, quiet: bool) -> Fetch:
     def fetch(recipe: Recipe, work: Path, parts: Sequence[str]) -> None:
         from kit.errors import PrerequisiteError
         from kit.prepare import fetch as preparing
+        from kit.prepare.job import Settings
         from kit.run.image import CODE_TREE_VARIABLE
 
         def tell(need: Need) -> bool:
@@ -125,9 +128,7 @@ def fetch_for_run(*, quiet: bool) -> Fetch:
 
         try:
             with make_watcher(quiet=quiet) as watcher:
-                preparing.prepare(
-                    recipe, work, watcher, preparing.Settings(parts=parts, agree=tell)
-                )
+                preparing.prepare(recipe, work, watcher, Settings(parts=parts, agree=tell))
         except PrerequisiteError as error:
             first = f"Run `n4090-kit prepare --recipe {recipe.name}` first, with network"
             if CODE_TREE_VARIABLE in os.environ:

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kit.core_eval.model import EvalModel, max_seq_len, model_device
-from kit.core_eval.score import Paths, head_rows
+from kit.core_eval.model import EvalModel, Paths, max_seq_len, model_device
+from kit.core_eval.score import head_rows
 from kit.errors import PrerequisiteError, SchemaError
 
 _TEXTS_AT_ONCE = 64

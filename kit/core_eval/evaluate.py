@@ -16,9 +16,10 @@ from typing import Any
 
 from kit.core_eval.bundle import Bundle, Task, TaskKind, core_facts
 from kit.core_eval.encode import EncodedItem, encode_task
-from kit.core_eval.model import EvalModel, max_seq_len, model_device
+from kit.core_eval.grouping import Slot
+from kit.core_eval.model import EvalModel, Paths, max_seq_len, model_device
 from kit.core_eval.probes import check_fast_path
-from kit.core_eval.score import Budget, Paths, Slot, SlotScore, Stopped, score_items
+from kit.core_eval.score import Budget, SlotScore, Stopped, score_items
 from kit.core_eval.statistics import (
     TaskOutcomes,
     accuracy,

@@ -12,7 +12,7 @@ model's device. Padding is on the right; models are causal, so it changes nothin
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,3 +77,15 @@ def max_seq_len(model: EvalModel) -> int | None:
     """The length that prompts are cut to, if any."""
     value = getattr(model, "max_seq_len", None)
     return None if value is None else int(value)
+
+
+class Paths(NamedTuple):
+    """Which of a model's optional methods may be used."""
+
+    hidden: bool
+    prefix: bool
+
+
+def offered_paths(model: EvalModel) -> Paths:
+    """What the model has methods for."""
+    return Paths(isinstance(model, HiddenModel), isinstance(model, PrefixModel))

@@ -9,8 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kit.core_eval.model import EvalModel, max_seq_len, model_device
-from kit.core_eval.score import Paths, offered_paths
+from kit.core_eval.model import EvalModel, Paths, max_seq_len, model_device, offered_paths
 
 if TYPE_CHECKING:
     from torch import Tensor

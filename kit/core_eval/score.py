@@ -2,7 +2,7 @@
 
 1. Sequences that begin alike form a group: the choices of an item, or language-modeling items about
    one passage. The group's shared tokens are one row; what follows it is a child of the row.
-   Equal sequences are scored once, so that equal options tie exactly.
+   Equal sequences are scored once, so that equal options tie exactly (`grouping`).
 2. Groups sorted by length fill batches of at most `batch_tokens` padded tokens.
 3. A batch runs its rows, then its children on the cached rows; only the states at scored positions
    meet the head.
@@ -25,28 +25,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kit.core_eval.bundle import TaskKind
-from kit.core_eval.encode import EncodedItem, Tokens, common_prefix
-from kit.core_eval.model import EvalModel, HiddenModel, PrefixModel, model_device
+from kit.core_eval.encode import EncodedItem, Tokens
+from kit.core_eval.grouping import Group, Slot, fed_tokens, fill_batches, group_slots
+from kit.core_eval.model import (
+    EvalModel,
+    Paths,
+    model_device,
+)
 from kit.errors import KitError, PrerequisiteError
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-# Reading shared text once has a price of its own, the copies of its cache: not for a few tokens.
-MIN_SAVED_TOKENS = 64
 # Children hold a copy of their row's cache but are short themselves: rows times whole length may be
 # this many times the budget.
 CHILD_BUDGET = 4
 # Logits alive at once: on a CPU few enough to stay in its caches, on a GPU enough to fill it.
 _HEAD_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
-
-
-class Slot(NamedTuple):
-    """One sequence of one item."""
-
-    item: int
-    sequence: int
 
 
 class SlotScore(NamedTuple):
@@ -60,15 +56,6 @@ class Stopped(Exception):
     """The caller asked to stop; what was scored before has been reported."""
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Sequences whose first `shared` fed tokens are equal."""
-
-    shared: int
-    slots: tuple[Slot, ...]
-    childless: bool
-
-
 @dataclass
 class Budget:
     """How many padded tokens a forward pass may take; halved when memory runs out."""
@@ -79,18 +66,6 @@ class Budget:
     def halve(self) -> None:
         self.batch_tokens = max(1, self.batch_tokens // 2)
         self.halvings += 1
-
-
-class Paths(NamedTuple):
-    """Which of a model's optional methods may be used."""
-
-    hidden: bool
-    prefix: bool
-
-
-def offered_paths(model: EvalModel) -> Paths:
-    """What the model has methods for."""
-    return Paths(isinstance(model, HiddenModel), isinstance(model, PrefixModel))
 
 
 def score_items(
@@ -132,106 +107,6 @@ def score_items(
         ]
         for i, item in enumerate(items)
     ]
-
-
-# 1. Groups
-
-
-def group_slots(
-    kind: TaskKind, items: Sequence[EncodedItem], paths: Paths
-) -> tuple[list[Group], dict[Slot, Slot]]:
-    """The groups of all sequences with a scored region, and which slot stands for an equal one."""
-    groups: list[Group] = []
-    same: dict[Slot, Slot] = {}
-    for i, item in enumerate(items):
-        first: dict[tuple[bytes, int], Slot] = {}
-        for s, suffix in enumerate(item.suffixes):
-            if item.starts[s] < item.length(s):
-                slot = Slot(i, s)
-                leader = first.setdefault((suffix.tobytes(), item.starts[s]), slot)
-                if leader != slot:
-                    same[slot] = leader
-        slots = tuple(first.values())
-        if slots:
-            groups += _item_groups(items, slots, paths)
-    if kind == "language_modeling" and paths.prefix:
-        groups = _join_alike(items, groups)
-    return groups, same
-
-
-def _item_groups(
-    items: Sequence[EncodedItem], slots: tuple[Slot, ...], paths: Paths
-) -> list[Group]:
-    singles = [Group(_fed(items, slot), (slot,), True) for slot in slots]
-    if len(slots) == 1:
-        return singles
-    shortest = min(single.shared for single in singles)
-    item = items[slots[0].item]
-    shared = min(len(item.prefix), shortest)
-    if len(slots) < len(item.suffixes):  # an option without a score may have cut the prefix short
-        shared = min(common_prefix([item.sequence(slot.sequence) for slot in slots]), shortest)
-    childless = all(single.shared == shared for single in singles)
-    if childless or (paths.prefix and (len(slots) - 1) * shared >= MIN_SAVED_TOKENS):
-        return [Group(shared, slots, childless)]
-    return singles
-
-
-def _join_alike(items: Sequence[EncodedItem], groups: list[Group]) -> list[Group]:
-    """Joins items that begin with the same text: the sorted order puts them side by side."""
-    ordered = sorted(
-        groups, key=lambda group: items[group.slots[0].item].prefix.astype(">i4").tobytes()
-    )
-    joined: list[Group] = []
-    members: list[Group] = []
-    shared = 0
-    for group in ordered:
-        if members:
-            tokens = [items[g.slots[0].item].prefix for g in (members[0], group)]
-            common = min(common_prefix(tokens), shared, group.shared)
-            # Joining must not shorten what the others already share by more than it saves.
-            before = (len(members) - 1) * shared
-            if len(members) * common - before >= MIN_SAVED_TOKENS:
-                members.append(group)
-                shared = common
-                continue
-            joined.append(_join(members, shared))
-        members, shared = [group], group.shared
-    if members:
-        joined.append(_join(members, shared))
-    return joined
-
-
-def _join(members: list[Group], shared: int) -> Group:
-    if len(members) == 1:
-        return members[0]
-    slots = tuple(slot for member in members for slot in member.slots)
-    return Group(shared, slots, all(member.shared == shared for member in members))
-
-
-def _fed(items: Sequence[EncodedItem], slot: Slot) -> int:
-    """Tokens of a sequence that a model has to read: all but the last."""
-    return items[slot.item].length(slot.sequence) - 1
-
-
-# 2. Batches
-
-
-def fill_batches(
-    groups: Sequence[Group], items: Sequence[EncodedItem], batch_tokens: int
-) -> list[tuple[Group, ...]]:
-    """Batches of groups, longest first: the one most likely to need too much memory comes first."""
-    ordered = sorted(groups, key=lambda group: (group.childless, -group.shared, group.slots))
-    batches: list[tuple[Group, ...]] = []
-    batch: list[Group] = []
-    for group in ordered:
-        full = batch and (len(batch) + 1) * batch[0].shared > batch_tokens
-        if full or (batch and group.childless != batch[0].childless):
-            batches.append(tuple(batch))
-            batch = []
-        batch.append(group)
-    if batch:
-        batches.append(tuple(batch))
-    return batches
 
 
 # 3. Forward passes
@@ -497,11 +372,11 @@ def _smaller(
     if len(batch) > 1:
         return fill_batches([*batch, *rest], items, budget.batch_tokens)
     [group] = batch
-    longest_child = max(_fed(items, slot) for slot in group.slots) - group.shared
+    longest_child = max(fed_tokens(items, slot) for slot in group.slots) - group.shared
     if not group.childless and budget.batch_tokens >= longest_child:
         return [batch, *fill_batches(rest, items, budget.batch_tokens)]
     if not group.childless:
-        singles = [Group(_fed(items, slot), (slot,), True) for slot in group.slots]
+        singles = [Group(fed_tokens(items, slot), (slot,), True) for slot in group.slots]
         return [(s,) for s in singles] + fill_batches(rest, items, budget.batch_tokens)
     raise PrerequisiteError(
         f"a single prompt of {group.shared} tokens does not fit in memory",

@@ -12,23 +12,18 @@ disk nor network. A part (pretrain, sft, chat_eval) counts only when the lock sa
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import kit
-from kit.errors import KitError, PrerequisiteError, SchemaError
-from kit.files import sync_folder
+from kit.errors import PrerequisiteError
 from kit.prepare import core_files
-from kit.prepare.conversion import parquet_shape
+from kit.prepare.bring import bring
 from kit.prepare.dataset_lock import (
-    NAME,
     PARTS,
     Lock,
     LockedFile,
@@ -39,8 +34,9 @@ from kit.prepare.dataset_lock import (
     read_lock,
     write_lock,
 )
-from kit.prepare.sources import Folder, Hub, Obtained, RemoteFile, Snapshot, Source
-from kit.prepare.transfer import Interrupted, Line, Progress, Retry, Transfer, disk_error
+from kit.prepare.job import Job, Need, Settings, Watcher
+from kit.prepare.sources import Folder, Hub, Snapshot, Source
+from kit.prepare.transfer import Line, Transfer, disk_error
 from kit.prepare.wanted import (
     Wanted,
     conversation_files,
@@ -51,70 +47,13 @@ from kit.prepare.wanted import (
 )
 from kit.recipe import Recipe
 from kit.run.inputs import Inputs, locate, missing_inputs, prepared_folder, reads
-from kit.trust.digest import DigestCache, sha256_file
+from kit.trust.digest import DigestCache
 
-CONNECTIONS = 8
 # Conversations as JSON lines against the same in compressed parquet: an estimate, on the high side.
 _JSON_PER_PARQUET = 4
 _SPARE_BYTES = 256 * 2**20
 _INPUTS = {"pretrain": "data", "sft": "sft", "chat_eval": "chat_eval"}
 Fetch = Callable[[Recipe, Path, Sequence[str]], None]
-
-
-class Watcher(Progress, Protocol):
-    """Who is told what `prepare` does."""
-
-    def begin(self, total_bytes: int, what: str) -> None: ...
-    def end(self) -> None: ...
-
-
-@dataclass(frozen=True)
-class Need:
-    """What it takes, said before anything is fetched."""
-
-    source: str
-    files: int
-    total_bytes: int
-    here_bytes: int  # of them, from an earlier attempt
-    disk_bytes: int
-    free_bytes: int
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a caller or a test may choose.
-
-    Attributes:
-        mirror: A folder, or the base address of a server that speaks like the Hub.
-        agree: Asked before the first byte; False ends it.
-        parts: What to bring: pretrain, sft, chat_eval, core.
-    """
-
-    mirror: str | Path | None = None
-    shards: int | None = None
-    parts: Sequence[str] = (*PARTS, "core")
-    agree: Callable[[Need], bool] = lambda need: True
-    free_bytes: Callable[[Path], int] = lambda folder: shutil.disk_usage(folder).free
-    retry: Retry = field(default_factory=Retry)
-    core_url: str = core_files.ARCHIVE_URL
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One call of `prepare`: what for, where, how."""
-
-    recipe: Recipe
-    work: Path
-    watcher: Watcher
-    settings: Settings
-
-    @property
-    def folder(self) -> Path:
-        return prepared_folder(self.work, self.recipe)
-
-    @property
-    def data(self) -> dict[str, Any]:
-        return self.recipe.section("data")
 
 
 def parts_of(recipe: Recipe) -> list[str]:
@@ -139,7 +78,7 @@ def prepare(recipe: Recipe, work: Path, watcher: Watcher, settings: Settings) ->
         KitError: A file differs from the lock or from what its source announced.
         PrerequisiteError: Something cannot be had, or the disk is too small.
     """
-    job = _Job(recipe, work, watcher, settings)
+    job = Job(recipe, work, watcher, settings)
     parts = [part for part in parts_of(recipe) if part in settings.parts]
     with _alone(work):
         # 1. What is there, by the lock.
@@ -174,7 +113,7 @@ def prepare(recipe: Recipe, work: Path, watcher: Watcher, settings: Settings) ->
                 for path in before.paths() - lock[part].paths() if before else ():
                     (job.folder / path).unlink(missing_ok=True)
                 write_lock(job.folder, lock)
-                lock[part] = _bring(job, part, files, lock[part], source, transfer)
+                lock[part] = bring(job, part, files, lock[part], source, transfer)
                 write_lock(job.folder, lock)
             if without_core:
                 watcher.begin(0, "core")  # the size of the archive is not announced
@@ -245,7 +184,7 @@ def inputs_for_run(
 # ---- what is wanted
 
 
-def _asked(job: _Job, part: str) -> dict[str, Any]:
+def _asked(job: Job, part: str) -> dict[str, Any]:
     data = job.data
     if part == "pretrain":
         shards = job.settings.shards or data["shards"]
@@ -253,7 +192,7 @@ def _asked(job: _Job, part: str) -> dict[str, Any]:
     return {"sources": list(data[part]), "shards": None}
 
 
-def _is_whole(job: _Job, lock: Lock, part: str) -> bool:
+def _is_whole(job: Job, lock: Lock, part: str) -> bool:
     if part not in lock:
         return False
     missing = check_part(job.folder, part, lock[part], progress=job.watcher.advance)
@@ -263,7 +202,7 @@ def _is_whole(job: _Job, lock: Lock, part: str) -> bool:
     return lock[part].complete and not missing and enough and there["sources"] == asked["sources"]
 
 
-def _want(job: _Job, part: str, source: Source, lock: Lock) -> list[Wanted]:
+def _want(job: Job, part: str, source: Source, lock: Lock) -> list[Wanted]:
     """The part's files, as its source lists them at the locked commit."""
     snapshots: dict[str, Snapshot] = {}
     locked = lock.get(part)
@@ -296,9 +235,7 @@ def _origin(file: LockedFile) -> tuple[str, tuple[tuple[str, str], ...]]:
     return file.path, tuple((source.repository, source.path) for source in file.sources)
 
 
-def _need(
-    job: _Job, source: Source, wanted: Mapping[str, list[Wanted]], without_core: bool
-) -> Need:
+def _need(job: Job, source: Source, wanted: Mapping[str, list[Wanted]], without_core: bool) -> Need:
     total = here = disk = count = 0
     for files in wanted.values():
         for file, snapshot, made in to_fetch(files):
@@ -321,10 +258,10 @@ def _need(
     return Need(source.name, count, total, here, disk + _SPARE_BYTES, free)
 
 
-# ---- bringing it
+# ---- the lock before
 
 
-def _pinned(job: _Job, part: str, files: list[Wanted], before: LockedPart | None) -> LockedPart:
+def _pinned(job: Job, part: str, files: list[Wanted], before: LockedPart | None) -> LockedPart:
     """The part before it is fetched: commits and digests as far as they are known."""
     snapshots = {item.snapshot.repository: item.snapshot for item in files}
     known = {_origin(file): file for file in before.files} if before else {}
@@ -355,137 +292,6 @@ def _pinned(job: _Job, part: str, files: list[Wanted], before: LockedPart | None
         ),
         files=tuple(entries),
     )
-
-
-def _bring(
-    job: _Job,
-    part: str,
-    files: list[Wanted],
-    pinned: LockedPart,
-    source: Source,
-    transfer: Transfer,
-) -> LockedPart:
-    """Fetches the part's files and puts them in place; the part as it is then, complete."""
-    todo = [(file, snapshot) for file, snapshot, _ in to_fetch(files)]
-    job.watcher.begin(sum(file.bytes for file, _ in todo), part)
-    obtained = _obtain_all(todo, source, transfer)
-    job.watcher.end()
-    done = []
-    for item, entry in zip(files, pinned.files, strict=True):
-        if item.kept is not None:
-            done.append(item.kept)
-            continue
-        sources = [obtained[(item.snapshot.repository, file.path)] for file in item.files]
-        finished = _finish(job, item, sources, copy=source.copies)
-        if entry.sha256 not in (None, finished.sha256):
-            (job.folder / item.path).unlink()
-            raise KitError(
-                f"{item.path} comes out differently than the lock names",
-                hint=f"To lock what there is now, remove {job.folder / NAME} and run the command "
-                "again.",
-                expected=entry.sha256,
-                found=finished.sha256,
-            )
-        done.append(finished)
-    return replace(pinned, complete=True, files=tuple(done))
-
-
-def _finish(job: _Job, item: Wanted, sources: Sequence[Obtained], *, copy: bool) -> LockedFile:
-    """One file of the prepared folder, from what was fetched for it."""
-    target = job.folder / item.path
-    notes: dict[str, int] = {}
-    try:
-        if item.make is None:
-            rows = _check_shard(sources[0].path, job.data["text_column"])
-            _place(sources[0], target, copy=copy)
-            digest = sources[0].digest
-        else:
-            job.watcher.note(f"writing {item.path}")
-            rows, notes = item.make([source.path for source in sources], target)
-            digest = sha256_file(target)
-    except OSError as error:
-        raise disk_error(target, error) from error
-    return LockedFile(
-        path=item.path,
-        bytes=target.stat().st_size,
-        sha256=digest,
-        rows=rows,
-        sources=tuple(
-            LockedSource(item.snapshot.repository, file.path, file.bytes, source.digest)
-            for file, source in zip(item.files, sources, strict=True)
-        ),
-        notes=notes,
-    )
-
-
-def _obtain_all(
-    todo: Sequence[tuple[RemoteFile, Snapshot]], source: Source, transfer: Transfer
-) -> dict[tuple[str, str], Obtained]:
-    """Every file, several at a time. The first failure stops the rest; what they have is kept."""
-
-    def obtain(file: RemoteFile, snapshot: Snapshot) -> Obtained:
-        if transfer.line.stop.is_set():
-            raise Interrupted
-        return source.obtain(snapshot, file)
-
-    with ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="fetch") as threads:
-        futures = {
-            (snapshot.repository, file.path): threads.submit(obtain, file, snapshot)
-            for file, snapshot in todo
-        }
-        try:
-            wait(futures.values(), return_when=FIRST_EXCEPTION)
-        finally:
-            if not all(future.done() for future in futures.values()):
-                transfer.line.stop.set()
-            threads.shutdown(wait=True, cancel_futures=True)
-    errors = [future.exception() for future in futures.values() if not future.cancelled()]
-    for error in errors:
-        if error is not None and not isinstance(error, Interrupted):
-            raise error
-    return {key: future.result() for key, future in futures.items()}
-
-
-def _check_shard(path: Path, column: str) -> int:
-    shape = parquet_shape(path)
-    if column not in shape.columns:
-        raise SchemaError(
-            f"{path.name} has no column {column!r}; it has {', '.join(shape.columns)}",
-            hint="Set data.text_column in the recipe to the column that holds the text.",
-        )
-    if not shape.rows:
-        raise SchemaError(f"{path.name} holds no documents", hint="Name another data.revision.")
-    return shape.rows
-
-
-def _place(obtained: Obtained, target: Path, *, copy: bool) -> None:
-    """The file under its final name: a hard link to the pool, or a copy."""
-    if target.is_file() and sha256_file(target) == obtained.digest:
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    if not copy:
-        try:
-            temporary.hardlink_to(obtained.path)
-        except OSError as error:  # a disk without hard links
-            if error.errno not in (errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP):
-                raise
-            copy = True
-    if copy:
-        shutil.copyfile(obtained.path, temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        if (found := sha256_file(temporary)) != obtained.digest:
-            temporary.unlink()
-            raise KitError(
-                f"{obtained.path} changed while it was copied",
-                hint="Run the command again.",
-                expected=obtained.digest,
-                found=found,
-            )
-    temporary.replace(target)
-    sync_folder(target.parent)
 
 
 # ---- surroundings

@@ -22,11 +22,10 @@ from kit.verify.synthetic import (
     BOOT,
     RECIPE,
     SECOND_BOOT,
-    gpu_4090,
     gpu_run,
-    reclassify,
     safetensors,
 )
+from kit.verify.synthetic_machine import gpu_4090, reclassify
 
 __all__ = [
     "BOOT",

@@ -20,10 +20,9 @@ from kit.core_eval.bench import bench_core as time_both
 from kit.core_eval.bpb import evaluate_bpb
 from kit.core_eval.bundle import open_bundle
 from kit.core_eval.loaders import load_model
-from kit.core_eval.model import HiddenModel, PrefixModel
+from kit.core_eval.model import HiddenModel, Paths, PrefixModel
 from kit.core_eval.probes import check_fast_path, probe_model
 from kit.core_eval.report import html_page, published
-from kit.core_eval.score import Paths
 from kit.errors import KitError, PrerequisiteError, SchemaError
 
 transformers: Any = pytest.importorskip(

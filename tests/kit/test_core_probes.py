@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from kit.core_eval.loaders import from_recipe
+from kit.core_eval.model import Paths
 from kit.core_eval.probes import check_fast_path, probe_model
-from kit.core_eval.score import Paths
 
 ASSETS = Path(__file__).parents[1] / "assets/core"
 

@@ -15,8 +15,10 @@ import torch.nn.functional as F
 from kit.core_eval.bundle import Bundle, Task, open_bundle
 from kit.core_eval.encode import EncodedItem, common_prefix, crop, encode_task, scored_regions
 from kit.core_eval.evaluate import Settings, Watch, evaluate_core, is_correct, score_tasks
+from kit.core_eval.grouping import Slot, group_slots
 from kit.core_eval.loaders import from_recipe
-from kit.core_eval.score import Budget, Paths, Slot, Stopped, group_slots, score_items
+from kit.core_eval.model import Paths
+from kit.core_eval.score import Budget, Stopped, score_items
 from kit.errors import KitError, PrerequisiteError, SchemaError
 
 ROOT = Path(__file__).parents[2]

@@ -31,7 +31,8 @@ from kit.cli.prepare import prepare as command
 from kit.core_eval.bundle import open_bundle
 from kit.errors import KitError, PrerequisiteError, SchemaError
 from kit.prepare import core_files
-from kit.prepare.fetch import Need, Settings, check, inputs_for_run, prepare
+from kit.prepare.fetch import check, inputs_for_run, prepare
+from kit.prepare.job import Need, Settings
 from kit.prepare.transfer import Retry, retry_after_s
 from kit.recipe import Recipe, parse_recipe
 from kit.run.inputs import Inputs, describe, locate, prepared_folder

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from kit.core_eval.loaders import load_model
-from kit.core_eval.model import PrefixModel
+from kit.core_eval.model import Paths, PrefixModel
 from kit.core_eval.probes import check_fast_path, probe_model
-from kit.core_eval.score import Paths
 from kit.errors import SchemaError
 from reference.checkpoint import save_model
 from reference.model import GPT, ModelConfig
