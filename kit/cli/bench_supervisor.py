@@ -9,6 +9,8 @@ from pathlib import Path
 
 import click
 
+STAGES = ("tokenizer", "pretrain")
+
 
 @click.command("supervisor")
 @click.option("--recipe", "-r", default="smoke", show_default=True, help="Name or TOML file.")
@@ -32,8 +34,8 @@ def bench_supervisor(recipe: str, rounds: int, as_json: bool) -> None:
     from kit.trust.keys import load_or_create_signer
 
     loaded = load_recipe(recipe)
-    document = {**loaded.document, "stages": ["tokenizer", "pretrain"]}
-    shortened = replace(loaded, document=document)
+    document = {**loaded.document, "stages": list(STAGES)}
+    shortened = replace(loaded, document=document, stages=STAGES)
     with tempfile.TemporaryDirectory(prefix="n4090-bench-") as name:
         work = Path(name)
 
