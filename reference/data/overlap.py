@@ -118,6 +118,8 @@ def _grams(record: Any, n: int) -> np.ndarray:
     """(N, 2) uint64: each n-gram of an item, and a hash of the text that follows it."""
     found = [np.empty((0, 2), np.uint64)]
     for text in item_texts(record):
+        if len(text) < 2 * n - 1:  # n words and what parts them
+            continue
         words = word_hashes(text)
         grams = ngram_hashes(words, n)
         if len(grams):

@@ -6,6 +6,7 @@ and escapes every text it shows: documents are hostile input.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,33 @@ _STEPS = {
     "exact duplicate": "exact duplicates",
     "near duplicate": "near-duplicates",
     "not chosen": "left out by the mixture",
+}
+# The rules' own reasons in words; one that is not here is shown as it is.
+_REASONS = {
+    "gopher_short_doc": "too few words",
+    "gopher_long_doc": "too many words",
+    "gopher_below_avg_threshold": "words too short on average",
+    "gopher_above_avg_threshold": "words too long on average",
+    "gopher_too_many_hashes": "too many # signs",
+    "gopher_too_many_ellipsis": "too many ellipses",
+    "gopher_too_many_bullets": "too many lines are bullets",
+    "gopher_too_many_end_ellipsis": "too many lines end in an ellipsis",
+    "gopher_below_alpha_threshold": "too many words without a letter",
+    "gopher_enough_stop_words": "too few of the commonest words",
+    "line_punct_ratio": "too few lines end in punctuation",
+    "short_line_ratio": "too many short lines",
+    "char_dup_ratio": "too much text in repeated lines",
+    "list_ratio": "too many line breaks for its words",
+    "dup_para_frac": "too many repeated paragraphs",
+    "dup_para_char_frac": "too much text in repeated paragraphs",
+    "dup_line_frac": "too many repeated lines",
+    "dup_line_char_frac": "too much text in repeated lines",
+    "lorem_ipsum": "placeholder text",
+    "curly_bracket": "curly brackets",
+    "too_few_sentences": "too few sentences",
+    "too_large": "longer than allowed",
+    "invalid_utf8": "no UTF-8",
+    "low score": "below the cut",
 }
 _SPLITS = ("train", "anneal", "validation")
 
@@ -52,7 +80,9 @@ def write_report(corpus: Path, target: Path, tokenizer: Path | None = None) -> N
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=number, size=size, share=share)
+    environment.filters.update(
+        number=number, size=size, short_size=short_size, share=share, documents=documents
+    )
     page = environment.get_template("report.html.jinja").render(**view(manifest, tokens))
     temporary = target.with_name(f"{target.name}.tmp")
     temporary.write_text(page, encoding="utf-8")
@@ -62,7 +92,7 @@ def write_report(corpus: Path, target: Path, tokenizer: Path | None = None) -> N
 def view(manifest: dict[str, Any], tokens: dict[str, Any] | None) -> dict[str, Any]:
     """What the template shows."""
     sources = [_source(name, entry) for name, entry in manifest["sources"].items()]
-    documents = sum(source["documents"] for source in sources)
+    read = sum(source["documents"] for source in sources)
     flow = _flow(sources)
     kept = {split: sum(s["placed"].get(split, [0, 0])[0] for s in sources) for split in _SPLITS}
     text = {
@@ -74,7 +104,12 @@ def view(manifest: dict[str, Any], tokens: dict[str, Any] | None) -> dict[str, A
         for exponent, count in entry["lengths"].items():
             lengths[int(exponent)] = lengths.get(int(exponent), 0) + count
     removed = [
-        {"step": name.partition("/")[0], "reason": name.partition("/")[2], **entry}
+        {
+            "step": name.partition("/")[0],
+            "key": name.partition("/")[2],
+            "reason": reason(name.partition("/")[2]),
+            **entry,
+        }
         for name, entry in manifest["removed"].items()
     ]
     removed.sort(key=lambda entry: -entry["documents"])
@@ -85,7 +120,7 @@ def view(manifest: dict[str, Any], tokens: dict[str, Any] | None) -> dict[str, A
     return {
         "manifest": manifest,
         "sources": sources,
-        "documents": documents,
+        "documents": read,
         "read_bytes": sum(source["bytes"] for source in sources),
         "kept": kept,
         "text": text,
@@ -93,10 +128,8 @@ def view(manifest: dict[str, Any], tokens: dict[str, Any] | None) -> dict[str, A
         "step_names": _STEPS,
         "lengths": bars([(2**e, lengths.get(e, 0)) for e in _range(lengths)]),
         "removed": removed,
-        "benchmarks": sorted(benchmarks, key=lambda entry: -entry["documents"]),
-        "similarity": bars(
-            [(int(b) / 50, n) for b, n in sorted(manifest["near"]["similarity"].items())]
-        ),
+        "benchmarks": sorted(benchmarks, key=lambda entry: (-entry["documents"], entry["name"])),
+        "similarity": bars(_similarities(manifest)),
         "domains": _domains(manifest),
         "languages": _languages(manifest),
         "tokens": tokens,
@@ -148,6 +181,22 @@ def _flow(sources: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 }
             )
     return rows
+
+
+def reason(key: str) -> str:
+    """A rule's own reason in words."""
+    if found := re.fullmatch(r"top_(\d+)_gram", key):
+        return f"one run of {found[1]} words too often"
+    if found := re.fullmatch(r"duplicated_(\d+)_n_grams", key):
+        return f"too much text in repeated runs of {found[1]} words"
+    return _REASONS.get(key, key)
+
+
+def _similarities(manifest: dict[str, Any]) -> list[tuple[float, int]]:
+    """Removed near-duplicates by similarity in steps of 0.02, empty steps included."""
+    counts = {int(step): count for step, count in manifest["near"]["similarity"].items()}
+    first = min([*counts, int(manifest["spec"]["dedup"]["jaccard"] * 50 + 1e-9)])
+    return [(step / 50, counts.get(step, 0)) for step in range(first, 51)] if counts else []
 
 
 def _range(lengths: dict[int, int]) -> range:
@@ -269,6 +318,16 @@ def size(value: float) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1000
     return f"{value:.1f} TB"
+
+
+def short_size(value: float) -> str:
+    """Bytes without decimals, for the axis of a drawing."""
+    return size(value).replace(".0 ", " ") if value < 10_000 else re.sub(r"\.\d", "", size(value))
+
+
+def documents(count: int) -> str:
+    """1 -> "1 document"."""
+    return f"{number(count)} document{'' if count == 1 else 's'}"
 
 
 def share(value: float) -> str:

@@ -168,11 +168,24 @@ def _quiet_threads() -> None:
 def open_workers(
     count: int, memory_bytes: int, shard_bytes: int, document_bytes: int, ray: str = ""
 ) -> Workers:
-    """As many workers as cores and memory allow; at most `count` unless that is 0."""
+    """As many workers as cores and memory allow; at most `count` unless that is 0.
+
+    Raises:
+        TrainerError: The memory is too little for one.
+    """
     cores = count or len(os.sched_getaffinity(0))
     # A shard is held about three times while it is written, a document's hashes take 40 times it.
     need = WORKER_BYTES + max(3 * shard_bytes, 40 * document_bytes)
-    count = max(1, min(cores, memory_bytes // need))
+    if memory_bytes < need:
+        raise TrainerError(
+            "bad_input",
+            f"--memory is {memory_bytes / 1e6:.0f} MB, but one worker needs {need / 1e6:.0f} MB "
+            f"with shards of {shard_bytes / 1e6:g} MB and documents of up to "
+            f"{document_bytes / 1e6:g} MB",
+            "Give more, or lower shards.text_mb and normalize.max_document_mb in the spec.",
+        )
+    # A single worker is this process; several have it beside them.
+    count = max(1, min(cores, (memory_bytes - WORKER_BYTES) // need))
     if ray:
         return RayCluster(ray, count)
     return Inline() if count == 1 else Processes(count)

@@ -3,6 +3,7 @@
 import gzip
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -207,8 +208,10 @@ def test_memory_bounds_the_number_of_workers() -> None:
     def count(memory_gb: float, wanted: int = 8) -> int:
         return open_workers(wanted, int(memory_gb * 2**30), 100_000_000, 8_000_000).count
 
-    assert [count(0.3), count(1.3), count(2.5)] == [1, 2, 4]
+    assert [count(0.6), count(1.4), count(2.5)] == [1, 2, 4]
     assert count(64) == 8
+    with pytest.raises(TrainerError, match=r"--memory is 322 MB, but one worker needs 582 MB"):
+        count(0.3)
 
 
 # --- bad input ---------------------------------------------------------------------------------
@@ -269,6 +272,27 @@ def test_a_huge_document_is_left_out_with_its_place(tmp_path: Path) -> None:
     assert "100.0 MB in one document" in manifest["problems"][0]
     assert "row 1" in manifest["problems"][0]
     assert texts_of(tmp_path / "out") == [made_text(0)]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt"])
+def test_a_huge_line_or_file_is_not_read_whole(tmp_path: Path, name: str) -> None:
+    from reference.data.sources import find_parts, read_part
+
+    (tmp_path / "in").mkdir()
+    huge = json.dumps({"text": "word " * 20_000_000}) + "\n"
+    (tmp_path / "in" / name).write_text(huge + json.dumps({"text": made_text(0)}) + "\n")
+    spec = spec_of(tmp_path)
+    (part,) = find_parts(spec.source[0], 0, 1 << 30, lambda error: None)
+    tracemalloc.start()
+    documents = list(read_part(spec.source[0], part, 8_000_000))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert documents[0].size > 100_000_000 > len(documents[0].data or b"") * 1000
+    assert peak < 150_000_000  # a line of up to six bytes a character is read before it is left
+    manifest = build_corpus(spec, tmp_path / "out", ONE) if name == "a.jsonl" else None
+    if manifest is not None:
+        assert "100.0 MB in one document" in manifest["problems"][0]
+        assert texts_of(tmp_path / "out") == [made_text(0)]
 
 
 def test_a_changed_input_or_spec_is_refused(tmp_path: Path, inputs: Path) -> None:
