@@ -12,7 +12,10 @@ import pytest
 from reference.chat_eval import find_tasks
 from reference.conversation import find_sources, read_conversations
 from reference.dataset import find_shards, read_shard
-from reference.stories import MEN, WOMEN, World, core_tasks, document, write_stories
+from reference.stories import write_stories
+from reference.stories.exams import core_tasks
+from reference.stories.texts import document
+from reference.stories.world import MEN, WOMEN, World
 
 SEED, DOCUMENTS = 11, 3000
 
