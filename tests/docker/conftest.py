@@ -3,8 +3,8 @@
 `tests/docker/run` starts an engine and runs these tests. What they read from the environment:
 DOCKER_HOST; N4090_DOCKER_BUILD (a docker command that can build with BuildKit; default `docker`);
 N4090_TEST_BASE_IMAGE (default: the Dockerfile's); N4090_TORCH_WHEEL (a CPU build of torch);
-N4090_TEST_IMAGE (a main image built before, to save the minutes); N4090_DOCKER_BUDGET_S (seconds
-after which what is left skips, with that reason).
+N4090_TEST_IMAGE, N4090_TEST_VERIFY_IMAGE (images built before, to save the minutes);
+N4090_DOCKER_BUDGET_S (seconds after which what is left skips, with that reason).
 """
 
 import json
@@ -75,6 +75,8 @@ def build(engine: Any, context: Path) -> Callable[..., str]:
 
 @pytest.fixture(scope="session")
 def verify_image(build: Callable[..., str]) -> str:
+    if "N4090_TEST_VERIFY_IMAGE" in os.environ:
+        return os.environ["N4090_TEST_VERIFY_IMAGE"]
     return build("n4090-kit-test:verify", "--target", "verify")
 
 
