@@ -27,8 +27,8 @@ FILE_HINT = 'Each line is a JSON list of {"role": …, "content": …}, user and
 class Rendered(NamedTuple):
     """ids and mask of equal length; mask 1: the model learns to write this token."""
 
-    ids: list[int]
-    mask: list[int]
+    ids: Sequence[int]
+    mask: Sequence[int]
 
 
 def check_messages(messages: object) -> list[Message]:

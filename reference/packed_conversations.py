@@ -6,6 +6,7 @@ What stage `sft` trains on, and what pretraining may mix into its tail (`referen
 from __future__ import annotations
 
 import random
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from reference.conversation import Rendered, read_conversations, render
+from reference.conversation import Message, Rendered, read_conversations, render
 from reference.dataloader import Batch, ShuffledBuffer
 from reference.errors import TrainerError
 from reference.tokenizer import Tokenizer
@@ -44,13 +45,19 @@ def load_conversations(
     """
     rendered: list[Rendered] = []
     truncated = dropped = 0
+
+    def compact(talk: list[Message]) -> tuple[Rendered, bool]:
+        """Five bytes a token: as lists, a day's finetuning would fill several GB."""
+        whole = render(tokenizer, talk)
+        ids, mask = whole.ids[: seq_len + 1], whole.mask[: seq_len + 1]
+        return Rendered(array("i", ids), array("b", mask)), len(whole.ids) > len(ids)
+
     with ThreadPoolExecutor(max(1, threads)) as pool:
         for path in sources:
-            for item in pool.map(lambda talk: render(tokenizer, talk), read_conversations(path)):
-                kept = Rendered(item.ids[: seq_len + 1], item.mask[: seq_len + 1])
-                truncated += len(item.ids) > len(kept.ids)
-                if any(kept.mask):
-                    rendered.append(kept)
+            for item, cut in pool.map(compact, read_conversations(path)):
+                truncated += cut
+                if any(item.mask):
+                    rendered.append(item)
                 else:
                     dropped += 1
     if len(rendered) < 2:
@@ -115,13 +122,14 @@ class ConversationLoader:
 
     def next_row(self) -> Rendered:
         """Whole conversations, at most seq_len + 1 tokens."""
-        row = Rendered([], [])
+        ids: list[int] = []
+        mask: list[int] = []
         index: int | None = self._buffer.take_first()
         while index is not None:
-            row.ids.extend(self._conversations[index].ids)
-            row.mask.extend(self._conversations[index].mask)
-            index = self._buffer.take(self._seq_len + 1 - len(row.ids), or_shortest=False)
-        return row
+            ids.extend(self._conversations[index].ids)
+            mask.extend(self._conversations[index].mask)
+            index = self._buffer.take(self._seq_len + 1 - len(ids), or_shortest=False)
+        return Rendered(ids, mask)
 
 
 def padded_batch(
