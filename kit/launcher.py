@@ -168,7 +168,7 @@ def connect() -> Any:
         from docker.errors import DockerException
     except ImportError as error:
         raise LaunchError(
-            "the Docker SDK is not installed", hint="pip install 'n4090-kit[container]'"
+            "the Docker SDK is not installed", hint="in the checkout: pip install '.[container]'"
         ) from error
     try:
         client = from_env(timeout=60)

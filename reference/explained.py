@@ -18,7 +18,7 @@ def explained(extras: str = "train") -> Iterator[None]:
     Serves as a decorator of a command, too.
 
     Args:
-        extras: What a package that is missing belongs to, as in `pip install 'n4090-kit[train]'`.
+        extras: What a package that is missing belongs to, as in `pip install '.[train]'`.
     """
     try:
         yield
@@ -28,7 +28,8 @@ def explained(extras: str = "train") -> Iterator[None]:
         sys.exit(error.exit_code)
     except ModuleNotFoundError as error:
         click.echo(
-            f"error: package {error.name} is missing\n\nhint: pip install 'n4090-kit[{extras}]'",
+            f"error: package {error.name} is missing\n\n"
+            f"hint: in the checkout: pip install '.[{extras}]'",
             err=True,
         )
         sys.exit(3)

@@ -104,7 +104,7 @@ def _from_hugging_face(path: Path, probes: Sequence[str]) -> Tokenizer:
         raise TrainerError(
             "bad_input",
             "checking a tokenizer.json needs the package tokenizers",
-            "pip install 'n4090-kit[eval]'",
+            "in the checkout: pip install '.[eval]'",
         ) from error
     theirs = HuggingFaceTokenizer.from_file(str(path))
     letters = {letter: byte for byte, letter in _byte_letters().items()}

@@ -92,7 +92,7 @@ def model_card(
         + "\n## Curves\n\n![training curves](curves.svg)\n\n"
         + curve_table(series)
         + "\n## Use\n\n```sh\n"
-        "pip install 'n4090-kit[train]'\n"
+        "pip install '.[train]'               # in a checkout of n4090-kit\n"
         f"hf download {repository} --local-dir model\n"
         "n4090-kit chat model                 # the finetuned model, checkpoints/sft\n"
         "n4090-kit verify model/result.json   # signature, log, clocks, scores, files\n"

@@ -40,7 +40,7 @@ def client() -> HfApi:
         from huggingface_hub import HfApi
     except ImportError:
         raise PrerequisiteError(
-            "huggingface_hub is not installed", hint="pip install 'n4090-kit[board]'"
+            "huggingface_hub is not installed", hint="in the checkout: pip install '.[board]'"
         ) from None
     # The endpoint as it is now, not as it was when the package was imported.
     return HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, library_name="n4090-kit")

@@ -51,7 +51,7 @@ class _ParquetFile:
             from pyarrow import parquet
         except ImportError:
             raise PrerequisiteError(
-                "pyarrow is not installed", hint="pip install 'n4090-kit[board]'"
+                "pyarrow is not installed", hint="in the checkout: pip install '.[board]'"
             ) from None
         self._arrow = pyarrow
         self._schema = _arrow_schema(pyarrow)

@@ -84,7 +84,12 @@ def _packages() -> list[Look]:
             looks.append(Look(name, "ok", version(name)))
         except PackageNotFoundError:
             looks.append(
-                Look(name, "note", f"not installed ({why})", f"install n4090-kit[{extra}]")
+                Look(
+                    name,
+                    "note",
+                    f"not installed ({why})",
+                    f"in the checkout: pip install '.[{extra}]'",
+                )
             )
     compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     if compiler:

@@ -109,7 +109,7 @@ def _parquet(path: Path, column: str) -> Iterator[str]:
     except ImportError as error:
         raise PrerequisiteError(
             "parquet files need the package pyarrow",
-            hint='Install the extra: pip install "n4090-kit[train]".',
+            hint='in the checkout: pip install ".[train]"',
         ) from error
     import pyarrow
 

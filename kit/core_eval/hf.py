@@ -37,7 +37,7 @@ def load(
     except ImportError as error:
         raise PrerequisiteError(
             "Hugging Face models need the package transformers",
-            hint='Install the extra: pip install "n4090-kit[eval]".',
+            hint='in the checkout: pip install ".[eval]"',
         ) from error
     import torch
 

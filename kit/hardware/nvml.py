@@ -62,7 +62,7 @@ def open_nvml() -> Nvml:
         import pynvml
     except ImportError:
         raise PrerequisiteError(
-            "nvidia-ml-py is not installed", hint="pip install 'n4090-kit[train]'"
+            "nvidia-ml-py is not installed", hint="in the checkout: pip install '.[train]'"
         ) from None
     try:
         return Nvml(pynvml)

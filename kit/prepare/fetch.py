@@ -327,7 +327,7 @@ def _transfer(watcher: Watcher, settings: Settings) -> Iterator[Transfer]:
         from huggingface_hub import close_session, get_session
     except ImportError as error:
         raise PrerequisiteError(
-            f"package {error.name} is not installed", hint="Install n4090-kit[train]."
+            f"package {error.name} is not installed", hint="in the checkout: pip install '.[train]'"
         ) from error
     agent = {"User-Agent": f"n4090-kit/{kit.__version__}"}
     try:

@@ -55,7 +55,7 @@ def missing_packages(recipe: Recipe) -> list[Lack]:
     missing = [name for name in _TRAINER_PACKAGES if find_spec(name) is None]
     if not missing:
         return []
-    return [Lack(f"packages {', '.join(missing)}", "install n4090-kit[train]")]
+    return [Lack(f"packages {', '.join(missing)}", "in the checkout: pip install '.[train]'")]
 
 
 def folder_problems(work: Path, needed: int) -> list[Lack]:

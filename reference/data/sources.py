@@ -341,7 +341,7 @@ def _stream_error(source: Source, error: Exception, place: str = "") -> TrainerE
         return TrainerError(
             "bad_input",
             f"source {source.name!r} needs the package {error.name!r}",
-            "Install it: pip install 'n4090-kit[data]'.",
+            "in the checkout: pip install '.[data]'",
         )
     first = (str(error).splitlines() or [type(error).__name__])[0]
     return TrainerError(

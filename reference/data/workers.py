@@ -112,7 +112,7 @@ class RayCluster:
             import ray
         except ModuleNotFoundError as error:
             raise TrainerError(
-                "bad_input", "--ray needs the package ray", "pip install 'n4090-kit[ray]'"
+                "bad_input", "--ray needs the package ray", "in the checkout: pip install '.[ray]'"
             ) from error
         self._ray = ray
         local = {"num_cpus": count, "include_dashboard": False} if address == "local" else {}

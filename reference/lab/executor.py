@@ -103,7 +103,7 @@ class RayExecutor:
             import ray
         except ModuleNotFoundError as error:
             raise TrainerError(
-                "bad_input", "--ray needs the package ray", "pip install 'n4090-kit[ray]'"
+                "bad_input", "--ray needs the package ray", "in the checkout: pip install '.[ray]'"
             ) from error
         self._ray = ray
         local = address == "local"

@@ -69,7 +69,7 @@ def test_a_missing_package_names_the_extra(capsys: pytest.CaptureFixture[str]) -
         raise ModuleNotFoundError("No module named 'scipy'", name="scipy")
     assert left.value.code == 3
     assert capsys.readouterr().err == (
-        "error: package scipy is missing\n\nhint: pip install 'n4090-kit[lab]'\n"
+        "error: package scipy is missing\n\nhint: in the checkout: pip install '.[lab]'\n"
     )
 
 

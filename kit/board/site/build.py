@@ -154,7 +154,9 @@ def _environment() -> Environment:
     try:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
     except ImportError as error:
-        raise PrerequisiteError("jinja2 is missing", hint="install n4090-kit[board]") from error
+        raise PrerequisiteError(
+            "jinja2 is missing", hint="in the checkout: pip install '.[board]'"
+        ) from error
     environment = Environment(
         loader=FileSystemLoader(_HERE / "templates"),
         autoescape=True,
