@@ -134,19 +134,20 @@ class StudyRun:
             recipe_dir=str(Path(self.study.baseline).resolve().parent),
             device=place.device,
             threads=place.threads,
-            limits=() if slot.arm == BASELINE else self._limits(slot.scale),
+            limits=() if slot.arm == BASELINE else self._limits(slot),
             keep_weights=place.keep_weights,
             sft=None if talks is None else str(talks.resolve()),
         )
 
-    def _limits(self, scale: str) -> tuple[tuple[float, float], ...]:
+    def _limits(self, asked: Slot) -> tuple[tuple[float, float], ...]:
         """The stop rule: the baseline's worst seed at each milestone, and a margin."""
-        margin = self.study.halving.stop_margin
+        own = next(arm.stop_margin for arm in self.study.arms if arm.name == asked.arm)
+        margin = self.study.halving.stop_margin if own is None else own
         if not margin:
             return ()
         worst: dict[float, float] = {}
         for slot, outcome in self.progress.outcomes.items():
-            if slot.arm == BASELINE and slot.scale == scale and outcome.status == COMPLETE:
+            if slot[:2] == (BASELINE, asked.scale) and outcome.status == COMPLETE:
                 for row in outcome.evals:
                     if 0.1 < row[0] < 1.0:
                         mark = round(row[0], 2)

@@ -49,6 +49,7 @@ class Arm:
         data: A folder of parquet files instead of the study's.
         expect: What the author knows beforehand, to test the study itself.
         at: Scale's name -> further fields there, for what depends on the size.
+        stop_margin: Instead of the study's, for what is behind at first by its nature; 0: never.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Arm:
     data: Path | None = None
     expect: str | None = None
     at: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    stop_margin: float | None = None
 
     @property
     def paths(self) -> list[str]:
@@ -164,6 +166,7 @@ def load_study(path: Path) -> Study:
             data=(folder / row["data"]) if "data" in row else None,
             expect=row.get("expect"),
             at=row.get("at", {}),
+            stop_margin=row.get("stop_margin"),
         )
         for row in document["change"]
     ]

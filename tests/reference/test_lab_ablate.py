@@ -185,7 +185,11 @@ def study_of(arms: int, folder: Path) -> Study:
 
 
 def recipes_of(study: Study) -> dict[tuple[str, str], dict[str, Any]]:
-    return {(a.name, s.name): {"it": [a.name, s.name]} for a in study.arms for s in study.scales}
+    return {
+        (arm.name, scale.name): {"it": [arm.name, scale.name], "pretrain": {"sft_share": 0}}
+        for arm in study.arms
+        for scale in study.scales
+    }
 
 
 def test_the_scheduler_takes_less_than_two_percent_of_trial_time(tmp_path: Path) -> None:
@@ -201,6 +205,21 @@ def test_the_scheduler_takes_less_than_two_percent_of_trial_time(tmp_path: Path)
     assert len(progress.outcomes) >= 7 * 3 + 3 * 3
     # Real trials take minutes, not 0.3 s; the overhead does not grow with them.
     assert progress.overhead_s < 0.02 * trial_s * len(progress.outcomes)
+
+
+def test_what_is_behind_by_its_nature_is_not_stopped_for_it(tmp_path: Path) -> None:
+    study = study_of(2, tmp_path)
+    first, second, third = study.arms
+    study = replace(study, arms=(first, second, replace(third, stop_margin=0)))
+    run = StudyRun(study, Place(tmp_path, None, None, "cpu", 1), recipes_of(study))
+    half_way = [[0.5, 1, 1, 1.0, 1.0, 2.0], [1.0, 2, 2, 2.0, 2.0, 1.8]]
+    scale, seed = study.scales[0].name, study.seeds[0]
+    run.progress.outcomes[Slot(BASELINE, scale, seed)] = Outcome(
+        COMPLETE, val_bpb=1.8, evals=half_way
+    )
+    limit = 2.0 * (1 + study.halving.stop_margin)
+    assert run.trial(Slot(second.name, scale, seed)).limits == ((0.5, pytest.approx(limit)),)
+    assert run.trial(Slot(third.name, scale, seed)).limits == ()
 
 
 def test_one_trial_that_cannot_run_does_not_stop_the_rest(tmp_path: Path) -> None:
