@@ -78,6 +78,7 @@ class StudyRun:
             study.seeds,
             study.halving,
             self.progress.losses,
+            controls=[arm.name for arm in study.arms if arm.control],
         )
         self._find_finished()
 

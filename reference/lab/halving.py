@@ -14,7 +14,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -52,6 +52,7 @@ class Ladder:
     Args:
         losses: Of each finished trial: ln val_bpb, or infinity for one that diverged, was stopped
             by a rule, or failed for good. The caller keeps adding to it.
+        controls: Arms that go to the top whatever their rank, unless they broke.
     """
 
     def __init__(
@@ -61,10 +62,11 @@ class Ladder:
         seeds: Sequence[int],
         halving: Halving,
         losses: Mapping[Slot, float],
+        controls: Collection[str] = (),
     ) -> None:
         self._arms = [arm for arm in arms if arm != BASELINE]
         self._scales, self._seeds = list(scales), list(seeds)
-        self._halving, self._losses = halving, losses
+        self._halving, self._losses, self._controls = halving, losses, controls
         self._members: dict[str, list[str]] = {scale: [] for scale in scales}
         self._started: set[Slot] = set()
         self.promotions: list[Promotion] = []
@@ -111,8 +113,9 @@ class Ladder:
             lower, upper = pairs[index]
             finished = self._finished(lower)
             quota = self._quota(index, len(finished))
-            for rank, (loss, arm) in enumerate(finished[:quota], start=1):
-                if math.isfinite(loss) and arm not in self._members[upper]:
+            for rank, (loss, arm) in enumerate(finished, start=1):
+                goes_on = rank <= quota or arm in self._controls
+                if goes_on and math.isfinite(loss) and arm not in self._members[upper]:
                     self._members[upper].append(arm)
                     self.promotions.append(Promotion(arm, upper, rank, len(finished), loss))
                     return True

@@ -50,6 +50,7 @@ class Arm:
         expect: What the author knows beforehand, to test the study itself.
         at: Scale's name -> further fields there, for what depends on the size.
         stop_margin: Instead of the study's, for what is behind at first by its nature; 0: never.
+        control: Goes to the largest scale whatever its rank: its verdict is known beforehand.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Arm:
     expect: str | None = None
     at: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     stop_margin: float | None = None
+    control: bool = False
 
     @property
     def paths(self) -> list[str]:
@@ -167,6 +169,7 @@ def load_study(path: Path) -> Study:
             expect=row.get("expect"),
             at=row.get("at", {}),
             stop_margin=row.get("stop_margin"),
+            control=row.get("control", False),
         )
         for row in document["change"]
     ]

@@ -13,12 +13,12 @@ SCALES = ("s", "m", "l")
 
 
 def play(
-    arms: int, halving: Halving, *, slots: int = 2, seeds: int = 2, quality: object = None
+    arms: int, halving: Halving, *, slots: int = 2, seeds: int = 2, controls: tuple[str, ...] = ()
 ) -> tuple[Ladder, list[Slot]]:
     """Runs a whole study in which arm `c<i>` loses i; trials end in a random order."""
     losses: dict[Slot, float] = {}
     names = [BASELINE, *(f"c{i}" for i in range(arms))]
-    ladder = Ladder(names, SCALES, range(seeds), halving, losses)
+    ladder = Ladder(names, SCALES, range(seeds), halving, losses, controls)
     order: list[Slot] = []
     running: list[Slot] = []
     rng = random.Random(4)
@@ -47,6 +47,14 @@ def test_the_best_reach_the_top_and_the_worst_do_not() -> None:
     assert "c8" not in ladder.members("m")
     assert len(ladder.members("m")) <= 5
     assert len([slot for slot in order if slot.scale == "l"]) < 9
+
+
+def test_a_control_goes_to_the_top_whatever_its_rank_and_costs_nobody_their_place() -> None:
+    without, _ = play(9, Halving(eta=3, keep_at_least=1))
+    ladder, order = play(9, Halving(eta=3, keep_at_least=1), controls=("c8",))
+    assert "c8" in ladder.members("l") and len(order) == len(set(order))
+    assert "c0" in ladder.members("l") and "c7" not in ladder.members("m")
+    assert set(without.members("l")) <= set(ladder.members("l"))
 
 
 @pytest.mark.parametrize("slots", [1, 2, 7])
