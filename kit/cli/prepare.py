@@ -134,7 +134,8 @@ def fetch_for_run(*, quiet: bool) -> Fetch:
             if CODE_TREE_VARIABLE in os.environ:
                 first += (
                     ", on the same volume: "
-                    f"docker run --rm -v n4090:/work n4090-kit prepare --recipe {recipe.name}"
+                    "docker run --rm -v n4090:/work n4090-kit prepare "
+                    f"--recipe {recipe.name} --yes"
                 )
             raise PrerequisiteError(
                 f"recipe `{recipe.name}` lacks {', '.join(parts)}: {error.message}",

@@ -101,7 +101,8 @@ def verdict_table(findings: Findings) -> dict[str, Any]:
             )
         )
     return table(
-        "The best first; bpb: the change of ln val_bpb; speed: tokens/s over the baseline's.",
+        "The best first; bpb: the change of ln val_bpb; speed: tokens/s over the baseline's, and "
+        "time: the multiplier with it: they mean something only where nothing else ran meanwhile.",
         (
             "change",
             "verdict",
@@ -164,8 +165,13 @@ def _forest(findings: Findings) -> str:
         axes.set_yticks(range(len(rows)), [row.arm for row in reversed(rows)])
         axes.axvline(1.0, color=FAINT, ls="--")
         axes.set_xscale("log")
+        left, right = axes.get_xlim()
+        wide = right / left > 5
+        if wide:
+            ticks = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20)
+            axes.set_xticks([tick for tick in ticks if left <= tick <= right])
         axes.xaxis.set_major_formatter("{x:.3g}")
-        axes.xaxis.set_minor_formatter("{x:.3g}")
+        axes.xaxis.set_minor_formatter("" if wide else "{x:.3g}")
         axes.set_xlabel("compute multiplier, 95 %")
 
     return draw(

@@ -19,6 +19,7 @@ from kit.hardware.gpu_class import KINDS
 from kit.hardware.gpu_probe import l2_knee_bytes
 from kit.hardware.nvml import Nvml, uuid_hash
 from kit.verify import synthetic
+from kit.verify.synthetic_machine import gpu_4090
 
 GIB = 2**30
 MIB = 2**20
@@ -281,4 +282,4 @@ def test_synthetic_fingerprints_are_of_the_kits_own_form() -> None:
     real = fingerprint(probes=False)
     assert set(made) == set(real)
     assert set(made["host"]) == set(real["host"])
-    assert set(synthetic.gpu_4090()) == set(gpu_facts(Nvml(FakeNvml()))["gpus"][0])
+    assert set(gpu_4090()) == set(gpu_facts(Nvml(FakeNvml()))["gpus"][0])
