@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import os
@@ -9,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE, linux/falloc.h
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -35,3 +39,17 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def keep_space(descriptor: int, offset: int, length: int) -> None:
+    """Takes `length` bytes of disk from `offset` on for a file, whose size stays as it is.
+
+    Raises:
+        OSError: The disk is full, or its file system cannot do that.
+    """
+    if not hasattr(_LIBC, "fallocate"):  # not Linux
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    place = ctypes.c_int64(offset), ctypes.c_int64(length)
+    if _LIBC.fallocate(descriptor, _KEEP_SIZE, *place) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))

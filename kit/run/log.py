@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kit.errors import SchemaError
-from kit.files import DISK_FULL, write_json
+from kit.files import write_json
 from kit.timing import ClockSample, boot_id, boottime_ns
 from kit.trust.chain import ChainWriter
 
 Source = Literal["sup", "trainer", "eval"]
 LOG_KIND = "n4090-events-v1"
+_ROOM = 4 * 2**20  # kept on the disk for the log, which must be able to say that the disk is full
 # Events after which the log is forced to disk: losing one of them would lose the run's story.
 _SYNCED = {"header", "run_start", "stage_start", "stage_stop", "artifacts", "run_stop", "resume"}
 
@@ -47,19 +48,16 @@ class EventLog:
 
     Args:
         observe: Called with every event as stored.
-        make_room: Called when the disk is full; returns whether it freed anything.
     """
 
     def __init__(
         self,
         run: Path,
         observe: Callable[[dict[str, Any]], None] | None = None,
-        make_room: Callable[[], bool] = lambda: False,
     ) -> None:
         self._origin_path = run / "origin.json"
         self._observe = observe
-        self._make_room = make_room
-        self._writer = ChainWriter(run / "events.jsonl", LOG_KIND)
+        self._writer = ChainWriter(run / "events.jsonl", LOG_KIND, room=_ROOM)
         self._last_t_ns = 0
         self.origin = self._load_origin()
 
@@ -76,13 +74,7 @@ class EventLog:
             "ev": ev,
             "data": data,
         }
-        try:
-            event = self._writer.append(record)
-        except OSError as error:
-            # The log must be able to say that the disk is full.
-            if error.errno not in DISK_FULL or not self._make_room():
-                raise
-            event = self._writer.append(record)
+        event = self._writer.append(record)
         self._last_t_ns = t_ns
         if ev in _SYNCED:
             self._writer.sync()

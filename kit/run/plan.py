@@ -50,6 +50,15 @@ class RunPlan:
     group: GroupRun | None = None
     price: Price | None = None
 
+    @property
+    def cache(self) -> Path:
+        """Where stages keep what they can make again, tokens above all.
+
+        A folder of the run's own: what an earlier run has worked out must not save time on this
+        clock.
+        """
+        return self.work / "cache" / self.run.name
+
 
 @dataclass(frozen=True)
 class GroupRun:

@@ -59,9 +59,9 @@ from kit.trust.keys import Signer
 from kit.trust.sign import sign_document
 
 Observe = Callable[[dict[str, Any]], None]
-# Space that a full disk cannot take: for the log while stages run, which may take what it frees,
-# and for the end, when nothing else runs.
-_RESERVE, _LAST_RESERVE = ".reserve", ".reserve-end"
+# Space that a full disk cannot take, for the files of the end, when no stage runs; the log keeps
+# its own.
+_RESERVE = ".reserve"
 _RESERVE_BYTES = 4 * 2**20
 _FULL_BYTES = 2**20  # a disk with less left than this is full
 
@@ -96,8 +96,7 @@ def supervise(plan: RunPlan, signer: Signer, *, observe: Observe, stop: StopFlag
     run.mkdir(parents=True, exist_ok=True)
     if not resuming:
         save_plan(plan)
-    for name in (_RESERVE, _LAST_RESERVE):
-        _reserve_space(run / name)
+    _reserve_space(run / _RESERVE)
     progress = _read_progress(run) if resuming else _Progress()
     if resuming and not progress.last:
         raise PrerequisiteError(f"{run.name}: the log holds no event", hint="Start a new run.")
@@ -115,8 +114,7 @@ def supervise(plan: RunPlan, signer: Signer, *, observe: Observe, stop: StopFlag
             registered_with=plan.group.registration["public_key"],
             given=signer.public_key,
         )
-    reserve = run / _RESERVE
-    log = EventLog(run, observe, make_room=lambda: _release(reserve))
+    log = EventLog(run, observe)
     telemetry = TelemetrySampler(run / "telemetry.jsonl", clock=log.now_ns)
     try:
         if progress.last is None:
@@ -125,7 +123,7 @@ def supervise(plan: RunPlan, signer: Signer, *, observe: Observe, stop: StopFlag
             log.append("sup", "resume", log.continue_after(progress.last))
         telemetry.start()
         status = _run_stages(log, plan, progress, stop)
-        _release(run / _LAST_RESERVE)
+        (run / _RESERVE).unlink(missing_ok=True)
         log.append("sup", "run_stop", status)
         # Before the machine is measured again: energy is the run's alone.
         log.append("sup", "telemetry", telemetry.stop())
@@ -135,12 +133,11 @@ def supervise(plan: RunPlan, signer: Signer, *, observe: Observe, stop: StopFlag
     finally:
         telemetry.stop()
         log.close()
-    _release(reserve)
     result = build_result(run)
     signed = sign_document(result, signer)
     write_json(run / "result.json", signed)
     if status["status"] == "complete":
-        shutil.rmtree(_cache(plan), ignore_errors=True)
+        shutil.rmtree(plan.cache, ignore_errors=True)
     return run / "result.json"
 
 
@@ -241,7 +238,7 @@ def _run_one_stage(
         recipe=recipe,
         run_id=run.name,
         run=run,
-        cache=_cache(plan),
+        cache=plan.cache,
         inputs=plan.inputs.as_dict(),
         seed=plan.seed,
         attempt=attempt,
@@ -255,16 +252,16 @@ def _run_one_stage(
         },
     )
     request_path = run / f"request-{stage}.json"
-    write_json(request_path, request)
     user = trainer_user()
-    if user:
-        user.give(run / stage_outputs(stage), _cache(plan), compile_caches(run))
     source: Source = "eval" if stage == "core" else "trainer"
 
     def store(report: StageReport) -> None:
         log.append(source, report.ev, report.data)
 
     try:
+        write_json(request_path, request)
+        if user:
+            user.give(run / stage_outputs(stage), plan.cache, compile_caches(run))
         outcome = run_stage(
             [*command, str(request_path)],
             environment=stage_environment(plan.threads, run),
@@ -278,13 +275,12 @@ def _run_one_stage(
         )
     except PrerequisiteError as error:
         outcome = StageOutcome("failed", 127, "no_trainer", error.message, error.hint)
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        outcome = _full(StageOutcome("failed", 127, "disk_full", f"stage {stage} did not start"))
     if outcome.reason == "crashed" and shutil.disk_usage(run).free < _FULL_BYTES:
-        outcome = replace(
-            outcome,
-            reason="disk_full",
-            message=f"the work folder's disk is full: {outcome.message}",
-            hint="Free some space, then `n4090-kit run --resume`; the last checkpoint is kept.",
-        )
+        outcome = _full(outcome)
     if outcome.status == "complete":
         if user:
             user.take(run / stage_outputs(stage))
@@ -303,6 +299,15 @@ def _run_one_stage(
         },
     )
     return outcome
+
+
+def _full(outcome: StageOutcome) -> StageOutcome:
+    return replace(
+        outcome,
+        reason="disk_full",
+        message=f"the work folder's disk is full: {outcome.message}",
+        hint="Free some space, then `n4090-kit run --resume`; the last checkpoint is kept.",
+    )
 
 
 def _store_artifacts(log: EventLog, run: Path, stage: str, outcome: StageOutcome) -> StageOutcome:
@@ -338,14 +343,6 @@ def _store_artifacts(log: EventLog, run: Path, stage: str, outcome: StageOutcome
     return outcome
 
 
-def _cache(plan: RunPlan) -> Path:
-    """Where stages keep what they can make again, tokens above all.
-
-    A folder of the run's own: what an earlier run has worked out must not save time on this clock.
-    """
-    return plan.work / "cache" / plan.run.name
-
-
 def _reserve_space(path: Path) -> None:
     if path.exists():
         return
@@ -360,15 +357,6 @@ def _reserve_space(path: Path) -> None:
                 hint="Free some space, or name another with --work.",
             ) from error
         raise
-
-
-def _release(reserve: Path) -> bool:
-    """Gives the reserved space back; False when that has been done before."""
-    try:
-        reserve.unlink()
-    except FileNotFoundError:
-        return False
-    return True
 
 
 def _measure(log: EventLog, plan: RunPlan, when: str, *, probes: bool = True) -> None:

@@ -25,6 +25,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from kit.errors import PrerequisiteError, SchemaError
+from kit.files import keep_space
 from kit.trust.canonical import canonical_bytes
 from kit.trust.digest import sha256_bytes
 from kit.trust.json_lines import parse_line, parse_lines
@@ -185,6 +186,10 @@ def read_chain(path: Path, kind: str, *, max_bytes: int = MAX_CHAIN_BYTES) -> Ch
 class ChainWriter:
     """Appends records to the chain at `path`; continues the one that is there.
 
+    Args:
+        room: Bytes kept on the disk behind the last record, so that a disk which others fill can
+            still be told of here. Half of it is certain; nothing is where the file system cannot.
+
     Attributes:
         head, count, bytes: Of what is written so far.
         torn_bytes: Set aside when opening.
@@ -195,9 +200,11 @@ class ChainWriter:
         SchemaError: The file is damaged before its tail.
     """
 
-    def __init__(self, path: Path, kind: str) -> None:
+    def __init__(self, path: Path, kind: str, *, room: int = 0) -> None:
         self.path = path
         self.kind = kind
+        self._room = room
+        self._room_end = 0
         self.foreign_bytes = 0
         self.torn_bytes = 0
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -225,6 +232,7 @@ class ChainWriter:
         if len(content) >= MAX_LINE_BYTES:
             raise SchemaError("record is too long for a log line", bytes=len(content))
         self._cut_foreign()
+        self._keep_room()
         line = content + b"\n"
         try:
             written = os.pwrite(self._fd, line, self.bytes)
@@ -247,6 +255,7 @@ class ChainWriter:
             return
         self._cut_foreign()
         self._put_back()
+        os.ftruncate(self._fd, self.bytes)  # gives the room back
         os.fsync(self._fd)
         os.close(self._fd)
         self._fd = -1
@@ -306,6 +315,14 @@ class ChainWriter:
             self.foreign_bytes += abs(extra)
             if extra > 0:
                 os.ftruncate(self._fd, self.bytes)
+                self._room_end = 0  # cut off as well
+
+    def _keep_room(self) -> None:
+        if self.bytes + self._room // 2 <= self._room_end:
+            return
+        self._room_end = self.bytes + self._room
+        with contextlib.suppress(OSError):  # full already, or a file system that cannot
+            keep_space(self._fd, self.bytes, self._room)
 
     def _put_back(self) -> None:
         """Restores this chain under its name when the file there was removed or replaced."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -203,6 +204,53 @@ def test_a_full_disk_leaves_the_chain_whole(
         assert writer.foreign_bytes == 0
         writer.append({"ev": "c"})
     assert [record["ev"] for record in read_chain(path, "test").records] == ["a", "c"]
+
+
+FILL = """
+import errno, os, sys
+from pathlib import Path
+
+from kit.trust.chain import ChainWriter
+
+folder, room = Path(sys.argv[1]), int(sys.argv[2])
+with ChainWriter(folder / "log", "test", room=room) as writer:
+    writer.append({"ev": "a"})
+    filler = os.open(folder / "filler", os.O_WRONLY | os.O_CREAT)
+    try:
+        while os.write(filler, bytes(4096)):
+            pass
+    except OSError as error:
+        assert error.errno == errno.ENOSPC
+    writer.append({"text": "x" * 100_000})
+"""
+
+
+def can_mount() -> bool:
+    command = ["unshare", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+    if shutil.which("unshare") is None:
+        return False
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.skipif(not can_mount(), reason="no mount namespaces here")
+@pytest.mark.parametrize("room", [0, 2**18])
+def test_room_is_kept_where_others_fill_the_disk(tmp_path: Path, room: int) -> None:
+    script = f'mount -t tmpfs -o size=1m tmpfs "{tmp_path}" && exec "$0" -c "$@"'
+    command = ["unshare", "--mount", "sh", "-c", script, sys.executable, FILL, str(tmp_path)]
+    done = subprocess.run([*command, str(room)], capture_output=True, text=True)
+    assert ("No space left" in done.stderr) == (room == 0), done.stderr
+    assert (done.returncode == 0) == (room > 0), done.stderr
+
+
+def test_room_is_given_back(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    with ChainWriter(path, "test", room=2**20) as writer:
+        writer.append({"ev": "a"})
+        size = path.stat().st_size
+        if path.stat().st_blocks * 512 < 2**20:
+            pytest.skip("this file system keeps no room")
+    assert path.stat().st_size == size
+    assert path.stat().st_blocks * 512 < 2**20
 
 
 def test_a_record_longer_than_a_line_may_be_is_refused(tmp_path: Path) -> None:
