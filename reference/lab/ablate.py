@@ -18,7 +18,7 @@ from typing import Any
 
 import tomlkit
 
-from reference.dataset import write_whole
+from reference.dataset import find_shards, shard_rows, write_whole
 from reference.errors import TrainerError
 from reference.lab.executor import Executor
 from reference.lab.halving import Ladder, Slot
@@ -67,7 +67,7 @@ class StudyRun:
     def __init__(
         self, study: Study, place: Place, recipes: Mapping[tuple[str, str], dict[str, Any]]
     ) -> None:
-        self.study, self.place, self._recipes = study, place, recipes
+        self.study, self.place, self.recipes = study, place, recipes
         self.progress = Progress()
         self._budgets = {scale.name: scale for scale in study.scales}
         self._data = {arm.name: arm.data or place.data for arm in study.arms}
@@ -115,7 +115,7 @@ class StudyRun:
 
     def trial(self, slot: Slot) -> Trial:
         """The trial of this place in the study, with the limits known by now."""
-        recipe = self._recipes[slot.arm, slot.scale]
+        recipe = self.recipes[slot.arm, slot.scale]
         data = self._data[slot.arm]
         talks = conversations_beside(data, self.place.sft) if reads_conversations(recipe) else None
         identity = self._identities[data] + data_identity(talks, "*.jsonl")
@@ -257,6 +257,30 @@ def open_study(study: Study, place: Place) -> StudyRun:
                 "Name their folder with --sft DIR, or put it as sft/ in or beside --data.",
             )
     return StudyRun(study, place, recipes)
+
+
+def check_shards(run: StudyRun) -> None:
+    """Opens each shard that a trial will read, before hours of trials do.
+
+    Raises:
+        TrainerError: One is unreadable, empty or lacks its column; names file and change.
+    """
+    known: set[tuple[Path, str, bool]] = set()
+    for arm in run.study.arms:
+        data = arm.data or run.place.data
+        for scale in run.study.scales:
+            section = run.recipes[arm.name, scale.name]["data"]
+            wanted = data, section["text_column"], section["anneal"] > 0
+            if data is None or wanted in known:
+                continue
+            known.add((data, *wanted[1:]))
+            try:
+                shards = find_shards(data, anneal=wanted[2])
+                for path in (*shards.train, *shards.validation, *shards.anneal):
+                    shard_rows(path, wanted[1])
+            except TrainerError as error:
+                message = f"change {arm.name} cannot read its data: {error.message}"
+                raise TrainerError(error.kind, message, error.hint) from error
 
 
 def _checked(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -170,9 +171,10 @@ def ablate(
     Says which changes are better, worse or undecided, as compute multipliers with intervals, and
     writes a report. Run the same line again and it goes on where it was.
     """
-    from reference.lab.ablate import Place, open_study
+    from reference.lab.ablate import Place, check_shards, open_study
     from reference.lab.session import gpu_count, run_session
     from reference.lab.study import load_study
+    from reference.lab.trial import FAILED
 
     study = load_study(study_file)
     if device == "cuda" and not ray_address and not report_only:
@@ -184,6 +186,8 @@ def ablate(
     gpus = 0 if device == "cpu" else gpu_count()
     at_a_time = jobs or gpus or max(1, len(os.sched_getaffinity(0)) // threads)
     run = open_study(study, place)
+    if not report_only:
+        check_shards(run)
     session = run_session(
         run, jobs=at_a_time, gpus=gpus, ray_address=ray_address, start=not report_only
     )
@@ -192,10 +196,13 @@ def ablate(
     else:
         _print_findings(study.name, session.findings)
         click.echo(f"\nreport: {session.page}")
-    if session.findings.trials["failed"]:
-        click.echo(
-            f"{session.findings.trials['failed']} trials failed; their folders say why.", err=True
-        )
+    reasons = Counter(
+        outcome.reason for outcome in run.progress.outcomes.values() if outcome.status == FAILED
+    )
+    if reasons:
+        click.echo(f"{reasons.total()} trials failed; their folders say more:", err=True)
+        for reason, count in reasons.most_common(5):
+            click.echo(f"  {count} times: {reason}", err=True)
         sys.exit(1)
 
 

@@ -151,6 +151,25 @@ def test_wrong_studies_are_explained_with_all_their_problems(tmp_path: Path, tex
     assert "change good" in done.output and "n_layer" in done.output
 
 
+def test_a_broken_shard_is_named_before_any_trial(tmp_path: Path, text: Path) -> None:
+    shutil.copytree(FORMULA, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(text, tmp_path / "text")
+    (tmp_path / "text" / "broken.parquet").write_bytes(b"PAR1 and no more")
+    done = start(tmp_path, tmp_path / "text")
+    assert done.exit_code == 2
+    assert "change baseline cannot read its data" in done.output
+    assert "broken.parquet is no readable parquet file" in done.output
+    assert not (tmp_path / "out" / "trials").exists()
+
+
+def test_why_trials_failed_is_told_once(tmp_path: Path, text: Path) -> None:
+    shutil.copytree(FORMULA, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "formula_trainer.py").write_text("import sys; sys.exit('out of luck')")
+    done = start(tmp_path, text)
+    assert done.exit_code == 1
+    assert "15 times: the tokenizer stage failed: exit code 1" in done.output
+
+
 def test_every_trial_of_a_scale_costs_the_same() -> None:
     study = load_study(FORMULA / "study.toml")
     resolved = resolve_recipe("smoke")
