@@ -44,6 +44,8 @@ class Story:
     stops: dict[str, list[Event]] = field(default_factory=dict)
     artifacts: dict[str, dict[str, Any]] = field(default_factory=dict)
     reports: dict[str, list[Event]] = field(default_factory=dict)  # by stage
+    _found: dict[tuple[str, str], list[Event]] = field(default_factory=dict, repr=False)
+    _steps: dict[str, list[Event]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def read(cls, run: Path) -> Story:
@@ -87,12 +89,17 @@ class Story:
 
     def of(self, stage: str, ev: str) -> list[Event]:
         """What `stage` reported as `ev`, in order."""
-        return [event for event in self.reports.get(stage, []) if event["ev"] == ev]
+        if (stage, ev) not in self._found:
+            found = [event for event in self.reports.get(stage, []) if event["ev"] == ev]
+            self._found[stage, ev] = found
+        return self._found[stage, ev]
 
     def steps(self, stage: str) -> list[Event]:
         """The `step` events that count: a step done again after a resume replaces the lost one."""
-        latest = {event["data"]["step"]: event for event in self.of(stage, "step")}
-        return [latest[step] for step in sorted(latest)]
+        if stage not in self._steps:
+            latest = {event["data"]["step"]: event for event in self.of(stage, "step")}
+            self._steps[stage] = [latest[step] for step in sorted(latest)]
+        return self._steps[stage]
 
 
 def build_result(run: Path) -> dict[str, Any]:

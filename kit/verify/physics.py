@@ -240,7 +240,7 @@ def pace(evidence: Evidence) -> Iterator[Finding]:
     """The trainer's step times fit the supervisor's clock, and vary as real ones do."""
     problems = judged = 0
     for stage in ("pretrain", "sft"):
-        steps = [e for e in evidence.story.reports.get(stage, []) if e["ev"] == "step"]
+        steps = evidence.story.of(stage, "step")
         judged += len(steps)
         for run in attempts(steps):
             for finding in _pace_of(run, stage):

@@ -2,7 +2,7 @@
 
 tests/docker/with-engine .venv/bin/python tests/docker/measure.py sizes startup    (seconds)
 tests/docker/with-engine .venv/bin/python tests/docker/measure.py build            (minutes)
-tests/docker/with-engine .venv/bin/python tests/docker/measure.py smoke --pairs 3  (10 minutes)
+tests/docker/with-engine .venv/bin/python tests/docker/measure.py smoke --pairs 4  (10 minutes)
 
 On a machine that does nothing else; what is printed carries the load there was.
 """
@@ -87,14 +87,12 @@ def cold_build(client: Any) -> None:
             client.images.remove(f"{name}-cold")
 
 
-# Begins once it has its priority, which is the same on both sides; notes what its children took.
+# Notes what its children took.
 MEASURED = """
-import json, os, resource, subprocess, sys, time
-while os.nice(0) != int(sys.argv[1]):
-    time.sleep(0.01)
-code = subprocess.run(sys.argv[3:]).returncode
+import json, resource, subprocess, sys
+code = subprocess.run(sys.argv[2:]).returncode
 took = resource.getrusage(resource.RUSAGE_CHILDREN)
-open(sys.argv[2], "w").write(json.dumps(took.ru_utime + took.ru_stime))
+open(sys.argv[1], "w").write(json.dumps(took.ru_utime + took.ru_stime))
 sys.exit(code)
 """
 
@@ -106,38 +104,52 @@ class Took(NamedTuple):
     cpu_s: float
 
 
-def smoke(client: Any, pairs: int, priority: int, kept: Path | None) -> None:
-    """A shortened smoke recipe in a container and, by turns, the image's files without one."""
+def smoke(client: Any, pairs: int, kept: Path | None) -> None:
+    """A shortened smoke recipe in a container and, at the same time, the image's files without one.
+
+    Minutes apart this machine's speed differs by more than a container could cost. So both run at
+    once, each on a core of its own; in every second pair the cores are exchanged.
+    """
     found: list[tuple[Took, Took]] = []
+    first, second, *_ = sorted(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as folder:
         bare = BareImage(client, MAIN, kept or Path(folder))
         for number in range(pairs):
-            pair = {}
-            for place in (0, 1) if number % 2 == 0 else (1, 0):
-                with tempfile.TemporaryDirectory() as work:
-                    Path(work).chmod(0o755)  # the trainer is somebody else
-                    shorten_smoke(Path(work) / "short.toml")
-                    if place == 0:
-                        bare.run(Path(work), priority)
-                    else:
-                        sealed_smoke(client, Path(work), priority)
-                    [path] = Path(work).glob("runs/*/result.json")
-                    total_s = json.loads(path.read_text())["timing"]["total_s"]
-                    pair[place] = Took(total_s, json.loads((Path(work) / "cpu_s").read_text()))
-            found.append((pair[0], pair[1]))
+            cores = (first, second) if number % 2 == 0 else (second, first)
+            with tempfile.TemporaryDirectory() as works:
+                outside, inside = Path(works) / "outside", Path(works) / "inside"
+                for work in (outside, inside):
+                    work.mkdir(mode=0o755)  # the trainer is somebody else
+                    shorten_smoke(work / "short.toml")
+                Path(works).chmod(0o755)
+                made = sealed_smoke(client, inside, cores[1])
+                try:
+                    with bare.start(outside, cores[0]) as child:
+                        code = made.wait(timeout=3600)["StatusCode"]
+                        assert code == 0, made.logs().decode()
+                    assert child.returncode == 0
+                finally:
+                    made.remove(force=True)
+                found.append((took(outside), took(inside)))
             row(
                 f"shortened smoke, pair {number + 1}",
-                f"{pair[1].wall_s:.1f} s and {pair[1].cpu_s:.1f} CPU s in a container, "
-                f"{pair[0].wall_s:.1f} s and {pair[0].cpu_s:.1f} CPU s bare",
+                f"{found[-1][1].wall_s:.1f} s and {found[-1][1].cpu_s:.1f} CPU s in a container, "
+                f"{found[-1][0].wall_s:.1f} s and {found[-1][0].cpu_s:.1f} CPU s bare",
                 "",
             )
     for what, field in (("time", 0), ("CPU time", 1)):
         ratios = [inside[field] / outside[field] - 1 for outside, inside in found]
         row(
             f"slowdown in a container, {what}",
-            f"{statistics.median(ratios):+.1%} ({min(ratios):+.1%} to {max(ratios):+.1%})",
-            f"median of {pairs} pairs",
+            f"{statistics.fmean(ratios):+.1%} ({min(ratios):+.1%} to {max(ratios):+.1%})",
+            f"mean of {pairs} pairs",
         )
+
+
+def took(work: Path) -> Took:
+    [path] = work.glob("runs/*/result.json")
+    total_s = json.loads(path.read_text())["timing"]["total_s"]
+    return Took(total_s, json.loads((work / "cpu_s").read_text()))
 
 
 def shorten_smoke(path: Path) -> None:
@@ -181,20 +193,18 @@ class BareImage:
         if says[0] != says[1]:
             raise SystemExit(f"error: Python here is not the image's: {says}")
 
-    def run(self, work: Path, priority: int) -> None:
+    def start(self, work: Path, core: int) -> subprocess.Popen[bytes]:
         command = [self.python, "-m", "kit.cli.main", *(word.format(work=work) for word in RUN)]
-        with tempfile.TemporaryDirectory() as scratch:
-            child = subprocess.Popen(
-                [self.python, "-c", MEASURED, str(priority), work / "cpu_s", *command],
-                env=self.environment | {"TMPDIR": scratch},
-                stdout=subprocess.DEVNULL,
-            )
-            os.setpriority(os.PRIO_PROCESS, child.pid, priority)
-            assert child.wait() == 0
+        (work / "tmp").mkdir()
+        return subprocess.Popen(
+            ["taskset", "-c", str(core), self.python, "-c", MEASURED, work / "cpu_s", *command],
+            env=self.environment | {"TMPDIR": str(work / "tmp")},
+            stdout=subprocess.DEVNULL,
+        )
 
 
-def sealed_smoke(client: Any, work: Path, priority: int) -> None:
-    """Under the flags of `launch`, with a program before the kit that counts."""
+def sealed_smoke(client: Any, work: Path, core: int) -> Any:
+    """Started under the flags of `launch`, with a program before the kit that counts."""
     image = launcher.find_image(client, MAIN)
     command = tuple(word.format(work="/work") for word in RUN)
     container = Container(
@@ -204,20 +214,12 @@ def sealed_smoke(client: Any, work: Path, priority: int) -> None:
     place = line.index(image.reference)
     line[place:] = [
         *("--entrypoint", "/opt/n4090/bin/python", image.reference),
-        *("-c", MEASURED, str(priority), "/work/cpu_s", "n4090-kit", *command),
+        *("-c", MEASURED, "/work/cpu_s", "n4090-kit", *command),
     ]
-    # A container's share of the processor is its groups'; nice counts only inside the last of them.
-    share = ["--cgroup-parent", "/", "--cpu-shares", str(round(1024 * 1.25**-priority))]
-    line = ["docker", "create", *share, *line[line.index("--rm") + 1 :]]
+    line = ["docker", "create", "--cpuset-cpus", str(core), *line[line.index("--rm") + 1 :]]
     made = client.containers.get(subprocess.check_output(line, text=True).strip())
-    try:
-        made.start()
-        made.reload()
-        os.setpriority(os.PRIO_PROCESS, made.attrs["State"]["Pid"], priority)
-        code = made.wait(timeout=3600)["StatusCode"]
-        assert code == 0, made.logs().decode()
-    finally:
-        made.remove(force=True)
+    made.start()
+    return made
 
 
 def main() -> None:
@@ -225,8 +227,7 @@ def main() -> None:
     choices = ("sizes", "startup", "build", "smoke")
     parser.add_argument("what", nargs="+", choices=choices)
     parser.add_argument("--times", type=int, default=15, help="starts to take the median of")
-    parser.add_argument("--pairs", type=int, default=3, help="pairs of smoke runs")
-    parser.add_argument("--nice", type=int, default=os.nice(0), help="priority of smoke runs")
+    parser.add_argument("--pairs", type=int, default=4, help="pairs of smoke runs")
     parser.add_argument("--bare", type=Path, help="where the image's files stay for another time")
     asked = parser.parse_args()
     client = launcher.connect()
@@ -248,7 +249,7 @@ def main() -> None:
             case "build":
                 cold_build(client)
             case "smoke":
-                smoke(client, asked.pairs, asked.nice, asked.bare)
+                smoke(client, asked.pairs, asked.bare)
 
 
 if __name__ == "__main__":
