@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from reference.explained import explained
 
@@ -109,7 +111,7 @@ def plan(
             device="cpu" if card.peak_flops is None else "cuda",
         )
         comment = (
-            f"Written by `n4090-kit plan --gpu {gpu} --hours {hours:g}`; predicted, not measured:\n"
+            f"Written by `n4090-kit plan {_typed_options()}`; predicted, not measured:\n"
             f"{best.tokens / 1e9:.3g} B tokens, {best.val_bpb:.4f} bits per byte."
         )
         write_recipe(recipe_path, document, comment)
@@ -123,6 +125,25 @@ def plan(
             f"\nrecipe: {recipe_path}\npage:   {page_path}\n"
             f"next:   n4090-kit run --recipe {recipe_path}"
         )
+
+
+def _typed_options() -> str:
+    """The options of this call, as a shell takes them; card and hours also where not typed."""
+    context = click.get_current_context()
+    words = []
+    for option in context.command.params:
+        value = context.params[option.name]
+        typed = context.get_parameter_source(option.name) is ParameterSource.COMMANDLINE
+        if option.name == "gpu" and context.params["bench"]:
+            continue  # the bench says what machine it was
+        if not typed and option.name not in ("gpu", "hours"):
+            continue
+        if option.is_flag:
+            words.append(option.opts[0] if value else option.secondary_opts[0])
+            continue
+        for item in value if option.multiple else (value,):
+            words += [option.opts[0], f"{item:g}" if isinstance(item, float) else str(item)]
+    return shlex.join(words)
 
 
 @click.command()

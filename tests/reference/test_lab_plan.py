@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 import xml.dom.minidom
 from pathlib import Path
 
@@ -212,6 +213,19 @@ def test_a_figure_escapes_hostile_titles() -> None:
     svg = draw("<script>alert(1)</script> \\g<0>", "d", lambda axes: axes.plot([1, 2]))
     assert "<script" not in svg
     assert "\\g&lt;0&gt;" in svg
+
+
+def test_the_line_in_a_recipe_writes_it_again(tmp_path: Path) -> None:
+    bench, out = tmp_path / "my bench.json", tmp_path / "mine.toml"
+    bench.write_text('{"tokens_per_s": 4000, "recipe": "nano", "device": "cpu"}')
+    options = ["--bench", str(bench), "--base", "nano", "--hours", "0.5", "--out", str(out)]
+    assert CliRunner().invoke(plan, options).exit_code == 0
+    written = out.read_text()
+    words = shlex.split(written.split("`")[1])
+    assert words[:2] == ["n4090-kit", "plan"] and len(words) == 2 + len(options)
+    out.unlink()
+    assert CliRunner().invoke(plan, words[2:]).exit_code == 0
+    assert out.read_text() == written
 
 
 def test_a_measured_cpu_gets_a_plan_of_its_own(tmp_path: Path) -> None:
