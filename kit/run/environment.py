@@ -66,6 +66,8 @@ def _time_namespace() -> str | None:
 def _container() -> str | None:
     if Path("/.dockerenv").exists():
         return "docker"
-    if Path("/run/.containerenv").exists():
+    # With --read-only, Podman hides its file behind a tmpfs; it always sets the variable.
+    named = os.environ.get("container")  # noqa: SIM112
+    if Path("/run/.containerenv").exists() or named == "podman":
         return "podman"
     return None

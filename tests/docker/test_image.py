@@ -22,16 +22,23 @@ ROOT = Path(__file__).parents[2]
 
 def inside(engine: Any, image: str, *command: str, **options: Any) -> str:
     """What a program of the image prints."""
-    printed: bytes = engine.containers.run(
+    # Not `run`, which asks for the output as it comes: Podman 4.3 does not always end that.
+    made = engine.containers.create(
         image,
         entrypoint=command[0],
         command=list(command[1:]),
-        remove=True,
         network_mode="none",
         labels={launcher.LABEL: "1"},
         **options,
     )
-    return printed.decode().strip()
+    try:
+        made.start()
+        code = made.wait(timeout=300)["StatusCode"]
+        printed: str = made.logs(stderr=False).decode()
+        assert code == 0, made.logs().decode()
+    finally:
+        made.remove(force=True)
+    return printed.strip()
 
 
 def test_the_verify_image_is_small_and_belongs_to_nobody(engine: Any, verify_image: str) -> None:
@@ -46,10 +53,19 @@ def test_the_verify_image_is_small_and_belongs_to_nobody(engine: Any, verify_ima
     assert ours < 120e6
 
 
+def health_check(engine: Any, image: str) -> list[str]:
+    if not launcher.is_podman(engine):
+        found: list[str] = engine.images.get(image).attrs["Config"]["Healthcheck"]["Test"]
+        return found
+    # Podman 4.3 leaves it out where it speaks as Docker.
+    command = ["podman", "--url", os.environ["DOCKER_HOST"], "image", "inspect", image]
+    return list(json.loads(subprocess.check_output(command))[0]["Healthcheck"]["Test"])
+
+
 def test_the_main_image_says_what_it_is_made_of(engine: Any, main_image: str) -> None:
     config = engine.images.get(main_image).attrs["Config"]
     assert config["Entrypoint"] == ["n4090-kit"]
-    assert config["Healthcheck"]["Test"] == ["CMD", "n4090-health"]
+    assert health_check(engine, main_image) == ["CMD", "n4090-health"]
     labels = {name.rpartition(".")[2]: text for name, text in config["Labels"].items()}
     assert labels["licenses"] == "MIT"
     assert labels["source"] == images.SOURCE

@@ -204,7 +204,7 @@ def test_docker_stop_as_typed_leaves_a_signed_result(
     while not [log for log in work.glob("runs/*/events.jsonl") if '"step"' in log.read_text()]:
         assert time.monotonic() < give_up, made.logs().decode()
         time.sleep(0.2)
-    made.stop()
+    made.stop(timeout=10)  # Podman takes what was made in Docker's way for 0 otherwise
     code, said = made.wait()["StatusCode"], made.logs().decode()
     made.remove()
     assert code == 3, said  # 137 if it had been killed
