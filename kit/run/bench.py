@@ -5,7 +5,8 @@ supervision costs: whole runs, one with and one without a supervisor, cannot sho
 one run holds both. The supervisor is a process of its own; every second window it is stopped by a
 signal, and the trainer goes on alone, its reports waiting in the pipe. Steps next to each other in
 time are compared. What waited is stored in the windows that count as supervised, so that the cost
-is rather overstated.
+is rather overstated. What stays while the supervisor is stopped (the pipe, the session that it
+opened for the trainer) is in both and is not seen.
 """
 
 from __future__ import annotations

@@ -149,9 +149,9 @@ def another_clone(context: Path, folder: Path) -> Path:
 def layers(engine: Any, name: str, folder: Path) -> list[list[tuple[Any, ...]]]:
     """What each layer's archive says of each file, in one order.
 
-    The engine's order differs from build to build: it walks folders, or sorts whole paths where it
-    finds a layer's parent among other images (`a.toml` then stands before `a/b`). So the digests of
-    layers may differ where nothing in them does.
+    Docker 20.10 was seen to write the same files folder by folder, or sorted by whole paths
+    (`a.toml` then stands before `a/b`). So the digests of layers may differ where nothing in them
+    does.
     """
     archive = folder / "image.tar"
     with archive.open("wb") as file:
