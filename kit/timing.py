@@ -13,10 +13,12 @@ import os
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 
-_SYS_CLOCK_GETTIME = {"x86_64": 228, "aarch64": 113}
-_UPTIME = Path("/proc/uptime")
+_SYS_CLOCK_GETTIME = {"x86_64": 228, "aarch64": 113}.get(os.uname().machine)
+_LIBC = ctypes.CDLL(None)
+_UPTIME = "/proc/uptime"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -46,12 +48,10 @@ def utc_from_ms(milliseconds: int) -> str:
 
 def raw_syscall_ns() -> int | None:
     """CLOCK_MONOTONIC_RAW through the system call, past every preloaded library; None elsewhere."""
-    number = _SYS_CLOCK_GETTIME.get(os.uname().machine)
-    if number is None:
+    if _SYS_CLOCK_GETTIME is None:
         return None
     spec = _Timespec()
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.syscall(number, time.CLOCK_MONOTONIC_RAW, ctypes.byref(spec)) != 0:
+    if _LIBC.syscall(_SYS_CLOCK_GETTIME, time.CLOCK_MONOTONIC_RAW, ctypes.byref(spec)) != 0:
         return None
     return int(spec.tv_sec) * 1_000_000_000 + int(spec.tv_nsec)
 
@@ -59,9 +59,15 @@ def raw_syscall_ns() -> int | None:
 def uptime_ms() -> int | None:
     """Milliseconds of /proc/uptime, in its own steps of 10 ms."""
     try:
-        return round(float(_UPTIME.read_text().split()[0]) * 1000)
+        return round(float(os.pread(_uptime_file(), 64, 0).split()[0]) * 1000)
     except (OSError, ValueError, IndexError):
         return None
+
+
+@cache
+def _uptime_file() -> int:
+    """Kept open: every event asks, with caches that the trainer has just used for itself."""
+    return os.open(_UPTIME, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def boot_id() -> str | None:

@@ -167,7 +167,7 @@ def parse_report(line: bytes, redact: Redactor) -> StageReport | None:
     if len(line) > MAX_LINE_BYTES:
         return None
     try:
-        message = json.loads(line, parse_constant=_no_constant)
+        message = _DECODER.decode(line.decode())
     except (ValueError, RecursionError):
         return None
     if not isinstance(message, dict) or set(message) != {"ev", "data"}:
@@ -208,6 +208,9 @@ def _fits(ev: str, data: dict[str, Any]) -> bool:
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON number")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constant)
 
 
 def _storable(value: Any, depth: int = 0) -> bool:

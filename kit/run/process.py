@@ -124,7 +124,7 @@ def run_stage(
                 env={**environment, EVENTS_FD_VARIABLE: str(write_end)},
                 pass_fds=(write_end,),
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent,
                 user=user.uid if user else None,
                 group=user.gid if user else None,
                 extra_groups=[] if user else None,
@@ -137,7 +137,7 @@ def run_stage(
         ) from error
     finally:
         os.close(write_end)
-    listener = _Listener(read_end, redact, on_report)
+    listener = _Listener(read_end, child.pid, redact, on_report)
     ended_by = None
     try:
         ended_by = _attend(child, listener, deadline_ns, grace_s, stop)
@@ -153,15 +153,24 @@ def run_stage(
 
 
 class _Listener:
-    """The supervisor's end of the pipe."""
+    """The supervisor's end of the pipe, and its view of the child's end."""
 
     def __init__(
-        self, descriptor: int, redact: Redactor, on_report: Callable[[StageReport], None]
+        self,
+        descriptor: int,
+        child: int,
+        redact: Redactor,
+        on_report: Callable[[StageReport], None],
     ) -> None:
         os.set_blocking(descriptor, False)
         self._file: IO[bytes] | None = os.fdopen(descriptor, "rb", buffering=0)
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._file, selectors.EVENT_READ)
+        self._exit: int | None = None
+        # Wakes at the child's end. Where the kernel or a container forbids it, polling finds out.
+        with contextlib.suppress(OSError, AttributeError):
+            self._exit = os.pidfd_open(child)
+            self._selector.register(self._exit, selectors.EVENT_READ)
         self._buffer = LineBuffer()
         self._redact = redact
         self._on_report = on_report
@@ -174,14 +183,15 @@ class _Listener:
         return self._refused + self._buffer.dropped
 
     def wait(self, timeout_s: float) -> None:
-        """Takes in what has come, waiting at most `timeout_s`."""
-        if self._file is not None and self._selector.select(timeout_s):
-            self._read()
+        """Takes in what has come, waiting at most `timeout_s`, or until the child has ended."""
+        for key, _ in self._selector.select(timeout_s):
+            if key.fileobj is self._file:
+                self._read()
 
     @property
-    def closed(self) -> bool:
-        """Whether every writer has closed the pipe: the stage is ending, or hides."""
-        return self._file is None
+    def deaf(self) -> bool:
+        """Whether nothing wakes it: every writer has closed the pipe, and it sees no child."""
+        return self._file is None and self._exit is None
 
     def drain(self) -> None:
         """Takes in all that is already in the pipe."""
@@ -189,6 +199,13 @@ class _Listener:
             pass
 
     def close(self) -> None:
+        self._close_pipe()
+        self._selector.close()
+        if self._exit is not None:
+            os.close(self._exit)
+            self._exit = None
+
+    def _close_pipe(self) -> None:
         if self._file is not None:
             self._selector.unregister(self._file)
             self._file.close()
@@ -200,7 +217,7 @@ class _Listener:
         if chunk is None:  # nothing there now
             return False
         if not chunk:  # every writer has closed
-            self.close()
+            self._close_pipe()
             return False
         for line in self._buffer.feed(chunk):
             self._take(line)
@@ -233,7 +250,7 @@ def _attend(
     asked_at = 0.0
     stops_seen = 0
     while child.poll() is None:
-        if listener.closed:
+        if listener.deaf:
             _wait_briefly(child)
         else:
             listener.wait(POLL_S)
@@ -307,8 +324,8 @@ def _last_line(output: Path) -> str:
     return lines[-1] if lines else "it printed nothing"
 
 
-def _die_with_parent() -> None:
-    # Runs in the child before exec: a killed supervisor must not leave a trainer behind.
+def die_with_parent() -> None:
+    """For a child, before exec: a killed parent must not leave it behind."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 

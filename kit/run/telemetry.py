@@ -271,6 +271,7 @@ class TelemetrySampler:
         self._result: dict[str, Any] | None = None
         self._reasons: dict[str, str] = {}
         self._host: Any = None
+        self._rapl: tuple[Path, ...] = ()
 
     def start(self) -> None:
         """Begins sampling; the first sample is taken at once.
@@ -366,6 +367,7 @@ class TelemetrySampler:
             else:
                 self._reasons["gpu"] = self._nvml.reasons.get("gpu", "no GPU is visible")
                 self._nvml = None
+        self._rapl = tuple(zone / "energy_uj" for zone in _RAPL.glob("intel-rapl:?"))
         if self._read_rapl() is None:
             self._reasons["rapl"] = "no RAPL counter can be read"
 
@@ -390,9 +392,9 @@ class TelemetrySampler:
         """Joules of all CPU packages since some moment in the past."""
         total = 0.0
         found = False
-        for zone in _RAPL.glob("intel-rapl:?"):
+        for counter in self._rapl:
             with contextlib.suppress(OSError, ValueError):
-                total += int((zone / "energy_uj").read_text()) / 1e6
+                total += int(counter.read_text()) / 1e6
                 found = True
         return round(total, 3) if found else None
 

@@ -105,6 +105,25 @@ def test_a_stage_that_closes_the_pipe_is_still_waited_for(stage) -> None:
     assert len(reports) == 1
 
 
+def test_where_a_child_cannot_be_watched_it_is_polled(stage, monkeypatch) -> None:
+    def forbidden(pid: int) -> int:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "pidfd_open", forbidden)
+    outcome, reports = stage("emit('note', text='a'); os.close(fd); time.sleep(0.3)")
+    assert (outcome.status, len(reports)) == ("complete", 1)
+    outcome, reports = stage("emit('note', text='a'); emit('note', text='b')")
+    assert (outcome.status, len(reports)) == ("complete", 2)
+
+
+def test_no_descriptor_is_left_open(stage) -> None:
+    stage("emit('note', text='a')")
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(3):
+        stage("emit('note', text='a')")
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
 def test_a_stage_that_leaves_a_child_behind_does_not_hold_the_run(stage) -> None:
     started = time.monotonic()
     outcome, _ = stage("if os.fork() == 0:\n time.sleep(60)\nelse:\n emit('note', text='x')")
