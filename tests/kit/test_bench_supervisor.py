@@ -1,18 +1,20 @@
-"""`bench supervisor`: that it compares steps beside each other, and finds what was planted."""
+"""`bench supervisor`: sides take turns, their turns are what counts, and both do the same work."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from random import Random
 from typing import Any
 
+import psutil
 import pytest
 import tamper
 from click.testing import CliRunner
@@ -21,126 +23,157 @@ from kit.cli.bench_supervisor import bench_supervisor
 from kit.errors import KitError
 from kit.recipe import load_recipe
 from kit.run import bench
+from kit.run.bench import Clocked, Overhead, Pair, Turn, seconds_within, take_turns
 from kit.run.plan import RunPlan, plan_run
 from kit.timing import boottime_ns
 from kit.trust.keys import load_or_create_signer
 
-ROUNDS = [
-    bench.Round(100.0, 0.2, 0.001, [bench.Pair(1.02, 1.0), bench.Pair(1.00, 1.0)]),
-    bench.Round(300.0, 1.0, None, [bench.Pair(1.04, 1.0)]),
-]
+PAIRS = [Pair(102.0, 100.0, 0.1), Pair(300.0, 300.0, 1.0), Pair(104.0, 100.0, 0.2)]
 
 
 @pytest.fixture
-def plans(monkeypatch: pytest.MonkeyPatch) -> list[RunPlan]:
-    made: list[RunPlan] = []
+def called(monkeypatch: pytest.MonkeyPatch) -> list[tuple[RunPlan, dict[str, Any]]]:
+    made: list[tuple[RunPlan, dict[str, Any]]] = []
 
-    def measure(make_plan: Callable[[], RunPlan], signer: Any, **rest: Any) -> bench.Overhead:
-        made.append(make_plan())
-        return bench.Overhead(ROUNDS)
+    def measure(make_plan: Callable[[], RunPlan], signer: Any, **rest: Any) -> Overhead:
+        made.append((make_plan(), rest))
+        return Overhead(PAIRS[: rest["pairs"]])
 
     monkeypatch.setattr(bench, "measure_overhead", measure)
     return made
 
 
-def test_only_tokenizer_and_pretraining_are_run(plans: list[RunPlan]) -> None:
-    assert CliRunner().invoke(bench_supervisor, []).exit_code == 0
-    assert plans[0].recipe.stages == ("tokenizer", "pretrain")
-    assert plans[0].recipe.document["stages"] == ["tokenizer", "pretrain"]
+def test_only_tokenizer_and_pretraining_are_run(called) -> None:
+    result = CliRunner().invoke(bench_supervisor, ["--steps", "8", "--control", "--burden", "20"])
+    assert result.exit_code == 0, result.output
+    [(plan, options)] = called
+    assert plan.recipe.stages == ("tokenizer", "pretrain")
+    assert plan.recipe.document["stages"] == ["tokenizer", "pretrain"]
+    assert plan.recipe.section("pretrain")["num_steps"] == 8
+    assert options["control"] is True and options["pairs"] == 2
+    assert options["burden_s"] == pytest.approx(0.02)
+    assert "a bare run against a bare one" in result.output
+    assert "of one core" not in result.output
 
 
-def test_rounds_are_taken_together(plans: list[RunPlan]) -> None:
-    told = json.loads(CliRunner().invoke(bench_supervisor, ["--json"]).stdout)
-    assert told["cpu_share"] == pytest.approx(1.2 / 400)
-    assert told["pairs"] == 3
-    assert told["step_ratio"] == pytest.approx((1.02 * 1.04) ** (1 / 3))
-    low, high = told["step_ratio_95"]
-    assert low < 1.0 < told["step_ratio"] < high < 1.05
-    assert "telemetry 0.100% of that core" in CliRunner().invoke(bench_supervisor, []).stdout
+def test_pairs_are_taken_together(called) -> None:
+    told = json.loads(CliRunner().invoke(bench_supervisor, ["--json", "--pairs", "3"]).stdout)
+    assert told["cpu_share"] == pytest.approx(1.3 / 506)
+    assert told["ratio"] == pytest.approx((1.02 * 1.04) ** (1 / 3))
+    assert told["felt"] == pytest.approx(6 / 1.3)
+    low, high = told["ratio_95"]
+    assert low < 1.0 < told["ratio"] < high < 1.05
+    assert len(told["pairs"]) == 3
+    said = CliRunner().invoke(bench_supervisor, ["--pairs", "3"]).stdout
+    assert "against a bare one: +1.99% (95 %:" in said
+    assert "0.26% of one core; for each of its seconds the run takes 4.62 s longer" in said
 
 
-def test_too_few_steps_are_no_figure() -> None:
-    with pytest.raises(KitError, match="too few"):
-        _ = bench.Overhead([bench.Round(1.0, 0.1, None, [bench.Pair(1.0, 1.0)])]).step_ratio
+def test_one_pair_has_no_interval(called) -> None:
+    result = CliRunner().invoke(bench_supervisor, ["--pairs", "1"])
+    assert "+2.00%, 1 pairs" in result.stdout and "95" not in result.stdout
 
 
-def recorded(slower: float, windows: int = 200) -> tuple[list[bench.Step], list[Any]]:
-    """Steps of a machine that drifts by a third, a planted cost, and when the supervisor stood."""
-    random = Random(4)
-    stops = [(float(k), k + 1.0) for k in range(1, windows, 2)]
-    steps, waiting, now = [], [], 0.0
-    while now < windows:
-        with_it = int(now) % 2 == 0
-        dt = 0.09 * (1 + now / windows / 3) * random.uniform(0.95, 1.05)
-        dt *= slower if with_it else 1.0
-        now += dt
-        if int(now) % 2:
-            waiting.append(dt)
-            continue
-        # The supervisor stores what has waited at once when it goes on.
-        steps += [bench.Step(int(now) + 0.001, waited) for waited in waiting]
-        waiting = []
-        steps.append(bench.Step(max(now, int(now) + 0.002), dt))
-    return steps, stops
+def test_only_turns_on_the_clock_count() -> None:
+    second = 10**9
+    turns = [Turn(0, 2 * second), Turn(3 * second, 4 * second), Turn(5 * second, 7 * second)]
+    assert seconds_within(turns, Clocked(second, 6 * second, 0.0)) == pytest.approx(3.0)
+    assert seconds_within(turns, Clocked(8 * second, 9 * second, 0.0)) == 0
 
 
-@pytest.mark.parametrize("slower", [1.0, 1.01, 1.05])
-def test_a_planted_cost_is_found_on_a_drifting_machine(slower: float) -> None:
-    steps, stops = recorded(slower)
-    pairs = bench.compare(steps, stops)
-    assert len(pairs) == 100
-    ratio, low, high = bench.Overhead([bench.Round(1.0, 0.0, None, pairs)]).step_ratio
-    assert low - 0.002 < slower < high + 0.002
-    assert high - low < 0.02
-    assert abs(ratio - slower) < 0.006
+COUNT = """
+import os, sys, time
+for _ in range(60):
+    os.write(1, b"%d\\n" % time.clock_gettime_ns(time.CLOCK_BOOTTIME))
+    time.sleep(0.01)
+"""
 
 
-def test_a_step_across_two_windows_counts_in_neither() -> None:
-    steps = [bench.Step(t, dt) for t, dt in [(0.4, 1), (0.8, 2), (2.001, 7), (2.001, 3), (2.4, 9)]]
-    pairs = bench.compare([*steps, bench.Step(2.8, 4)], [(1.0, 2.0)])
-    assert pairs == [bench.Pair(2, 3)]
-
-
-def _count(path: Path) -> None:
-    end = time.monotonic() + 3
-    while time.monotonic() < end:
-        with path.open("a") as file:
-            file.write(f"{boottime_ns() / 1e9}\n")
-        time.sleep(0.01)
-
-
-def test_the_process_stands_still_where_it_is_said_to(tmp_path: Path) -> None:
-    path = tmp_path / "moments"
-    process = get_context("fork").Process(target=_count, args=(path,))
-    process.start()
-    stops = bench.switch(process, 0.3)
-    assert process.exitcode == 0 and len(stops) > 2
-    moments = [float(line) for line in path.read_text().split()]
-    late = 0.01  # a signal takes its time
-    inside = [m for m in moments for began, ended in stops if began + late < m < ended - late]
-    assert not inside and len(moments) > 50
-
-
-def test_a_supervisor_that_dies_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def die(*given: Any, **options: Any) -> Path:
-        os.kill(os.getpid(), signal.SIGKILL)
-        return tmp_path
-
-    monkeypatch.setattr(bench, "supervise", die)
-    recipe = load_recipe("smoke")
-    with pytest.raises(KitError, match="exit code -9"):
-        bench.measure_overhead(
-            lambda: plan_run(recipe, tmp_path / "work", {}, probe=False),
-            load_or_create_signer(tmp_path / "keys"),
-            rounds=1,
-            window_s=0.5,
-            say=print,
+def _count(path: Path) -> Clocked:
+    """Notes moments in a grandchild that is a session of its own, as a supervised stage is."""
+    began_ns = boottime_ns()
+    with path.open("wb") as file:
+        subprocess.run(
+            [sys.executable, "-c", COUNT], stdout=file, start_new_session=True, check=True
         )
+    return Clocked(began_ns, boottime_ns(), 0.0)
 
 
-def test_a_real_run_goes_on_while_its_supervisor_stands(tmp_path: Path) -> None:
+def test_sides_take_turns_and_what_they_started_with_them(tmp_path: Path) -> None:
+    paths = tmp_path / "a", tmp_path / "b"
+    ends = take_turns([partial(_count, path) for path in paths], 0.1)
+    for path, (turns, clocked) in zip(paths, ends, strict=True):
+        moments = [int(line) for line in path.read_text().split()]
+        assert len(moments) == 60 and len(turns) > 2
+        late_ns = 20_000_000  # a signal takes its time
+        inside = [m for m in moments if any(t.began_ns <= m <= t.ended_ns + late_ns for t in turns)]
+        assert len(inside) == 60
+        assert seconds_within(turns, clocked) < (clocked.ended_ns - clocked.began_ns) / 1e9
+    (first, _), (second, _) = ends
+    for a, b in zip(first, second, strict=False):
+        assert a.ended_ns <= b.began_ns
+
+
+def _spin(rounds: int) -> Clocked:
+    began_ns = boottime_ns()
+    total = 0
+    for number in range(rounds):
+        total += number
+    return Clocked(began_ns, boottime_ns(), 0.0)
+
+
+def test_twice_the_work_is_twice_the_time() -> None:
+    ends = take_turns([partial(_spin, 12_000_000), partial(_spin, 6_000_000)], 0.05)
+    twice, once = (seconds_within(turns, clocked) for turns, clocked in ends)
+    assert 1.4 < twice / once < 2.8
+
+
+def _fail() -> Clocked:
+    time.sleep(0.1)
+    os._exit(3)
+
+
+def _linger(path: Path) -> Clocked:
+    child = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    path.write_text(str(child.pid))
+    child.wait()
+    raise AssertionError
+
+
+def test_a_side_that_fails_ends_the_other_with_all_it_started(tmp_path: Path) -> None:
+    path = tmp_path / "pid"
+    with pytest.raises(KitError, match="exit code 3"):
+        take_turns([partial(_linger, path), _fail], 0.3)
+    child = int(path.read_text())
+    deadline = time.monotonic() + 10
+    while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _measure(path: Path) -> None:
+    take_turns([partial(_linger, path), partial(_linger, path.with_suffix(".b"))], 0.3)
+
+
+def test_a_killed_bench_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Both sides' processes end with it, the one that stands still as well."""
+    path = tmp_path / "pid"
+    process = get_context("fork").Process(target=_measure, args=(path,))
+    process.start()
+    deadline = time.monotonic() + 10
+    while not path.with_suffix(".b").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    started = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.join()
+    sides = [found for found in started if found.name() != "sleep"]
+    assert len(sides) == 2
+    assert len(psutil.wait_procs(sides, timeout=10)[1]) == 0
+
+
+@pytest.fixture
+def make_plan(tmp_path: Path) -> Callable[[], RunPlan]:
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
@@ -152,13 +185,45 @@ def test_a_real_run_goes_on_while_its_supervisor_stands(tmp_path: Path) -> None:
     (tmp_path / "bigram.toml").write_text(tamper.CPU_RECIPE.replace(', "sft", "chat_eval"', ""))
     recipe = load_recipe(str(tmp_path / "bigram.toml"))
     given = {"data": tmp_path / "data"}
+    return lambda: plan_run(recipe, tmp_path / "work", given, device="cpu", seed=1, probe=False)
+
+
+def test_real_runs_are_timed_and_cleared_away(make_plan, tmp_path: Path) -> None:
+    signer = load_or_create_signer(tmp_path / "keys")
     said: list[str] = []
-    found = bench.measure_overhead(
-        lambda: plan_run(recipe, tmp_path / "work", given, device="cpu", seed=1, probe=False),
-        load_or_create_signer(tmp_path / "keys"),
-        rounds=2,
-        window_s=0.2,
-        say=said.append,
-    )
+    found = bench.measure_overhead(make_plan, signer, pairs=2, say=said.append)
     assert len(said) == 2
-    assert 0 < found.cpu_share < 1
+    assert all(0 < p.supervisor_cpu_s < p.supervised_s and p.bare_s > 0.1 for p in found.pairs)
+    low, high = found.interval or (0.0, 0.0)
+    assert 0 < low <= found.ratio <= high
+    assert not list((tmp_path / "work" / "runs").iterdir())
+    [burdened] = bench.measure_overhead(
+        make_plan, signer, pairs=1, burden_s=0.05, say=said.append
+    ).pairs
+    assert burdened.supervisor_cpu_s > 2 * max(p.supervisor_cpu_s for p in found.pairs)
+    [control] = bench.measure_overhead(
+        make_plan, signer, pairs=1, control=True, say=said.append
+    ).pairs
+    assert control.supervised_s > 0.1
+
+
+def test_other_work_is_no_comparison(make_plan, tmp_path: Path, monkeypatch) -> None:
+    real = bench.run_bare
+
+    def idle(plan: RunPlan) -> Clocked:
+        clocked = real(plan)
+        [weights] = (plan.run / "checkpoints" / "pretrain").glob("*.safetensors")
+        weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
+        return clocked
+
+    monkeypatch.setattr(bench, "run_bare", idle)
+    signer = load_or_create_signer(tmp_path / "keys")
+    with pytest.raises(KitError, match="different files in checkpoints/pretrain"):
+        bench.measure_overhead(make_plan, signer, pairs=1, say=print)
+
+
+def test_a_stage_that_fails_bare_is_told(make_plan, tmp_path: Path, capfd) -> None:
+    (tmp_path / "bigram_trainer.py").write_text("raise SystemExit('out of ideas')")
+    with pytest.raises(KitError, match="exit code 1"):
+        take_turns([partial(bench.run_bare, make_plan())], 0.5)
+    assert "out of ideas" in capfd.readouterr().err
