@@ -3,9 +3,8 @@
 Two equal runs in turn, a minute apart, differ by ten percent on a machine that others share or that
 warms up: far more than supervision costs. So both are begun, and they take turns of half a second
 on the same cores: one side's processes stand still, stopped by signals, while the other's run. A
-run's time is the sum of its turns while its clock goes. What is left differs between any two
-processes of one program (where their memory lies), a percent or two a pair, and pairs average it
-out.
+run's time is the sum of its turns while its clock goes. Equal runs still differ by a percent or
+two, it is not known why; pairs average that out.
 
 Both sides do the same work: the bare one has the same requests, commands and environment, writes
 its reports into a file, and must leave the same files to the byte. Supervision is rather
@@ -232,7 +231,7 @@ def take_turns(sides: Sequence[Side], turn_s: float) -> list[tuple[list[Turn], C
         For each side its turns, and what it returned.
 
     Raises:
-        KitError: A side did not end well (it says why on stderr); the others are ended.
+        KitError: A side did not end well; the others are ended.
     """
     turns: list[list[Turn]] = [[] for _ in sides]
     trees = [_Tree(side) for side in sides]
@@ -283,6 +282,8 @@ class _Tree:
         if self._process.is_alive():
             self._stop()
         elif self._process.exitcode:
+            if self._receiver.poll():
+                raise self._receiver.recv()
             raise KitError(f"a run ended with exit code {self._process.exitcode}")
 
     def returned(self) -> Clocked:
@@ -300,9 +301,7 @@ class _Tree:
 
         assert self._process.pid is not None
         self._stopped, found = [], [self._process.pid]
-        while (
-            found
-        ):  # what a process starts before its own signal arrives is found by the next look
+        while found:  # the next look finds what was started before the signal arrived
             _signal(found, signal.SIGSTOP)
             self._stopped += found
             children = psutil.Process(self._process.pid).children(recursive=True)
@@ -311,7 +310,11 @@ class _Tree:
 
 def _do(side: Side, sender: Connection) -> None:
     die_with_parent()  # killed, this bench must not leave a side standing still for ever
-    sender.send(side())
+    try:
+        sender.send(side())
+    except KitError as error:
+        sender.send(error)
+        sys.exit(1)
 
 
 def _signal(pids: list[int], number: int) -> None:

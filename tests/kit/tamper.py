@@ -13,8 +13,9 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from kit.recipe import parse_recipe
+from kit.recipe import load_recipe, parse_recipe
 from kit.run.group import REGISTER_NAMESPACE, challenge_seed
+from kit.run.plan import RunPlan, plan_run
 from kit.trust import sshsig
 from kit.trust.sign import signed_bytes
 from kit.verify.draft import KEY, Draft, Event, chain_lines, write_signed
@@ -118,6 +119,22 @@ def supervised_run(root: Path, prefix: tuple[str, ...] = (), options: tuple[str,
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return next((root / "work/runs").iterdir())
+
+
+def pretraining_plan(root: Path) -> Callable[[], RunPlan]:
+    """Plans runs of the forty-line trainer's tokenizer and pretraining, all with one seed."""
+    import pyarrow
+    from pyarrow import parquet
+
+    (root / "data").mkdir()
+    texts = pyarrow.table({"text": [f"the cat sat on mat {i}" for i in range(40)]})
+    for i in range(3):
+        parquet.write_table(texts, root / f"data/shard_{i}.parquet")
+    shutil.copy(ASSETS / "bigram_trainer.py", root)
+    (root / "bigram.toml").write_text(CPU_RECIPE.replace(', "sft", "chat_eval"', ""))
+    recipe = load_recipe(str(root / "bigram.toml"))
+    given = {"data": root / "data"}
+    return lambda: plan_run(recipe, root / "work", given, device="cpu", seed=1, probe=False)
 
 
 def registration(key: Any = KEY, recipe: str = RECIPE, **changes: Any) -> dict[str, Any]:

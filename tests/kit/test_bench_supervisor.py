@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -21,10 +20,9 @@ from click.testing import CliRunner
 
 from kit.cli.bench_supervisor import bench_supervisor
 from kit.errors import KitError
-from kit.recipe import load_recipe
 from kit.run import bench
 from kit.run.bench import Clocked, Overhead, Pair, Turn, seconds_within, take_turns
-from kit.run.plan import RunPlan, plan_run
+from kit.run.plan import RunPlan
 from kit.timing import boottime_ns
 from kit.trust.keys import load_or_create_signer
 
@@ -44,34 +42,36 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[tuple[RunPlan, dict[str, Any
 
 
 def test_only_tokenizer_and_pretraining_are_run(called) -> None:
-    result = CliRunner().invoke(bench_supervisor, ["--steps", "8", "--control", "--burden", "20"])
+    result = CliRunner().invoke(bench_supervisor, ["--steps", "8", "--control"])
     assert result.exit_code == 0, result.output
     [(plan, options)] = called
     assert plan.recipe.stages == ("tokenizer", "pretrain")
     assert plan.recipe.document["stages"] == ["tokenizer", "pretrain"]
     assert plan.recipe.section("pretrain")["num_steps"] == 8
     assert options["control"] is True and options["pairs"] == 2
-    assert options["burden_s"] == pytest.approx(0.02)
     assert "a bare run against a bare one" in result.output
     assert "of one core" not in result.output
 
 
 def test_pairs_are_taken_together(called) -> None:
-    told = json.loads(CliRunner().invoke(bench_supervisor, ["--json", "--pairs", "3"]).stdout)
+    line = ["--pairs", "3", "--burden", "20"]
+    told = json.loads(CliRunner().invoke(bench_supervisor, ["--json", *line]).stdout)
+    assert called[0][1]["burden_s"] == pytest.approx(0.02)
     assert told["cpu_share"] == pytest.approx(1.3 / 506)
     assert told["ratio"] == pytest.approx((1.02 * 1.04) ** (1 / 3))
     assert told["felt"] == pytest.approx(6 / 1.3)
     low, high = told["ratio_95"]
     assert low < 1.0 < told["ratio"] < high < 1.05
     assert len(told["pairs"]) == 3
-    said = CliRunner().invoke(bench_supervisor, ["--pairs", "3"]).stdout
+    said = CliRunner().invoke(bench_supervisor, line).stdout
     assert "against a bare one: +1.99% (95 %:" in said
-    assert "0.26% of one core; for each of its seconds the run takes 4.62 s longer" in said
+    assert "0.26% of one core" in said and "the runs took 4.62 s longer" in said
+    assert "longer" not in CliRunner().invoke(bench_supervisor, ["--pairs", "3"]).stdout
 
 
 def test_one_pair_has_no_interval(called) -> None:
     result = CliRunner().invoke(bench_supervisor, ["--pairs", "1"])
-    assert "+2.00%, 1 pairs" in result.stdout and "95" not in result.stdout
+    assert "+2.00%; pairs: 1" in result.stdout and "95" not in result.stdout
 
 
 def test_only_turns_on_the_clock_count() -> None:
@@ -174,18 +174,8 @@ def test_a_killed_bench_leaves_nothing_behind(tmp_path: Path) -> None:
 
 @pytest.fixture
 def make_plan(tmp_path: Path) -> Callable[[], RunPlan]:
-    pyarrow = pytest.importorskip("pyarrow")
-    from pyarrow import parquet
-
-    (tmp_path / "data").mkdir()
-    texts = pyarrow.table({"text": [f"the cat sat on mat {i}" for i in range(40)]})
-    for i in range(3):
-        parquet.write_table(texts, tmp_path / f"data/shard_{i}.parquet")
-    shutil.copy(tamper.ASSETS / "bigram_trainer.py", tmp_path)
-    (tmp_path / "bigram.toml").write_text(tamper.CPU_RECIPE.replace(', "sft", "chat_eval"', ""))
-    recipe = load_recipe(str(tmp_path / "bigram.toml"))
-    given = {"data": tmp_path / "data"}
-    return lambda: plan_run(recipe, tmp_path / "work", given, device="cpu", seed=1, probe=False)
+    pytest.importorskip("pyarrow")
+    return tamper.pretraining_plan(tmp_path)
 
 
 def test_real_runs_are_timed_and_cleared_away(make_plan, tmp_path: Path) -> None:
@@ -222,8 +212,24 @@ def test_other_work_is_no_comparison(make_plan, tmp_path: Path, monkeypatch) -> 
         bench.measure_overhead(make_plan, signer, pairs=1, say=print)
 
 
-def test_a_stage_that_fails_bare_is_told(make_plan, tmp_path: Path, capfd) -> None:
+def test_a_stage_that_fails_is_told_and_no_traceback(make_plan, tmp_path: Path, capfd) -> None:
     (tmp_path / "bigram_trainer.py").write_text("raise SystemExit('out of ideas')")
-    with pytest.raises(KitError, match="exit code 1"):
-        take_turns([partial(bench.run_bare, make_plan())], 0.5)
-    assert "out of ideas" in capfd.readouterr().err
+    signer = load_or_create_signer(tmp_path / "keys")
+    for side in (
+        partial(bench.run_bare, make_plan()),
+        partial(bench.run_supervised, make_plan(), signer),
+    ):
+        with pytest.raises(KitError, match="out of ideas"):
+            take_turns([side], 0.5)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_what_it_cannot_do_is_said_at_once(called) -> None:
+    for options, said in (
+        (["-r", "nano"], "`nano` needs data"),
+        (["--control", "--burden", "1"], "--control has none"),
+        (["--pairs", "0"], "--pairs"),
+    ):
+        result = CliRunner().invoke(bench_supervisor, options)
+        assert result.exit_code == 2 and said in result.output
+    assert not called

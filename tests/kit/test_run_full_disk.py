@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import errno
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tamper
 
-from kit.recipe import load_recipe
 from kit.run import supervisor
-from kit.run.plan import plan_run
 from kit.run.process import StopFlag
 from kit.trust.keys import load_or_create_signer
 
@@ -21,18 +18,8 @@ from kit.trust.keys import load_or_create_signer
 def test_a_full_disk_between_stages_is_signed_and_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
-    from pyarrow import parquet
-
-    (tmp_path / "data").mkdir()
-    texts = pyarrow.table({"text": [f"the cat sat on mat {i}" for i in range(40)]})
-    for i in range(3):
-        parquet.write_table(texts, tmp_path / f"data/shard_{i}.parquet")
-    shutil.copy(tamper.ASSETS / "bigram_trainer.py", tmp_path)
-    (tmp_path / "bigram.toml").write_text(tamper.CPU_RECIPE.replace(', "sft", "chat_eval"', ""))
-    recipe = load_recipe(str(tmp_path / "bigram.toml"))
-    given = {"data": tmp_path / "data"}
-    plan = plan_run(recipe, tmp_path / "work", given, device="cpu", seed=1, probe=False)
+    pytest.importorskip("pyarrow")
+    plan = tamper.pretraining_plan(tmp_path)()
     signer = load_or_create_signer(tmp_path / "keys")
     write = supervisor.write_json
 
