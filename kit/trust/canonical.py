@@ -12,10 +12,12 @@ digits) become floats.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
 from collections.abc import Iterator
+from json.encoder import encode_basestring
 from typing import Any
 
 import rfc8785
@@ -31,6 +33,10 @@ _SUSPICIOUS = re.compile(rb"(?<![.\d])\d{16}|[eE]\+?\d{3}|\\u[dD]")
 _STRING_OR_BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
 
 
+class _NotPlainError(Exception):
+    """Not for the short way: the library has to judge it."""
+
+
 class _Repeated(dict[str, Any]):
     """An object that had a key twice; `repeated` names it."""
 
@@ -43,12 +49,49 @@ def canonical_bytes(value: Any) -> bytes:
     Raises:
         SchemaError: A number, string or type that JSON cannot carry; says where.
     """
+    rare = (_NotPlainError, TypeError, ValueError, rfc8785.CanonicalizationError, RecursionError)
+    with contextlib.suppress(*rare):
+        return _plain(value).encode()
     try:
         return rfc8785.dumps(value)
     except (rfc8785.CanonicalizationError, RecursionError) as error:
         for place, problem in _problems(value):
             raise SchemaError(f"no canonical JSON: {problem}", place=place) from error
         raise SchemaError(f"no canonical JSON: {error or 'nested too deeply'}") from error
+
+
+def _plain(value: Any) -> str:
+    """What `rfc8785.dumps` gives for what events are made of, in a third of its time.
+
+    The supervisor does this for every step, on a core that the trainer wants back.
+
+    Raises:
+        _NotPlainError, TypeError, CanonicalizationError: There is something rarer in it.
+    """
+    kind = type(value)
+    if kind is str:
+        return encode_basestring(value)
+    if kind is float:
+        text = repr(value)
+        # Both take the fewest digits that read back to the same double; ECMAScript has its own way
+        # with exponents and zeros, and no NaN.
+        if value == 0 or "e" in text or "n" in text:
+            return rfc8785.dumps(value).decode()
+        return text.removesuffix(".0")
+    if kind is int and -SAFE_INTEGER < value < SAFE_INTEGER:
+        return repr(value)
+    if value is None:
+        return "null"
+    if kind is bool:
+        return "true" if value else "false"
+    if kind is dict:
+        if not "".join(value).isascii():
+            raise _NotPlainError  # the order is that of UTF-16
+        members = [f"{encode_basestring(key)}:{_plain(value[key])}" for key in sorted(value)]
+        return "{" + ",".join(members) + "}"
+    if kind is list:
+        return "[" + ",".join([_plain(item) for item in value]) + "]"
+    raise _NotPlainError
 
 
 def parse_strict(

@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import pytest
+import rfc8785
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -120,6 +121,41 @@ def test_canonical_form_is_read_back_as_the_same_value_and_form(value: Any) -> N
     read = parse_strict(form)
     assert read == value
     assert canonical_bytes(read) == form
+
+
+ANYTHING = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.floats(0, 1).map(lambda value: round(value, 6))
+    | st.text(),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.tuples(inner)
+        | st.dictionaries(st.text(max_size=3) | st.integers(0, 3), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+@given(ANYTHING)
+@settings(max_examples=1000, deadline=None)
+def test_the_short_way_gives_what_the_library_gives(value: Any) -> None:
+    try:
+        expected = rfc8785.dumps(value)
+    except rfc8785.CanonicalizationError:
+        with pytest.raises(SchemaError):
+            canonical_bytes(value)
+    else:
+        assert canonical_bytes(value) == expected
+
+
+def test_the_short_way_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = {"ev": "step", "data": {"loss": 3.25, "dt_s": 0.5, "step": 3, "of": [None, True, 2.0]}}
+    expected = rfc8785.dumps(step)
+    monkeypatch.setattr(rfc8785, "dumps", None)
+    assert canonical_bytes(step) == expected
 
 
 @given(st.binary(max_size=400) | st.text(max_size=400).map(str.encode))
