@@ -21,6 +21,7 @@ from kit.recipe import Recipe
 
 Event = dict[str, Any]
 PLAIN_EVERY_S = 10.0
+LIVE_EVERY_S = 1.0
 SMOOTHING = 0.1  # weight of the newest step in the shown speed
 
 
@@ -162,10 +163,14 @@ class PlainDisplay(QuietDisplay):
 class LiveDisplay(PlainDisplay):
     """The same lines, and one at the bottom that moves."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(
+        self, recipe: Recipe, console: Console | None = None, every_s: float = LIVE_EVERY_S
+    ) -> None:
         super().__init__(recipe)
-        self._console = Console(stderr=True)
-        self._live = Live(console=self._console, refresh_per_second=4, transient=True)
+        self._console = console or Console(stderr=True)
+        self._next_line, self._every_s = 0.0, every_s
+        # Drawn when an event comes, no oftener than a person reads: the trainer wants the core.
+        self._live = Live(console=self._console, auto_refresh=False, transient=True)
 
     def say(self, text: str) -> None:
         self._console.print(Text(text))
@@ -175,9 +180,11 @@ class LiveDisplay(PlainDisplay):
             super().observe(event)
         else:
             self.reading.take(event)
-        self._live.update(
-            Text(self.reading.line(), style="cyan", no_wrap=True, overflow="ellipsis")
-        )
+            if time.monotonic() < self._next_line:
+                return
+        line = Text(self.reading.line(), style="cyan", no_wrap=True, overflow="ellipsis")
+        self._live.update(line, refresh=True)
+        self._next_line = time.monotonic() + self._every_s
 
     def __enter__(self) -> Self:
         self._live.start()
