@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.recipe import Recipe
-from kit.timing import boottime_ns
+from kit.timing import ClockSample, boottime_ns
 from kit.trust.digest import sha256_bytes
 
 CONTRACT = 1
@@ -132,10 +132,11 @@ def build_request(
 
 @dataclass(frozen=True)
 class StageReport:
-    """One accepted line of a stage."""
+    """One accepted line of a stage, and the clocks when it came."""
 
     ev: str
     data: dict[str, Any]
+    at: ClockSample
 
 
 class Redactor:
@@ -149,11 +150,14 @@ class Redactor:
             key=lambda pair: len(pair[0]),
             reverse=True,
         )
+        # Nearly nothing that a trainer says is a path: one look tells.
+        self._mark = "/" if all("/" in path for path, _ in self._pairs) else ""
 
     def __call__(self, value: Any) -> Any:
         if isinstance(value, str):
-            for path, name in self._pairs:
-                value = value.replace(path, name)
+            if self._mark in value:
+                for path, name in self._pairs:
+                    value = value.replace(path, name)
             return value if len(value) <= MAX_TEXT else value[: MAX_TEXT - 1] + "…"
         if isinstance(value, list):
             return [self(item) for item in value]
@@ -162,8 +166,8 @@ class Redactor:
         return value
 
 
-def parse_report(line: bytes, redact: Redactor) -> StageReport | None:
-    """One line of a stage, or None when it breaks the contract."""
+def parse_report(line: bytes, redact: Redactor, at: ClockSample) -> StageReport | None:
+    """One line of a stage that came at `at`, or None when it breaks the contract."""
     if len(line) > MAX_LINE_BYTES:
         return None
     try:
@@ -179,7 +183,7 @@ def parse_report(line: bytes, redact: Redactor) -> StageReport | None:
         return None
     redacted = redact(data)
     assert isinstance(redacted, dict)
-    return StageReport(ev, redacted)
+    return StageReport(ev, redacted, at)
 
 
 def deadline_ns(start_ns: int, budget_s: float) -> int:
@@ -224,7 +228,7 @@ def _storable(value: Any, depth: int = 0) -> bool:
     if isinstance(value, list):
         return all(_storable(item, depth + 1) for item in value)
     if isinstance(value, str):
-        return not any("\ud800" <= character <= "\udfff" for character in value)
+        return value.isascii() or not any("\ud800" <= character <= "\udfff" for character in value)
     if isinstance(value, int):
         return abs(value) < 2**53
     if isinstance(value, float):

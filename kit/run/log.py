@@ -61,9 +61,15 @@ class EventLog:
         self._last_t_ns = 0
         self.origin = self._load_origin()
 
-    def append(self, src: Source, ev: str, data: dict[str, Any]) -> dict[str, Any]:
-        """Stamps, chains and stores one event; returns it as stored."""
-        sample = ClockSample.now()
+    def append(
+        self, src: Source, ev: str, data: dict[str, Any], at: ClockSample | None = None
+    ) -> dict[str, Any]:
+        """Stamps, chains and stores one event; returns it as stored.
+
+        Args:
+            at: When it happened; None: now.
+        """
+        sample = at or ClockSample.now()
         # Never backwards, even if two events fall into one tick.
         t_ns = max(self._last_t_ns, self.t_ns(sample))
         record = {

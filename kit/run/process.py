@@ -10,10 +10,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import selectors
+import select
 import signal
 import subprocess
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,8 +32,15 @@ from kit.run.contract import (
     remaining_s,
 )
 from kit.run.separation import TrainerUser
+from kit.timing import ClockSample, boottime_ns
 
 POLL_S = 0.25
+# Reports of steps are stamped when they come and taken in together, at most so many and so late:
+# each alone would find the caches full of the trainer's things and cost it thrice the time. Fewer
+# than `verify` lets a kill lose.
+HELD_STEPS = 8
+HELD_S = 1.0
+_STEP_BEGINS = (b'{"ev": "step"', b'{"ev":"step"')
 KILL_AFTER_S = 30.0  # between SIGTERM and SIGKILL
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -164,14 +172,18 @@ class _Listener:
     ) -> None:
         os.set_blocking(descriptor, False)
         self._file: IO[bytes] | None = os.fdopen(descriptor, "rb", buffering=0)
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(self._file, selectors.EVENT_READ)
+        self._poll = select.poll()
+        self._poll.register(self._file, select.POLLIN)
         self._exit: int | None = None
+        self.child_runs = False  # True: it does, without asking
         # Wakes at the child's end. Where the kernel or a container forbids it, polling finds out.
         with contextlib.suppress(OSError, AttributeError):
             self._exit = os.pidfd_open(child)
-            self._selector.register(self._exit, selectors.EVENT_READ)
+            self._poll.register(self._exit, select.POLLIN)
+            self.child_runs = True
         self._buffer = LineBuffer()
+        self._held: deque[tuple[bytes, ClockSample]] = deque()
+        self._urgent = False  # something but steps is among them
         self._redact = redact
         self._on_report = on_report
         self.error: StageReport | None = None
@@ -184,9 +196,18 @@ class _Listener:
 
     def wait(self, timeout_s: float) -> None:
         """Takes in what has come, waiting at most `timeout_s`, or until the child has ended."""
-        for key, _ in self._selector.select(timeout_s):
-            if key.fileobj is self._file:
+        for descriptor, _ in self._poll.poll(timeout_s * 1000):
+            if descriptor == self._exit:
+                self.child_runs = False
+            else:
                 self._read()
+        if self._held and (
+            self._urgent
+            or len(self._held) >= HELD_STEPS
+            or self._file is None
+            or boottime_ns() - self._held[0][1].boottime_ns > HELD_S * 1e9
+        ):
+            self._take_held()
 
     @property
     def deaf(self) -> bool:
@@ -195,19 +216,19 @@ class _Listener:
 
     def drain(self) -> None:
         """Takes in all that is already in the pipe."""
+        self._take_held()
         while self._file is not None and self._read():
-            pass
+            self._take_held()
 
     def close(self) -> None:
         self._close_pipe()
-        self._selector.close()
         if self._exit is not None:
             os.close(self._exit)
             self._exit = None
 
     def _close_pipe(self) -> None:
         if self._file is not None:
-            self._selector.unregister(self._file)
+            self._poll.unregister(self._file)
             self._file.close()
             self._file = None
 
@@ -220,15 +241,21 @@ class _Listener:
             self._close_pipe()
             return False
         for line in self._buffer.feed(chunk):
-            self._take(line)
+            self._held.append((line, ClockSample.now()))
+            self._urgent |= not line.startswith(_STEP_BEGINS)
         return True
 
-    def _take(self, line: bytes) -> None:
+    def _take_held(self) -> None:
+        self._urgent = False
+        while self._held:
+            self._take(*self._held.popleft())
+
+    def _take(self, line: bytes, at: ClockSample) -> None:
         if not line.strip():
             return
         report = None
         if self.accepted < MAX_EVENTS_PER_STAGE:
-            report = parse_report(line, self._redact)
+            report = parse_report(line, self._redact, at)
         if report is None:
             self._refused += 1
             return
@@ -249,7 +276,7 @@ def _attend(
     ended_by: str | None = None
     asked_at = 0.0
     stops_seen = 0
-    while child.poll() is None:
+    while listener.child_runs or child.poll() is None:
         if listener.deaf:
             _wait_briefly(child)
         else:

@@ -256,7 +256,7 @@ def _run_one_stage(
     source: Source = "eval" if stage == "core" else "trainer"
 
     def store(report: StageReport) -> None:
-        log.append(source, report.ev, report.data)
+        log.append(source, report.ev, report.data, report.at)
 
     try:
         write_json(request_path, request)

@@ -18,8 +18,8 @@ SLEEP_MIN_S = 2.0
 # A longer silence between steps wants an evaluation, a checkpoint or a resume to explain it.
 GAP_MIN_S = 60.0
 GAP_MEDIANS = 5.0
-# Step reports that may be in the pipe when a supervisor is killed.
-LOST_STEPS = 5
+# Step reports that may be in the pipe, or in the supervisor's hand, when it is killed.
+LOST_STEPS = 12
 
 # --- numbers (V07) ------------------------------------------------------------------------------
 # Both sides do the same arithmetic on the same bytes; this only allows for another summation order.

@@ -15,7 +15,7 @@ import pytest
 
 from kit.core_eval.__main__ import main
 from kit.run.contract import Redactor, parse_report
-from kit.timing import boottime_ns
+from kit.timing import ClockSample, boottime_ns
 
 ROOT = Path(__file__).parents[2]
 ASSETS = ROOT / "tests/assets/core"
@@ -142,7 +142,7 @@ def run_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callab
 
 def checked(code: int, lines: list[str], stderr: str) -> Stage:
     # Each line has to be one that the supervisor accepts.
-    accepted = [parse_report(line.encode(), Redactor({})) for line in lines]
+    accepted = [parse_report(line.encode(), Redactor({}), ClockSample.now()) for line in lines]
     assert None not in accepted
     return Stage(code, [json.loads(line) for line in lines], stderr)
 

@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 
 from kit.run.contract import MAX_LINE_BYTES, MAX_TEXT, Redactor, parse_report, stage_seed
 from kit.run.process import LineBuffer
+from kit.timing import ClockSample
 from kit.trust.canonical import canonical_bytes
 
 NOTHING = Redactor({})
+NOW = ClockSample.now()
 
 
 def line(ev: str, **data: object) -> bytes:
@@ -19,7 +21,7 @@ def line(ev: str, **data: object) -> bytes:
 
 
 def test_a_step_is_stored_as_reported() -> None:
-    report = parse_report(line("step", step=3, tokens=10, loss=2.5), NOTHING)
+    report = parse_report(line("step", step=3, tokens=10, loss=2.5), NOTHING, NOW)
     assert report is not None
     assert (report.ev, report.data) == ("step", {"step": 3, "tokens": 10, "loss": 2.5})
 
@@ -47,12 +49,12 @@ def test_a_step_is_stored_as_reported() -> None:
     ],
 )
 def test_what_breaks_the_contract_is_dropped(bad: bytes) -> None:
-    assert parse_report(bad, NOTHING) is None
+    assert parse_report(bad, NOTHING, NOW) is None
 
 
 @given(st.binary(max_size=300) | st.text().map(str.encode))
 def test_no_line_raises_and_what_is_kept_can_be_chained(data: bytes) -> None:
-    report = parse_report(data, NOTHING)
+    report = parse_report(data, NOTHING, NOW)
     assert report is None or canonical_bytes(report.data)
 
 
@@ -65,7 +67,7 @@ json_values = st.recursive(
 @given(st.dictionaries(st.text(max_size=5), json_values, max_size=4))
 def test_any_extra_data_is_chainable_or_dropped(extra: dict) -> None:
     data = {**extra, "text": "x"}
-    report = parse_report(json.dumps({"ev": "note", "data": data}).encode(), NOTHING)
+    report = parse_report(json.dumps({"ev": "note", "data": data}).encode(), NOTHING, NOW)
     assert report is None or canonical_bytes(report.data)
 
 
@@ -73,10 +75,14 @@ def test_places_of_the_machine_and_long_texts_do_not_pass() -> None:
     redact = Redactor(
         {"work": Path("/home/ann/w"), "run": Path("/home/ann/w/runs/1"), "none": None}
     )
-    report = parse_report(line("note", text="lost /home/ann/w/runs/1/a and /home/ann/w/b"), redact)
+    report = parse_report(
+        line("note", text="lost /home/ann/w/runs/1/a and /home/ann/w/b"), redact, NOW
+    )
     assert report is not None
     assert report.data["text"] == "lost <run>/a and <work>/b"
-    long = parse_report(line("note", text="x" * 5000), redact)
+    relative = Redactor({"recipe_dir": Path("mine"), "work": Path("/home/ann/w")})
+    assert relative(["mine", "x"]) == ["<recipe_dir>", "x"]
+    long = parse_report(line("note", text="x" * 5000), redact, NOW)
     assert long is not None
     assert len(long.data["text"]) == MAX_TEXT
 

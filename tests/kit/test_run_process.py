@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from kit.run import process
 from kit.run.contract import Redactor, StageReport
 from kit.run.process import StageOutcome, StopFlag, run_stage
 from kit.timing import boottime_ns
+from kit.verify.thresholds import LOST_STEPS
 
 EMIT = """
 import json, os, signal, sys, time
@@ -24,7 +26,12 @@ def emit(ev, **data): os.write(fd, json.dumps({"ev": ev, "data": data}).encode()
 @pytest.fixture
 def stage(tmp_path: Path) -> Callable[..., tuple[StageOutcome, list[StageReport]]]:
     def run(
-        code: str, *, stop: StopFlag | None = None, seconds: float = 60, grace_s: float = 0
+        code: str,
+        *,
+        stop: StopFlag | None = None,
+        seconds: float = 60,
+        grace_s: float = 0,
+        on_report: Callable[[StageReport], None] | None = None,
     ) -> tuple[StageOutcome, list[StageReport]]:
         reports: list[StageReport] = []
         outcome = run_stage(
@@ -34,8 +41,8 @@ def stage(tmp_path: Path) -> Callable[..., tuple[StageOutcome, list[StageReport]
             deadline_ns=boottime_ns() + int(seconds * 1e9),
             grace_s=grace_s,
             redact=Redactor({}),
-            stop=stop or StopFlag(),
-            on_report=reports.append,
+            stop=StopFlag() if stop is None else stop,
+            on_report=on_report or reports.append,
         )
         return outcome, reports
 
@@ -199,3 +206,42 @@ def _alive(pid: int) -> bool:
     except FileNotFoundError:
         return False
     return state != "Z"
+
+
+def test_steps_are_stamped_as_they_come_and_taken_in_with_what_follows(stage) -> None:
+    _, reports = stage(
+        "for n in range(3): emit('step', step=n, tokens=n, loss=1.0); time.sleep(0.1)\n"
+        "emit('note', text='x'); time.sleep(0.5)"
+    )
+    moments = [report.at.boottime_ns / 1e9 for report in reports]
+    assert [report.ev for report in reports] == ["step"] * 3 + ["note"]
+    assert all(0.05 < after - before < 0.4 for before, after in pairwise(moments))
+
+
+@pytest.mark.parametrize(
+    "then",
+    [
+        "emit('note', text='x'); time.sleep(9)",  # anything else is taken in at once
+        "for n in range(2, 8): emit('step', step=n, tokens=n, loss=1.0)\ntime.sleep(9)",  # enough
+        "time.sleep(9)",  # waited long enough
+        "os.close(fd); time.sleep(9)",  # nothing more will come
+        "os.kill(os.getpid(), 9)",
+    ],
+)
+def test_held_steps_are_not_held_long(stage, then: str) -> None:
+    stop = StopFlag()
+    seen: list[tuple[float, StageReport]] = []
+    began = time.monotonic()
+
+    def take(report: StageReport) -> None:
+        seen.append((time.monotonic() - began, report))
+        stop.count = int(len(seen) >= 2)
+
+    code = "for n in range(2): emit('step', step=n, tokens=n, loss=1.0); time.sleep(0.05)\n" + then
+    stage(code, stop=stop, on_report=take)
+    assert [report.data["step"] for _, report in seen[:2]] == [0, 1]
+    assert time.monotonic() - began < 6
+
+
+def test_a_kill_loses_fewer_steps_than_verify_forgives() -> None:
+    assert process.HELD_STEPS < LOST_STEPS
