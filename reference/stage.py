@@ -51,14 +51,14 @@ def stop_requested() -> bool:
     return _stop.requested
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str], reports: type[Events] = Events) -> int:
     """Does the stage whose request file is the only argument; returns the exit code."""
     if len(argv) != 1:
         print("usage: python -m reference REQUEST.json (started by `n4090-kit run`)")
         return 2
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop.request)
-    events = Events.from_env()
+    events = reports.from_env()
     try:
         request = Request.load(Path(argv[0]))
         module = STAGES.get(request.stage)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -10,82 +11,114 @@ from pathlib import Path
 import click
 
 STAGES = ("tokenizer", "pretrain")
+STAMPED = [
+    "python",
+    "-m",
+    "reference.stamped",
+]  # the reference trainer, with moments in its reports
 
 
 @click.command("supervisor")
 @click.option("--recipe", "-r", default="smoke", show_default=True, help="Name or TOML file.")
-@click.option("--pairs", default=2, show_default=True, type=click.IntRange(min=1), help="Of runs.")
+@click.option("--runs", default=2, show_default=True, type=click.IntRange(min=1))
 @click.option("--steps", type=click.IntRange(min=4), help="Of pretraining; else the recipe's.")
+@click.option(
+    "--window",
+    "window_s",
+    default=0.5,
+    show_default=True,
+    type=click.FloatRange(min=0.1),
+    help="Seconds that the supervisor stands still, or works, at a time.",
+)
 @click.option(
     "--burden",
     "burden_ms",
     default=0.0,
     show_default=True,
     type=click.FloatRange(min=0),
-    help="Milliseconds of work added to each event, to see how much of its work a run feels.",
+    help="Milliseconds of work added to each event: a cost that has to be found.",
 )
-@click.option("--control", is_flag=True, help="Two bare runs: what is found where nothing differs.")
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option("--control", is_flag=True, help="Nothing differs: what is found then.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON, with every couple of windows.")
 def bench_supervisor(
-    recipe: str, pairs: int, steps: int | None, burden_ms: float, control: bool, as_json: bool
+    recipe: str,
+    runs: int,
+    steps: int | None,
+    window_s: float,
+    burden_ms: float,
+    control: bool,
+    as_json: bool,
 ) -> None:
-    """Compare runs under the supervisor with the bare trainer.
+    """Compare the steps of supervised training with those of the bare trainer.
 
-    A pair is a supervised and a bare run, tokenizer and pretraining, that take turns of half a
-    second on the same cores and must leave the same files. Less than 0.5 % is the aim. Equal runs
-    differ by two percent a pair, however long they are: take many pairs of few --steps. Fewer do
-    with --burden, which tells how much of its supervisor's work a run feels.
+    In each run (tokenizer and pretraining) the supervisor stands still for half of the time, half a
+    second at a time, in drawn order, and the time from step to step is compared. Less than 0.5 % is
+    the aim. The noise of a step is far more: take many steps.
     """
+    from rich.console import Console
+
+    from kit.cli.progress import LIVE_EVERY_S, LiveDisplay
     from kit.recipe import load_recipe
     from kit.run.bench import measure_overhead
     from kit.run.plan import RunPlan, plan_run
     from kit.trust.keys import load_or_create_signer
 
-    if control and burden_ms:
-        raise click.UsageError("--burden is the supervisor's, and --control has none: give one")
     loaded = load_recipe(recipe)
     if loaded.section("data")["kind"] != "stories":
         raise click.UsageError(
             f"recipe `{loaded.name}` needs data: take one that makes its own, as smoke does"
         )
-    document = {**loaded.document, "stages": list(STAGES)}
+    if loaded.section("trainer")["command"] != ["python", "-m", "reference"]:
+        raise click.UsageError(f"recipe `{loaded.name}` has a trainer of its own")
+    if not (steps or loaded.section("pretrain")["num_steps"]):
+        raise click.UsageError(f"recipe `{loaded.name}` has no number of steps: give --steps")
+    trainer = {**loaded.section("trainer"), "command": STAMPED}
+    document = {**loaded.document, "stages": list(STAGES), "trainer": trainer}
     if steps:
-        rhythm = {"eval_every": max(1, steps // 2), "checkpoint_every": max(1, steps // 4)}
-        document["pretrain"] = {**loaded.section("pretrain"), "num_steps": steps, **rhythm}
+        document["pretrain"] = {**loaded.section("pretrain"), "num_steps": steps}
     shortened = replace(loaded, document=document, stages=STAGES)
-    with tempfile.TemporaryDirectory(prefix="n4090-bench-") as name:
+    with (
+        tempfile.TemporaryDirectory(prefix="n4090-bench-") as name,
+        Path(os.devnull).open("w", encoding="utf-8") as nowhere,
+    ):
         work = Path(name)
 
         def make_plan() -> RunPlan:
-            return plan_run(shortened, work, {}, seed=1, probe=False)
+            return plan_run(shortened, work, {}, seed=None, probe=False)
+
+        def watch() -> LiveDisplay:  # as on a terminal, its line drawn but seen by nobody
+            nobody = Console(file=nowhere, force_terminal=True, width=120)
+            return LiveDisplay(shortened, nobody, LIVE_EVERY_S * (1 if control else 2))
 
         found = measure_overhead(
             make_plan,
             load_or_create_signer(work / "keys"),
-            pairs=pairs,
+            runs=runs,
+            watch=watch,
+            window_s=window_s,
             burden_s=burden_ms / 1000,
             control=control,
             say=lambda text: click.echo(text, err=True),
         )
     if as_json:
         summary = {
-            "pairs": [pair._asdict() for pair in found.pairs],
             "control": control,
             "burden_ms": burden_ms,
-            "cpu_share": found.cpu_share,
-            "felt": found.felt if burden_ms else None,
+            "window_s": window_s,
             "ratio": found.ratio,
             "ratio_95": found.interval,
+            "between_share": found.between_share,
+            "cpu_share": found.cpu_share,
+            "rests": [rest._asdict() for rest in found.rests],
+            "couples": [couple._asdict() for couple in found.couples],
         }
         click.echo(json.dumps(summary, indent=2))
         return
-    kind = "a bare run against a bare one" if control else "a supervised run against a bare one"
     told = f"{found.ratio - 1:+.2%}"
     if found.interval:
         low, high = found.interval
         told += f" (95 %: {low - 1:+.2%} to {high - 1:+.2%})"
-    click.echo(f"{kind}: {told}; pairs: {len(found.pairs)}")
-    if not control:
-        click.echo(f"the supervisor itself: {found.cpu_share:.2%} of one core")
-    if burden_ms:  # without it the noise of the pairs is all that this would tell
-        click.echo(f"for each second of that the runs took {found.felt:.2f} s longer")
+    name = "steps, two names for the same" if control else "steps under the supervisor"
+    click.echo(f"{name}: {told}; couples of windows: {len(found.couples)}")
+    click.echo(f"no stage at work: {found.between_share:.2%} of the time")
+    click.echo(f"the supervisor itself: {found.cpu_share:.2%} of one core")

@@ -1,340 +1,375 @@
-"""What supervision costs: whole runs under the supervisor against the bare trainer.
+"""What supervision costs: steps of one training, its supervisor at work or standing still.
 
-Two equal runs in turn, a minute apart, differ by ten percent on a machine that others share or that
-warms up: far more than supervision costs. So both are begun, and they take turns of half a second
-on the same cores: one side's processes stand still, stopped by signals, while the other's run. A
-run's time is the sum of its turns while its clock goes. Equal runs still differ by a percent or
-two, it is not known why; pairs average that out.
+Two equal runs differ by percents, far more than supervision costs, wherever they run. So both sides
+of the comparison are one run: in windows of a few seconds its supervisor is stopped by a signal and
+the same trainer, in the same memory, goes on bare; in the windows between all is as ever. Windows
+come in couples, one of each kind, whose order is drawn. The trainer puts the moment into each of
+its reports, because nobody else may look while it is bare; what it reports into the pipe then is
+read when the window is over, and thrown away but for those moments.
 
-Both sides do the same work: the bare one has the same requests, commands and environment, writes
-its reports into a file, and must leave the same files to the byte. Supervision is rather
-overstated: a telemetry sample is due every second by the clock, of which a side has half, and the
-supervisor, unlike the bare side's parent, wakes whenever it is let go on.
+What the supervisor does by the clock, a sample of the telemetry each second, it does here every two
+seconds: for one of them it stands still, and what was due then it does when it goes on.
+
+Between the stages no trainer runs, and all that the supervisor does is a cost: it is timed itself.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import fcntl
 import json
 import math
 import os
+import random
 import shutil
 import signal
 import statistics
-import subprocess
-import sys
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
+from itertools import pairwise
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 from kit.errors import KitError
-from kit.run.contract import (
-    EVENTS_FD_VARIABLE,
-    build_request,
-    deadline_ns,
-    stage_command,
-    stage_outputs,
-)
-from kit.run.plan import RunPlan, stage_environment
-from kit.run.process import StopFlag, die_with_parent
-from kit.run.supervisor import supervise
-from kit.timing import boottime_ns
-from kit.trust.digest import tree_manifest
+from kit.run import supervisor
+from kit.run.contract import EVENTS_FD_VARIABLE
+from kit.run.log import LOG_KIND
+from kit.run.plan import RunPlan
+from kit.run.process import StageOutcome, StopFlag, die_with_parent, run_stage
+from kit.run.telemetry import TelemetrySampler
+from kit.trust.chain import read_chain
 from kit.trust.keys import Signer
 
+STAGE = "pretrain"
+WARM_STEPS = 10  # before them memory is still allocated and caches fill
+_PIPE_BYTES = 2**20  # room for what is reported in a bare window
 _FORK = get_context("fork")
 
 
-class Turn(NamedTuple):
-    """From when to when a side ran; nanoseconds of CLOCK_BOOTTIME."""
+class Watching(Protocol):
+    """What shows a run's events to a person."""
 
-    began_ns: int
-    ended_ns: int
-
-
-class Clocked(NamedTuple):
-    """A run's time on the clock, as the process that did it saw it, and the CPU time it used."""
-
-    began_ns: int
-    ended_ns: int
-    cpu_s: float
+    def observe(self, event: dict[str, Any]) -> None: ...
 
 
-Side = Callable[[], Clocked]
+Watch = Callable[[], AbstractContextManager[Watching]]
 
 
-class Pair(NamedTuple):
-    """Seconds of turns on the clock, and the supervisor's own CPU seconds in them."""
+class Window(NamedTuple):
+    """From when to when, microseconds of CLOCK_MONOTONIC, and whether the supervisor worked."""
+
+    began_us: int
+    ended_us: int
+    supervised: bool
+
+
+class Couple(NamedTuple):
+    """Mean seconds from step to step in two neighbouring windows, and how many went into each."""
 
     supervised_s: float
     bare_s: float
-    supervisor_cpu_s: float
+    supervised_steps: int
+    bare_steps: int
+
+
+class Rest(NamedTuple):
+    """Of one run: seconds that no stage ran, seconds of the run, and the supervisor's CPU seconds.
+
+    The seconds that the supervisor stood still are in none of them.
+    """
+
+    between_s: float
+    run_s: float
+    cpu_s: float
 
 
 class Overhead(NamedTuple):
-    pairs: list[Pair]
-
-    @property
-    def cpu_share(self) -> float:
-        """The supervisor's part of one core."""
-        return sum(p.supervisor_cpu_s for p in self.pairs) / sum(p.supervised_s for p in self.pairs)
-
-    @property
-    def felt(self) -> float:
-        """Seconds that runs lose for each second of CPU that their supervisor uses."""
-        lost_s = sum(pair.supervised_s - pair.bare_s for pair in self.pairs)
-        return lost_s / sum(pair.supervisor_cpu_s for pair in self.pairs)
+    couples: list[Couple]
+    rests: list[Rest]
 
     @property
     def ratio(self) -> float:
-        """Time with the supervisor over time without; the geometric mean of the pairs."""
-        return math.exp(statistics.fmean(self._logs))
+        """A step's time with the supervisor over its time without.
+
+        The geometric mean of the couples without the tenth at each end, where a machine that others
+        share has hiccups.
+        """
+        logs, cut = self._logs, self._cut
+        return math.exp(statistics.fmean(logs[cut : len(logs) - cut]))
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """Where `ratio` lies, 95 %, pairs taken as normal; None for fewer than two pairs."""
-        logs = self._logs
-        if len(logs) < 2:
+        """Where `ratio` lies, 95 % (Tukey and McLaughlin, 1963); None for too few couples."""
+        logs, cut = self._logs, self._cut
+        kept = logs[cut : len(logs) - cut]
+        if len(kept) < 2:
             return None
-        wide = 1.96 * statistics.stdev(logs) / math.sqrt(len(logs))
-        return math.exp(statistics.fmean(logs) - wide), math.exp(statistics.fmean(logs) + wide)
+        winsorized = [kept[0]] * cut + kept + [kept[-1]] * cut
+        error = statistics.stdev(winsorized) * math.sqrt(len(logs)) / len(kept)
+        middle = statistics.fmean(kept)
+        return math.exp(middle - 1.96 * error), math.exp(middle + 1.96 * error)
+
+    @property
+    def between_share(self) -> float:
+        """The part of the runs in which no stage ran."""
+        return sum(rest.between_s for rest in self.rests) / sum(rest.run_s for rest in self.rests)
+
+    @property
+    def cpu_share(self) -> float:
+        """The supervisor's part of one core, while it did not stand still."""
+        return sum(rest.cpu_s for rest in self.rests) / sum(rest.run_s for rest in self.rests)
 
     @property
     def _logs(self) -> list[float]:
-        return [math.log(pair.supervised_s / pair.bare_s) for pair in self.pairs]
+        return sorted(math.log(couple.supervised_s / couple.bare_s) for couple in self.couples)
+
+    @property
+    def _cut(self) -> int:
+        return len(self.couples) // 10
 
 
 def measure_overhead(
     make_plan: Callable[[], RunPlan],
     signer: Signer,
     *,
-    pairs: int,
-    turn_s: float = 0.5,
+    runs: int,
+    watch: Watch,
+    window_s: float = 0.5,
     burden_s: float = 0.0,
     control: bool = False,
     say: Callable[[str], None],
 ) -> Overhead:
-    """Times pairs of fresh runs, one supervised and one bare, in turns on the same cores.
+    """Times the steps of whole runs, their supervisor at work and standing still.
 
     Args:
-        make_plan: Plans a fresh run.
-        turn_s: Seconds for which one side runs while the other stands still.
-        burden_s: Added work of the supervisor for each event, seconds of CPU. What the run loses to
-            it stands out of the noise, and says how much of the supervisor's work a run feels.
-        control: Nobody is supervised: what the method finds where nothing differs.
+        make_plan: Plans a fresh run; its trainer's reports hold `at_us`, CLOCK_MONOTONIC.
+        watch: Makes what shows the run's events, as a person's run does.
+        window_s: Seconds of each window.
+        burden_s: Added work of the supervisor for each event, seconds of CPU: a cost that the
+            method has to find.
+        control: Nobody stands still, windows only have the names: what the method finds where
+            nothing differs.
 
     Raises:
-        KitError: A run did not end well, or the two did not do the same work.
+        KitError: A run did not end well, or its steps are too few or too long for windows.
     """
-    found = []
-    for number in range(pairs):
-        plans = make_plan(), make_plan()
-        sides = [
-            partial(run_bare, plans[0])
-            if control
-            else partial(run_supervised, plans[0], signer, burden_s),
-            partial(run_bare, plans[1]),
-        ]
-        # Who begins is exchanged: the second meets warmer caches.
-        order = (0, 1) if number % 2 == 0 else (1, 0)
-        ends = take_turns([sides[i] for i in order], turn_s)
-        (turns, clocked), (bare_turns, bare) = (ends[i] for i in order)
-        _check_same_work(*plans)
-        pair = Pair(seconds_within(turns, clocked), seconds_within(bare_turns, bare), clocked.cpu_s)
-        found.append(pair)
-        say(
-            f"pair {number + 1}: {pair.supervised_s:.2f} s, and {pair.bare_s:.2f} s bare: "
-            f"{pair.supervised_s / pair.bare_s - 1:+.2%}"
-        )
-        for plan in plans:
-            shutil.rmtree(plan.run)
-            shutil.rmtree(plan.cache, ignore_errors=True)
-    return Overhead(found)
-
-
-def run_supervised(plan: RunPlan, signer: Signer, burden_s: float = 0.0) -> Clocked:
-    """A run as `n4090-kit run` does it; on the clock from `run_start` to `run_stop`."""
-    moments: dict[str, tuple[int, float]] = {}
-
-    def observe(event: dict[str, Any]) -> None:
-        until = time.thread_time() + burden_s
-        while burden_s and time.thread_time() < until:
-            pass
-        if event["ev"] in ("run_start", "run_stop"):
-            moments[event["ev"]] = boottime_ns(), time.process_time()
-
-    result = json.loads(
-        supervise(plan, signer, observe=observe, stop=StopFlag()).read_text(encoding="utf-8")
-    )
-    if result["claims"]["status"] != "complete":
-        raise KitError(f"the supervised run did not end well: {result['claims']['message']}")
-    began, ended = moments["run_start"], moments["run_stop"]
-    return Clocked(began[0], ended[0], ended[1] - began[1])
-
-
-def run_bare(plan: RunPlan) -> Clocked:
-    """The stages' commands one after another, as by hand: a file takes what they report."""
-    logs = plan.run / "logs"
-    logs.mkdir(parents=True)
-    start_ns, used = boottime_ns(), time.process_time()
-    end_ns = deadline_ns(start_ns, plan.recipe.budget_s)
-    for stage in plan.recipe.stages:
-        request = build_request(
-            stage,
-            recipe=plan.recipe,
-            run_id=plan.run.name,
-            run=plan.run,
-            cache=plan.cache,
-            inputs=plan.inputs.as_dict(),
-            seed=plan.seed,
-            attempt=0,
-            device=plan.device,
-            threads=plan.threads,
-            clock={
-                "start_ns": start_ns,
-                "stage_start_ns": boottime_ns(),
-                "deadline_ns": end_ns,
-                "budget_s": plan.recipe.budget_s,
-            },
-        )
-        path = plan.run / f"request-{stage}.json"
-        path.write_text(json.dumps(request))
-        with (
-            (plan.run / "events.jsonl").open("ab") as events,
-            (logs / f"{stage}.txt").open("ab") as printed,
-        ):
-            descriptor = str(events.fileno())
-            done = subprocess.run(
-                [*stage_command(stage, plan.recipe, sys.executable), str(path)],
-                stdin=subprocess.DEVNULL,
-                stdout=printed,
-                stderr=subprocess.STDOUT,
-                cwd=logs,
-                env={**stage_environment(plan.threads, plan.run), EVENTS_FD_VARIABLE: descriptor},
-                pass_fds=(events.fileno(),),
-                preexec_fn=die_with_parent,
-                check=False,
+    found = Overhead([], [])
+    for number in range(runs):
+        plan = make_plan()
+        windows, bare_reports, rest = _run(plan, signer, watch, window_s, burden_s, control)
+        couples = couples_of(windows, step_times(plan.run, bare_reports))
+        if not couples:
+            raise KitError(
+                f"no window of {window_s:g} s has whole steps",
+                hint="Take more steps, or a recipe whose steps are shorter.",
             )
-        if done.returncode:
-            said = (logs / f"{stage}.txt").read_text(errors="replace")[-500:]
-            raise KitError(f"stage {stage} of the bare run failed: {said}")
-    return Clocked(start_ns, boottime_ns(), time.process_time() - used)
+        found.couples.extend(couples)
+        found.rests.append(rest)
+        told = Overhead(couples, [rest])
+        say(
+            f"run {number + 1}: {told.ratio - 1:+.2%} in {len(couples)} couples of windows, "
+            f"{rest.between_s:.3f} s between stages"
+        )
+        shutil.rmtree(plan.run)
+        shutil.rmtree(plan.cache, ignore_errors=True)
+    return found
 
 
-def take_turns(sides: Sequence[Side], turn_s: float) -> list[tuple[list[Turn], Clocked]]:
-    """Does each of `sides` in a process of its own, one at a time, until all have ended.
+def step_times(run: Path, bare_reports: bytes) -> list[tuple[int, int]]:
+    """From when to when each step of pretraining went that has no other report within.
 
     Returns:
-        For each side its turns, and what it returned.
+        (from, to), microseconds, in order; with the sending of the report that begins it.
 
     Raises:
-        KitError: A side did not end well; the others are ended.
+        KitError: Steps are missing, or hold no moment.
     """
-    turns: list[list[Turn]] = [[] for _ in sides]
-    trees = [_Tree(side) for side in sides]
-    try:
-        while any(tree.alive for tree in trees):
-            for tree, own in zip(trees, turns, strict=True):
-                if tree.alive:
-                    began_ns = boottime_ns()
-                    tree.run(turn_s)
-                    own.append(Turn(began_ns, boottime_ns()))
-        return [(own, tree.returned()) for tree, own in zip(trees, turns, strict=True)]
-    finally:
-        for tree in trees:
-            tree.kill()
+    reports = [json.loads(line) for line in bare_reports.splitlines()]
+    reports += _logged(run)
+    moments: list[tuple[int, str]] = []
+    steps = set()
+    for report in reports:
+        if "at_us" not in report["data"]:
+            raise KitError("the trainer does not say when it reports: steps cannot be timed")
+        moments.append((report["data"]["at_us"], report["ev"]))
+        if report["ev"] == "step":
+            steps.add(report["data"]["step"])
+    if steps != set(range(len(steps))):
+        raise KitError("reports of some steps are lost")
+    return [
+        (start[0], end[0])
+        for start, end in pairwise(sorted(moments))
+        if start[1] == end[1] == "step"
+    ]
 
 
-def seconds_within(turns: Sequence[Turn], clocked: Clocked) -> float:
-    """Seconds of `turns` between the two moments."""
-    return sum(
-        max(0, min(turn.ended_ns, clocked.ended_ns) - max(turn.began_ns, clocked.began_ns)) / 1e9
-        for turn in turns
+def couples_of(windows: Sequence[Window], steps: Sequence[tuple[int, int]]) -> list[Couple]:
+    """Windows two by two, with the steps that lie in them whole; couples without such are left out.
+
+    Args:
+        windows: In order; each two that follow one another are of both kinds.
+    """
+    begins = [window.began_us for window in windows]
+    durations: list[list[float]] = [[] for _ in windows]
+    for began_us, ended_us in steps:
+        index = bisect_right(begins, began_us) - 1
+        if index >= 0 and ended_us <= windows[index].ended_us:
+            durations[index].append((ended_us - began_us) / 1e6)
+    couples = []
+    for first in range(0, len(windows) - 1, 2):
+        if durations[first] and durations[first + 1]:
+            index = first if windows[first].supervised else first + 1
+            own, other = durations[index], durations[2 * first + 1 - index]
+            couples.append(
+                Couple(statistics.fmean(own), statistics.fmean(other), len(own), len(other))
+            )
+    return couples
+
+
+def _logged(run: Path) -> list[dict[str, Any]]:
+    """What pretraining reported and the log holds."""
+    events = read_chain(run / "events.jsonl", LOG_KIND).records
+    stages = [i for i, event in enumerate(events) if event["ev"] in ("stage_start", "stage_stop")]
+    first = next(n for n, i in enumerate(stages) if events[i]["data"]["stage"] == STAGE)
+    within = events[stages[first] : stages[first + 1]]
+    return [event for event in within if event["src"] == "trainer"]
+
+
+def _run(
+    plan: RunPlan, signer: Signer, watch: Watch, window_s: float, burden_s: float, control: bool
+) -> tuple[list[Window], bytes, Rest]:
+    """One run, its supervisor in a child process that can be stopped."""
+    receiver, sender = _FORK.Pipe(duplex=False)
+    step = _FORK.RawValue(ctypes.c_int64, 0)
+    process = _FORK.Process(
+        target=_supervise, args=(sender, step, plan, signer, watch, burden_s, control)
     )
-
-
-class _Tree:
-    """A process and all that it started; they run and stand still together."""
-
-    def __init__(self, side: Side) -> None:
-        self._receiver, sender = _FORK.Pipe(duplex=False)
-        self._process: BaseProcess = _FORK.Process(target=_do, args=(side, sender))
-        self._stopped: list[int] = []
-
-    @property
-    def alive(self) -> bool:
-        """Not ended; perhaps not begun."""
-        return self._process.pid is None or self._process.is_alive()
-
-    def run(self, seconds: float) -> None:
-        """Goes on for so long, or to the end.
-
-        Raises:
-            KitError: It did not end well.
-        """
-        if self._process.pid is None:
-            self._process.start()
-        _signal(self._stopped, signal.SIGCONT)
-        self._process.join(seconds)
-        if self._process.is_alive():
-            self._stop()
-        elif self._process.exitcode:
-            if self._receiver.poll():
-                raise self._receiver.recv()
-            raise KitError(f"a run ended with exit code {self._process.exitcode}")
-
-    def returned(self) -> Clocked:
-        returned: Clocked = self._receiver.recv()
-        return returned
-
-    def kill(self) -> None:
-        if self._process.pid is not None and self._process.is_alive():
-            self._stop()
-            _signal(self._stopped, signal.SIGKILL)
-            self._process.join()
-
-    def _stop(self) -> None:
-        import psutil  # type: ignore[import-untyped]
-
-        assert self._process.pid is not None
-        self._stopped, found = [], [self._process.pid]
-        while found:  # the next look finds what was started before the signal arrived
-            _signal(found, signal.SIGSTOP)
-            self._stopped += found
-            children = psutil.Process(self._process.pid).children(recursive=True)
-            found = [child.pid for child in children if child.pid not in self._stopped]
-
-
-def _do(side: Side, sender: Connection) -> None:
-    die_with_parent()  # killed, this bench must not leave a side standing still for ever
+    process.start()
+    sender.close()
+    assert process.pid is not None
+    windows: list[Window] = []
+    bare = b""
     try:
-        sender.send(side())
+        while not receiver.poll(0.1):
+            if step.value >= WARM_STEPS and not windows:
+                ended = partial(receiver.poll, 0)
+                windows, bare = _in_windows(process.pid, step, plan, window_s, control, ended)
+        try:
+            rest = receiver.recv()
+        except EOFError:
+            raise KitError("the supervisor of a run was killed") from None
+        if isinstance(rest, KitError):
+            raise rest
+    finally:
+        process.kill()
+        process.join()
+    stood_s = 0 if control else sum(w.ended_us - w.began_us for w in windows if not w.supervised)
+    return windows, bare, rest._replace(run_s=rest.run_s - stood_s / 1e6)
+
+
+def _in_windows(
+    supervising: int,
+    step: Any,
+    plan: RunPlan,
+    window_s: float,
+    control: bool,
+    ended: Callable[[], bool],
+) -> tuple[list[Window], bytes]:
+    """Stops the supervisor and lets it go on until pretraining is nearly over.
+
+    Returns:
+        The windows, and all that the trainer reported in the bare ones.
+    """
+    import psutil  # type: ignore[import-untyped]
+
+    [trainer] = psutil.Process(supervising).children()
+    pipe = _read_end(trainer.pid, trainer.environ()[EVENTS_FD_VARIABLE])
+    windows: list[Window] = []
+    chunks: list[bytes] = []
+    before, most = step.value, 1
+    try:
+        # The last reports belong into the log: well before them this ends.
+        while step.value + 3 * most < plan.recipe.section(STAGE)["num_steps"] and not ended():
+            for supervised in random.sample((True, False), 2):
+                stands = not supervised and not control
+                if stands:
+                    os.kill(supervising, signal.SIGSTOP)
+                began_us = time.monotonic_ns() // 1000
+                time.sleep(window_s)
+                windows.append(Window(began_us, time.monotonic_ns() // 1000, supervised))
+                if stands:
+                    chunks.append(_drain(pipe))
+                    os.kill(supervising, signal.SIGCONT)
+            before, most = step.value, max(most, step.value - before)
+    finally:
+        os.close(pipe)
+    return windows, b"".join(chunks)
+
+
+def _read_end(trainer: int, descriptor: str) -> int:
+    """A second read end of the pipe into which the trainer reports."""
+    pipe = os.open(f"/proc/{trainer}/fd/{descriptor}", os.O_RDONLY | os.O_NONBLOCK)
+    fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+    return pipe
+
+
+def _drain(pipe: int) -> bytes:
+    chunk = b""
+    with contextlib.suppress(BlockingIOError):
+        chunk = os.read(pipe, _PIPE_BYTES)
+    if len(chunk) > _PIPE_BYTES // 2:
+        raise KitError("a bare trainer's reports nearly filled the pipe: it might have waited")
+    return chunk
+
+
+def _supervise(
+    sender: Connection,
+    step: Any,
+    plan: RunPlan,
+    signer: Signer,
+    watch: Watch,
+    burden_s: float,
+    control: bool,
+) -> None:
+    """The child: a run as `n4090-kit run` does it, its own work timed."""
+    die_with_parent()  # killed, this bench must not leave a supervisor standing still for ever
+    moments: dict[str, tuple[float, float]] = {}
+    staged: list[float] = []
+
+    def timed(*arguments: Any, **options: Any) -> StageOutcome:
+        began = time.monotonic()
+        try:
+            return run_stage(*arguments, **options)
+        finally:
+            staged.append(time.monotonic() - began)
+
+    vars(supervisor)["run_stage"] = timed  # in this process alone
+    if not control:
+        vars(supervisor)["TelemetrySampler"] = partial(TelemetrySampler, interval_s=2.0)
+    try:
+        with watch() as watching:
+
+            def observe(event: dict[str, Any]) -> None:
+                watching.observe(event)
+                if event["ev"] == "step":
+                    step.value = event["data"]["step"]
+                until = time.thread_time() + burden_s
+                while burden_s and time.thread_time() < until:
+                    pass
+                if event["ev"] in ("run_start", "run_stop"):
+                    moments[event["ev"]] = time.monotonic(), time.process_time()
+
+            path = supervisor.supervise(plan, signer, observe=observe, stop=StopFlag())
+        claims = json.loads(path.read_text(encoding="utf-8"))["claims"]
+        if claims["status"] != "complete":
+            raise KitError(f"the run did not end well: {claims['message']}")
+        (began, cpu_before), (ended, cpu_after) = moments["run_start"], moments["run_stop"]
+        sender.send(Rest(ended - began - sum(staged), ended - began, cpu_after - cpu_before))
     except KitError as error:
         sender.send(error)
-        sys.exit(1)
-
-
-def _signal(pids: list[int], number: int) -> None:
-    for pid in pids:
-        try:
-            os.kill(pid, number)
-        except ProcessLookupError:
-            continue
-
-
-def _check_same_work(first: RunPlan, second: RunPlan) -> None:
-    for stage in first.recipe.stages:
-        outputs = stage_outputs(stage)
-        trees = [
-            [
-                file
-                for file in tree_manifest(plan.run / outputs)
-                if not file.path.startswith("state/")
-            ]
-            for plan in (first, second)
-        ]
-        if trees[0] != trees[1]:
-            raise KitError(f"the two runs left different files in {outputs}")

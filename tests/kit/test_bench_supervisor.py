@@ -1,32 +1,241 @@
-"""`bench supervisor`: sides take turns, their turns are what counts, and both do the same work."""
+"""`bench supervisor`: its supervisor stands still, the trainer is bare, and what differs shows."""
 
 from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-import tamper
 from click.testing import CliRunner
 
 from kit.cli.bench_supervisor import bench_supervisor
+from kit.cli.progress import QuietDisplay
 from kit.errors import KitError
+from kit.recipe import load_recipe
 from kit.run import bench
-from kit.run.bench import Clocked, Overhead, Pair, Turn, seconds_within, take_turns
-from kit.run.plan import RunPlan
-from kit.timing import boottime_ns
-from kit.trust.keys import load_or_create_signer
+from kit.run.bench import Couple, Overhead, Rest, Window, couples_of, step_times
+from kit.run.plan import RunPlan, plan_run
+from kit.trust.keys import Signer, load_or_create_signer
 
-PAIRS = [Pair(102.0, 100.0, 0.1), Pair(300.0, 300.0, 1.0), Pair(104.0, 100.0, 0.2)]
+COUPLES = [Couple(0.102, 0.1, 5, 5), Couple(0.104, 0.1, 5, 5), Couple(0.3, 0.3, 2, 2)]
+RESTS = [Rest(0.1, 50.0, 0.2), Rest(0.1, 150.0, 0.6)]
+
+# Its steps take twice as long where its supervisor is not stopped.
+PACED = """
+import json, os, sys, time
+from pathlib import Path
+
+def emit(ev, **data):
+    line = json.dumps({"ev": ev, "data": {**data, "at_us": time.monotonic_ns() // 1000}})
+    os.write(int(os.environ["N4090_EVENTS_FD"]), line.encode() + b"\\n")
+
+def alone():
+    status = Path(f"/proc/{os.getppid()}/stat").read_text()
+    return status.rpartition(")")[2].split()[0] == "T"
+
+request = json.loads(Path(sys.argv[1]).read_text())
+out = Path(request["paths"]["out"])
+out.mkdir(parents=True, exist_ok=True)
+(out / "weights").write_bytes(b"0")
+if request["stage"] == "pretrain":
+    for step in range(request["recipe"]["pretrain"]["num_steps"]):
+        emit("step", step=step, tokens=step, loss=1.0)
+        time.sleep(0.01 if alone() else 0.02)
+"""
+RECIPE = """
+schema_version = 1
+name = "paced"
+track = "smoke"
+budget_s = 120
+stages = ["tokenizer", "pretrain"]
+pretrain = {num_steps = 200}
+
+[trainer]
+command = ["python", "{recipe_dir}/paced.py"]
+loader = "paced.py:load"
+"""
+
+
+@pytest.fixture
+def signer(tmp_path: Path) -> Signer:
+    return load_or_create_signer(tmp_path / "keys")
+
+
+@pytest.fixture
+def make_plan(tmp_path: Path) -> Callable[[], RunPlan]:
+    (tmp_path / "paced.py").write_text(PACED)
+    (tmp_path / "paced.toml").write_text(RECIPE)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.parquet").write_bytes(b"not read")
+    recipe = load_recipe(str(tmp_path / "paced.toml"))
+    given = {"data": tmp_path / "data"}
+    return lambda: plan_run(recipe, tmp_path / "work", given, device="cpu", probe=False)
+
+
+def measured(make_plan: Callable[[], RunPlan], signer: Signer, **options: Any) -> Overhead:
+    said: list[str] = []
+    given = {"runs": 1, "watch": QuietDisplay, "window_s": 0.1, "say": said.append, **options}
+    found = bench.measure_overhead(make_plan, signer, **given)
+    assert len(said) == given["runs"]
+    return found
+
+
+def test_what_the_supervisor_makes_longer_is_found(make_plan, signer, tmp_path: Path) -> None:
+    found = measured(make_plan, signer, runs=2)
+    assert len(found.rests) == 2 and len(found.couples) > 8
+    assert 1.6 < found.ratio < 2.4
+    low, high = found.interval or (0.0, 0.0)
+    assert 1.0 < low < found.ratio < high
+    assert all(0 < rest.between_s < rest.run_s and rest.cpu_s > 0 for rest in found.rests)
+    assert not list((tmp_path / "work" / "runs").iterdir())
+
+
+def test_where_nobody_stands_still_nothing_is_found(make_plan, signer) -> None:
+    assert 0.8 < measured(make_plan, signer, control=True).ratio < 1.25
+
+
+def test_added_work_is_done_for_each_event(make_plan, signer) -> None:
+    [rest] = measured(make_plan, signer, burden_s=0.01).rests
+    assert rest.cpu_s > 0.5
+
+
+def test_the_supervisor_reads_nothing_while_the_trainer_is_bare(
+    make_plan, signer, monkeypatch
+) -> None:
+    seen: list[tuple[set[int], set[int]]] = []
+
+    def look(run: Path, bare_reports: bytes) -> list[tuple[int, int]]:
+        logged = [json.loads(line) for line in (run / "events.jsonl").read_bytes().splitlines()]
+        bare = [json.loads(line) for line in bare_reports.splitlines()]
+        sides = [{e["data"]["step"] for e in side if e["ev"] == "step"} for side in (logged, bare)]
+        seen.append((sides[0], sides[1]))
+        return step_times(run, bare_reports)
+
+    monkeypatch.setattr(bench, "step_times", look)
+    measured(make_plan, signer)
+    [(logged, bare)] = seen
+    assert not logged & bare
+    assert logged | bare == set(range(200))
+    assert len(bare) > 30 and {0, 199} <= logged
+
+
+def test_steps_count_where_they_lie_whole_and_windows_go_by_twos() -> None:
+    windows = [Window(0, 100, True), Window(100, 200, False), Window(200, 300, False)]
+    windows += [Window(300, 400, True), Window(400, 500, True), Window(500, 600, False)]
+    steps = [(10, 40), (40, 90), (90, 120), (120, 140), (140, 190), (190, 260), (260, 300)]
+    steps += [(310, 330), (420, 440), (440, 700)]
+    first, second = couples_of(windows, steps)
+    assert first == pytest.approx(Couple(40e-6, 35e-6, 2, 2))
+    assert second == pytest.approx(Couple(20e-6, 40e-6, 1, 1))
+    assert couples_of(windows[:1], steps) == [] and couples_of([], steps) == []
+
+
+def written(run: Path, signer: Signer, reports: list[tuple[str, dict[str, Any]]]) -> Path:
+    from kit.run.log import EventLog
+
+    log = EventLog(run)
+    log.append("sup", "stage_start", {"stage": "tokenizer"})
+    log.append("trainer", "note", {"text": "", "at_us": 5})
+    log.append("sup", "stage_stop", {"stage": "tokenizer"})
+    log.append("sup", "stage_start", {"stage": "pretrain"})
+    for ev, data in reports:
+        log.append("trainer", ev, data)
+    log.append("sup", "stage_stop", {"stage": "pretrain"})
+    log.close()
+    return run
+
+
+def test_steps_are_put_together_from_the_log_and_the_pipe(tmp_path: Path, signer) -> None:
+    reports = [("step", {"step": n, "at_us": at}) for n, at in ((0, 10), (1, 20), (3, 50))]
+    run = written(tmp_path / "a", signer, [*reports, ("eval", {"name": "val", "at_us": 60})])
+    bare = [
+        {"ev": "step", "data": {"step": 2, "at_us": 35}},
+        {"ev": "step", "data": {"step": 4, "at_us": 70}},
+        {"ev": "step", "data": {"step": 5, "at_us": 85}},
+    ]
+    lines = [json.dumps(report).encode() + b"\n" for report in bare]
+    # The evaluation between the fourth and the fifth is no part of a step.
+    whole = [(10, 20), (20, 35), (35, 50), (70, 85)]
+    assert step_times(run, b"".join(lines)) == whole
+    with pytest.raises(KitError, match="lost"):
+        step_times(run, b"".join(lines[1:]))
+    mute = written(tmp_path / "b", signer, [("step", {"step": 0})])
+    with pytest.raises(KitError, match="does not say when"):
+        step_times(mute, b"")
+
+
+def test_the_tenth_at_each_end_is_left_out() -> None:
+    couples = [Couple(1.01, 1.0, 1, 1)] * 8 + [Couple(9.0, 1.0, 1, 1), Couple(0.5, 1.0, 1, 1)]
+    found = Overhead(couples, RESTS)
+    assert found.ratio == pytest.approx(1.01)
+    assert found.interval == pytest.approx((1.01, 1.01))
+    few = Overhead(COUPLES, RESTS)
+    assert few.ratio == pytest.approx((1.02 * 1.04) ** (1 / 3))
+    low, high = few.interval or (0.0, 0.0)
+    assert low < 1.0 < few.ratio < high < 1.05
+    assert Overhead(COUPLES[:1], RESTS).interval is None
+    assert few.between_share == pytest.approx(0.001) and few.cpu_share == pytest.approx(0.004)
+
+
+def test_a_pipe_that_nearly_filled_is_no_measure() -> None:
+    read, write = os.pipe()
+    try:
+        os.set_blocking(read, False)
+        bench.fcntl.fcntl(write, bench.fcntl.F_SETPIPE_SZ, bench._PIPE_BYTES)
+        assert bench._drain(read) == b""
+        os.write(write, b"x" * 600_000)
+        with pytest.raises(KitError, match="might have waited"):
+            bench._drain(read)
+    finally:
+        os.close(read)
+        os.close(write)
+
+
+def test_too_short_a_training_for_windows_is_said(make_plan, signer) -> None:
+    with pytest.raises(KitError, match="has whole steps") as error:
+        measured(make_plan, signer, window_s=4.0)
+    assert "more steps" in str(error.value.hint)
+
+
+def test_a_trainer_that_fails_is_told_and_no_traceback(
+    make_plan, signer, tmp_path: Path, capfd
+) -> None:
+    (tmp_path / "paced.py").write_text("raise SystemExit('out of ideas')")
+    with pytest.raises(KitError, match="out of ideas"):
+        measured(make_plan, signer)
+    (tmp_path / "paced.py").write_text(
+        PACED.replace("        time", "        step == 60 and sys.exit('half way')\n        time")
+    )
+    with pytest.raises(KitError, match="half way"):
+        measured(make_plan, signer)
+    assert "Traceback" not in capfd.readouterr().err
+    assert not psutil.Process().children()
+
+
+def _measure(make_plan: Callable[[], RunPlan], signer: Signer) -> None:
+    measured(make_plan, signer, window_s=60.0)
+
+
+def test_a_killed_bench_leaves_nothing_behind(make_plan, signer) -> None:
+    """Its supervisor and its trainer end with it, also while one of them stands still."""
+    process = get_context("fork").Process(target=_measure, args=(make_plan, signer))
+    process.start()
+    deadline = time.monotonic() + 20
+    started: list[psutil.Process] = []
+    while len(started) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+        started = psutil.Process(process.pid).children(recursive=True)
+    time.sleep(1.0)
+    process.kill()
+    process.join()
+    assert len(psutil.wait_procs(started, timeout=10)[1]) == 0
 
 
 @pytest.fixture
@@ -35,201 +244,46 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[tuple[RunPlan, dict[str, Any
 
     def measure(make_plan: Callable[[], RunPlan], signer: Any, **rest: Any) -> Overhead:
         made.append((make_plan(), rest))
-        return Overhead(PAIRS[: rest["pairs"]])
+        return Overhead(COUPLES[: rest["runs"]], RESTS)
 
     monkeypatch.setattr(bench, "measure_overhead", measure)
     return made
 
 
-def test_only_tokenizer_and_pretraining_are_run(called) -> None:
+def test_only_tokenizer_and_pretraining_are_run_and_by_the_reference(called) -> None:
     result = CliRunner().invoke(bench_supervisor, ["--steps", "8", "--control"])
     assert result.exit_code == 0, result.output
     [(plan, options)] = called
     assert plan.recipe.stages == ("tokenizer", "pretrain")
     assert plan.recipe.document["stages"] == ["tokenizer", "pretrain"]
     assert plan.recipe.section("pretrain")["num_steps"] == 8
-    assert options["control"] is True and options["pairs"] == 2
-    assert "a bare run against a bare one" in result.output
-    assert "of one core" not in result.output
+    assert plan.recipe.section("trainer")["command"] == ["python", "-m", "reference.stamped"]
+    assert options["control"] is True and options["runs"] == 2
+    assert "two names for the same" in result.output
 
 
-def test_pairs_are_taken_together(called) -> None:
-    line = ["--pairs", "3", "--burden", "20"]
+def test_what_is_found_is_told(called) -> None:
+    line = ["--runs", "3", "--burden", "20", "--window", "1.5"]
     told = json.loads(CliRunner().invoke(bench_supervisor, ["--json", *line]).stdout)
     assert called[0][1]["burden_s"] == pytest.approx(0.02)
-    assert told["cpu_share"] == pytest.approx(1.3 / 506)
+    assert called[0][1]["window_s"] == 1.5
     assert told["ratio"] == pytest.approx((1.02 * 1.04) ** (1 / 3))
-    assert told["felt"] == pytest.approx(6 / 1.3)
-    low, high = told["ratio_95"]
-    assert low < 1.0 < told["ratio"] < high < 1.05
-    assert len(told["pairs"]) == 3
+    assert told["cpu_share"] == pytest.approx(0.004) and len(told["couples"]) == 3
     said = CliRunner().invoke(bench_supervisor, line).stdout
-    assert "against a bare one: +1.99% (95 %:" in said
-    assert "0.26% of one core" in said and "the runs took 4.62 s longer" in said
-    assert "longer" not in CliRunner().invoke(bench_supervisor, ["--pairs", "3"]).stdout
+    assert "steps under the supervisor: +1.99% (95 %:" in said
+    assert "0.40% of one core" in said and "0.10% of the time" in said
+    alone = CliRunner().invoke(bench_supervisor, ["--runs", "1"]).stdout
+    assert "+2.00%; couples of windows: 1" in alone and "95" not in alone
 
 
-def test_one_pair_has_no_interval(called) -> None:
-    result = CliRunner().invoke(bench_supervisor, ["--pairs", "1"])
-    assert "+2.00%; pairs: 1" in result.stdout and "95" not in result.stdout
-
-
-def test_only_turns_on_the_clock_count() -> None:
-    second = 10**9
-    turns = [Turn(0, 2 * second), Turn(3 * second, 4 * second), Turn(5 * second, 7 * second)]
-    assert seconds_within(turns, Clocked(second, 6 * second, 0.0)) == pytest.approx(3.0)
-    assert seconds_within(turns, Clocked(8 * second, 9 * second, 0.0)) == 0
-
-
-COUNT = """
-import os, sys, time
-for _ in range(60):
-    os.write(1, b"%d\\n" % time.clock_gettime_ns(time.CLOCK_BOOTTIME))
-    time.sleep(0.01)
-"""
-
-
-def _count(path: Path) -> Clocked:
-    """Notes moments in a grandchild that is a session of its own, as a supervised stage is."""
-    began_ns = boottime_ns()
-    with path.open("wb") as file:
-        subprocess.run(
-            [sys.executable, "-c", COUNT], stdout=file, start_new_session=True, check=True
-        )
-    return Clocked(began_ns, boottime_ns(), 0.0)
-
-
-def test_sides_take_turns_and_what_they_started_with_them(tmp_path: Path) -> None:
-    paths = tmp_path / "a", tmp_path / "b"
-    ends = take_turns([partial(_count, path) for path in paths], 0.1)
-    for path, (turns, clocked) in zip(paths, ends, strict=True):
-        moments = [int(line) for line in path.read_text().split()]
-        assert len(moments) == 60 and len(turns) > 2
-        late_ns = 20_000_000  # a signal takes its time
-        inside = [m for m in moments if any(t.began_ns <= m <= t.ended_ns + late_ns for t in turns)]
-        assert len(inside) == 60
-        assert seconds_within(turns, clocked) < (clocked.ended_ns - clocked.began_ns) / 1e9
-    (first, _), (second, _) = ends
-    for a, b in zip(first, second, strict=False):
-        assert a.ended_ns <= b.began_ns
-
-
-def _spin(rounds: int) -> Clocked:
-    began_ns = boottime_ns()
-    total = 0
-    for number in range(rounds):
-        total += number
-    return Clocked(began_ns, boottime_ns(), 0.0)
-
-
-def test_twice_the_work_is_twice_the_time() -> None:
-    ends = take_turns([partial(_spin, 12_000_000), partial(_spin, 6_000_000)], 0.05)
-    twice, once = (seconds_within(turns, clocked) for turns, clocked in ends)
-    assert 1.4 < twice / once < 2.8
-
-
-def _fail() -> Clocked:
-    time.sleep(0.1)
-    os._exit(3)
-
-
-def _linger(path: Path) -> Clocked:
-    child = subprocess.Popen(["sleep", "600"], start_new_session=True)
-    path.write_text(str(child.pid))
-    child.wait()
-    raise AssertionError
-
-
-def test_a_side_that_fails_ends_the_other_with_all_it_started(tmp_path: Path) -> None:
-    path = tmp_path / "pid"
-    with pytest.raises(KitError, match="exit code 3"):
-        take_turns([partial(_linger, path), _fail], 0.3)
-    child = int(path.read_text())
-    deadline = time.monotonic() + 10
-    while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def _measure(path: Path) -> None:
-    take_turns([partial(_linger, path), partial(_linger, path.with_suffix(".b"))], 0.3)
-
-
-def test_a_killed_bench_leaves_nothing_behind(tmp_path: Path) -> None:
-    """Both sides' processes end with it, the one that stands still as well."""
-    path = tmp_path / "pid"
-    process = get_context("fork").Process(target=_measure, args=(path,))
-    process.start()
-    deadline = time.monotonic() + 10
-    while not path.with_suffix(".b").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    started = psutil.Process(process.pid).children(recursive=True)
-    process.kill()
-    process.join()
-    sides = [found for found in started if found.name() != "sleep"]
-    assert len(sides) == 2
-    assert len(psutil.wait_procs(sides, timeout=10)[1]) == 0
-
-
-@pytest.fixture
-def make_plan(tmp_path: Path) -> Callable[[], RunPlan]:
-    pytest.importorskip("pyarrow")
-    return tamper.pretraining_plan(tmp_path)
-
-
-def test_real_runs_are_timed_and_cleared_away(make_plan, tmp_path: Path) -> None:
-    signer = load_or_create_signer(tmp_path / "keys")
-    said: list[str] = []
-    found = bench.measure_overhead(make_plan, signer, pairs=2, say=said.append)
-    assert len(said) == 2
-    assert all(0 < p.supervisor_cpu_s < p.supervised_s and p.bare_s > 0.1 for p in found.pairs)
-    low, high = found.interval or (0.0, 0.0)
-    assert 0 < low <= found.ratio <= high
-    assert not list((tmp_path / "work" / "runs").iterdir())
-    [burdened] = bench.measure_overhead(
-        make_plan, signer, pairs=1, burden_s=0.05, say=said.append
-    ).pairs
-    assert burdened.supervisor_cpu_s > 2 * max(p.supervisor_cpu_s for p in found.pairs)
-    [control] = bench.measure_overhead(
-        make_plan, signer, pairs=1, control=True, say=said.append
-    ).pairs
-    assert control.supervised_s > 0.1
-
-
-def test_other_work_is_no_comparison(make_plan, tmp_path: Path, monkeypatch) -> None:
-    real = bench.run_bare
-
-    def idle(plan: RunPlan) -> Clocked:
-        clocked = real(plan)
-        [weights] = (plan.run / "checkpoints" / "pretrain").glob("*.safetensors")
-        weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
-        return clocked
-
-    monkeypatch.setattr(bench, "run_bare", idle)
-    signer = load_or_create_signer(tmp_path / "keys")
-    with pytest.raises(KitError, match="different files in checkpoints/pretrain"):
-        bench.measure_overhead(make_plan, signer, pairs=1, say=print)
-
-
-def test_a_stage_that_fails_is_told_and_no_traceback(make_plan, tmp_path: Path, capfd) -> None:
-    (tmp_path / "bigram_trainer.py").write_text("raise SystemExit('out of ideas')")
-    signer = load_or_create_signer(tmp_path / "keys")
-    for side in (
-        partial(bench.run_bare, make_plan()),
-        partial(bench.run_supervised, make_plan(), signer),
-    ):
-        with pytest.raises(KitError, match="out of ideas"):
-            take_turns([side], 0.5)
-    assert "Traceback" not in capfd.readouterr().err
-
-
-def test_what_it_cannot_do_is_said_at_once(called) -> None:
+def test_what_it_cannot_do_is_said_at_once(called, make_plan, tmp_path: Path) -> None:
+    (tmp_path / "own.toml").write_text(RECIPE + '[data]\nkind = "stories"\n')
     for options, said in (
         (["-r", "nano"], "`nano` needs data"),
-        (["--control", "--burden", "1"], "--control has none"),
-        (["--pairs", "0"], "--pairs"),
+        (["-r", str(tmp_path / "own.toml")], "trainer of its own"),
+        (["--runs", "0"], "--runs"),
+        (["--window", "0"], "--window"),
     ):
         result = CliRunner().invoke(bench_supervisor, options)
-        assert result.exit_code == 2 and said in result.output
+        assert result.exit_code == 2 and said in result.output, result.output
     assert not called
