@@ -284,6 +284,9 @@ def stage_environment(threads: int, run: Path) -> dict[str, str]:
         # libgomp's threads spin for milliseconds at each barrier. On a machine that also does
         # something else the wait is for a thread that has no core: six times slower, measured.
         "GOMP_SPINCOUNT": "10000",
+        # glibc would give memory back and ask for it anew within a step, each page zeroed again.
+        "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
+        "MALLOC_TRIM_THRESHOLD_": str(2**30),
         "TOKENIZERS_PARALLELISM": "true",
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
         "HF_HUB_OFFLINE": "1",

@@ -38,7 +38,7 @@ POLL_S = 0.25
 # Reports of steps are stamped when they come and taken in together, at most so many and so late:
 # each alone would find the caches full of the trainer's things and cost it thrice the time. Fewer
 # than `verify` lets a kill lose.
-HELD_STEPS = 8
+HELD_REPORTS = 8
 HELD_S = 1.0
 _STEP_BEGINS = (b'{"ev": "step"', b'{"ev":"step"')
 KILL_AFTER_S = 30.0  # between SIGTERM and SIGKILL
@@ -203,7 +203,7 @@ class _Listener:
                 self._read()
         if self._held and (
             self._urgent
-            or len(self._held) >= HELD_STEPS
+            or len(self._held) >= HELD_REPORTS
             or self._file is None
             or boottime_ns() - self._held[0][1].boottime_ns > HELD_S * 1e9
         ):

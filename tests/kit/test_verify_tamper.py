@@ -26,10 +26,12 @@ from tamper import Draft, chain_lines, gpu_run, scale, step_times
 
 from kit.core_eval.statistics import TaskOutcomes, normal_interval
 from kit.run.log import LOG_KIND
+from kit.run.process import HELD_REPORTS
 from kit.run.telemetry import TELEMETRY_KIND
 from kit.trust import sshsig
 from kit.trust.sign import signed_bytes
 from kit.verify import CHECKS, Options, Report, verify_result
+from kit.verify.thresholds import LOST_STEPS
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,24 @@ def test_an_interface_that_went_away_during_the_run_is_no_forgery(tmp_path: Path
     draft.events[-1]["data"]["environment"]["rx_bytes"] = 0
     report = verify_result(draft.write(tmp_path / "run"))
     assert report.verdict == "consistent", explain(report)
+
+
+@pytest.mark.parametrize(
+    ("lost", "status"), [(HELD_REPORTS, "warn"), (LOST_STEPS - 1, "warn"), (LOST_STEPS, "fail")]
+)
+def test_reports_that_died_with_a_supervisor_are_forgiven_up_to_a_limit(
+    tmp_path: Path, lost: int, status: str
+) -> None:
+    draft = gpu_run(seed=4, steps=90, resume_at=37)
+    resume = draft.events.index(draft.of("resume")[0])
+    last = max(e["data"]["step"] for e in draft.events[:resume] if e["ev"] == "step")
+    draft.events[resume:] = [
+        e for e in draft.events[resume:] if e["ev"] != "step" or e["data"]["step"] > last + lost
+    ]
+    report = verify_result(draft.write(tmp_path / "run"))
+    assert report.status("V08") == status, explain(report)
+    assert report.verdict == ("refused" if status == "fail" else "consistent"), explain(report)
+    assert any(f"{lost} steps" in f.message or "jumps" in f.message for f in report.of("V08"))
 
 
 def test_a_real_run_through_the_supervisor_passes(cpu_run: Path) -> None:
