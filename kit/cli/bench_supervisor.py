@@ -53,7 +53,8 @@ def bench_supervisor(
 
     In each run (tokenizer and pretraining) the supervisor stands still for half of the time, half a
     second at a time, in drawn order, and the time from step to step is compared. Less than 0.5 % is
-    the aim. The noise of a step is far more: take many steps.
+    the aim. A step's noise is far more: take thousands, and bind it to one core (taskset -c 1),
+    where steps are steadier and the supervisor has no core of its own to hide on.
     """
     from rich.console import Console
 

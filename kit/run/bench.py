@@ -1,11 +1,11 @@
 """What supervision costs: steps of one training, its supervisor at work or standing still.
 
 Two equal runs differ by percents, far more than supervision costs, wherever they run. So both sides
-of the comparison are one run: in windows of a few seconds its supervisor is stopped by a signal and
-the same trainer, in the same memory, goes on bare; in the windows between all is as ever. Windows
-come in couples, one of each kind, whose order is drawn. The trainer puts the moment into each of
-its reports, because nobody else may look while it is bare; what it reports into the pipe then is
-read when the window is over, and thrown away but for those moments.
+of the comparison are one run: in windows of a second or so its supervisor is stopped by a signal
+and the same trainer, in the same memory, goes on bare; in the windows between all is as ever.
+Windows come in couples, one of each kind, whose order is drawn. The trainer puts the moment into
+each of its reports, because nobody else may look while it is bare; what it reports into the pipe
+then is read when the window is over, and thrown away but for those moments.
 
 What the supervisor does by the clock, a sample of the telemetry each second, it does here every two
 seconds: for one of them it stands still, and what was due then it does when it goes on.
@@ -315,7 +315,8 @@ def _in_windows(
 def _read_end(trainer: int, descriptor: str) -> int:
     """A second read end of the pipe into which the trainer reports."""
     pipe = os.open(f"/proc/{trainer}/fd/{descriptor}", os.O_RDONLY | os.O_NONBLOCK)
-    fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+    with contextlib.suppress(PermissionError):  # a user may have no more pages in pipes
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
     return pipe
 
 
@@ -323,7 +324,7 @@ def _drain(pipe: int) -> bytes:
     chunk = b""
     with contextlib.suppress(BlockingIOError):
         chunk = os.read(pipe, _PIPE_BYTES)
-    if len(chunk) > _PIPE_BYTES // 2:
+    if len(chunk) > fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ) // 2:
         raise KitError("a bare trainer's reports nearly filled the pipe: it might have waited")
     return chunk
 
