@@ -11,16 +11,13 @@ from pathlib import Path
 import click
 
 STAGES = ("tokenizer", "pretrain")
-STAMPED = [
-    "python",
-    "-m",
-    "reference.stamped",
-]  # the reference trainer, with moments in its reports
+# The reference trainer, with moments in its reports.
+STAMPED = ["python", "-m", "reference.stamped"]
 
 
 @click.command("supervisor")
 @click.option("--recipe", "-r", default="smoke", show_default=True, help="Name or TOML file.")
-@click.option("--runs", default=2, show_default=True, type=click.IntRange(min=1))
+@click.option("--runs", default=2, show_default=True, type=click.IntRange(min=1), help="How many.")
 @click.option("--steps", type=click.IntRange(min=4), help="Of pretraining; else the recipe's.")
 @click.option(
     "--window",

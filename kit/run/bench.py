@@ -7,6 +7,9 @@ Windows come in couples, one of each kind, whose order is drawn. The trainer put
 each of its reports, because nobody else may look while it is bare; what it reports into the pipe
 then is read when the window is over, and thrown away but for those moments.
 
+A supervisor that goes on first does what fell due while it stood. It therefore goes on when a step
+has just begun, so that this lies in a step that counts; so does the signal, which no real run has.
+
 What the supervisor does by the clock, a sample of the telemetry each second, it does here every two
 seconds: for one of them it stands still, and what was due then it does when it goes on.
 
@@ -22,6 +25,7 @@ import json
 import math
 import os
 import random
+import select
 import shutil
 import signal
 import statistics
@@ -49,6 +53,7 @@ from kit.trust.keys import Signer
 STAGE = "pretrain"
 WARM_STEPS = 10  # before them memory is still allocated and caches fill
 _PIPE_BYTES = 2**20  # room for what is reported in a bare window
+_REPORT_MS = 60_000  # no step of a recipe that this can time is as long
 _FORK = get_context("fork")
 
 
@@ -254,12 +259,14 @@ def _run(
     sender.close()
     assert process.pid is not None
     windows: list[Window] = []
-    bare = b""
+    bare, stood_s = b"", 0.0
     try:
         while not receiver.poll(0.1):
             if step.value >= WARM_STEPS and not windows:
                 ended = partial(receiver.poll, 0)
-                windows, bare = _in_windows(process.pid, step, plan, window_s, control, ended)
+                windows, bare, stood_s = _in_windows(
+                    process.pid, step, plan, window_s, control, ended
+                )
         try:
             rest = receiver.recv()
         except EOFError:
@@ -269,8 +276,7 @@ def _run(
     finally:
         process.kill()
         process.join()
-    stood_s = 0 if control else sum(w.ended_us - w.began_us for w in windows if not w.supervised)
-    return windows, bare, rest._replace(run_s=rest.run_s - stood_s / 1e6)
+    return windows, bare, rest._replace(run_s=rest.run_s - stood_s)
 
 
 def _in_windows(
@@ -280,11 +286,11 @@ def _in_windows(
     window_s: float,
     control: bool,
     ended: Callable[[], bool],
-) -> tuple[list[Window], bytes]:
+) -> tuple[list[Window], bytes, float]:
     """Stops the supervisor and lets it go on until pretraining is nearly over.
 
     Returns:
-        The windows, and all that the trainer reported in the bare ones.
+        The windows, all that the trainer reported in the bare ones, and the seconds stood still.
     """
     import psutil  # type: ignore[import-untyped]
 
@@ -293,23 +299,32 @@ def _in_windows(
     windows: list[Window] = []
     chunks: list[bytes] = []
     before, most = step.value, 1
+    stopped_s, stood_s = None, 0.0
+    report = select.poll()
+    report.register(pipe, select.POLLIN)
     try:
         # The last reports belong into the log: well before them this ends.
         while step.value + 3 * most < plan.recipe.section(STAGE)["num_steps"] and not ended():
             for supervised in random.sample((True, False), 2):
-                stands = not supervised and not control
-                if stands:
-                    os.kill(supervising, signal.SIGSTOP)
                 began_us = time.monotonic_ns() // 1000
-                time.sleep(window_s)
-                windows.append(Window(began_us, time.monotonic_ns() // 1000, supervised))
-                if stands:
-                    chunks.append(_drain(pipe))
+                if supervised and stopped_s is not None:
+                    report.poll(_REPORT_MS)  # left for the supervisor to read
                     os.kill(supervising, signal.SIGCONT)
+                    stood_s, stopped_s = stood_s + time.monotonic() - stopped_s, None
+                elif not supervised and stopped_s is None and not control:
+                    os.kill(supervising, signal.SIGSTOP)
+                    stopped_s = time.monotonic()
+                time.sleep(window_s)
+                if stopped_s is not None:
+                    chunks.append(_drain(pipe))
+                windows.append(Window(began_us, time.monotonic_ns() // 1000, supervised))
             before, most = step.value, max(most, step.value - before)
     finally:
+        if stopped_s is not None:
+            os.kill(supervising, signal.SIGCONT)
+            stood_s += time.monotonic() - stopped_s
         os.close(pipe)
-    return windows, b"".join(chunks)
+    return windows, b"".join(chunks), stood_s
 
 
 def _read_end(trainer: int, descriptor: str) -> int:
@@ -340,6 +355,7 @@ def _supervise(
 ) -> None:
     """The child: a run as `n4090-kit run` does it, its own work timed."""
     die_with_parent()  # killed, this bench must not leave a supervisor standing still for ever
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the bench, and the bench this
     moments: dict[str, tuple[float, float]] = {}
     staged: list[float] = []
 

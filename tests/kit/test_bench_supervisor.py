@@ -96,6 +96,24 @@ def test_what_the_supervisor_makes_longer_is_found(make_plan, signer, tmp_path: 
     assert not list((tmp_path / "work" / "runs").iterdir())
 
 
+def test_the_supervisor_goes_on_where_a_step_begins(make_plan, signer, tmp_path: Path) -> None:
+    """What fell due while it stood must not lie in a step that is left out."""
+    watched = PACED.replace(
+        "        time.sleep(0.01 if alone() else 0.02)",
+        "        time.sleep(0.005)\n        first = alone()\n        time.sleep(0.02)\n"
+        "        marks.write(f'{first:d}{alone():d}\\n')",
+    ).replace(
+        'if request["stage"]',
+        'marks = open(Path(__file__).parent / "marks", "a")\nif request["stage"]',
+    )
+    (tmp_path / "paced.py").write_text(watched)
+    measured(make_plan, signer, window_s=0.15)
+    marks = (tmp_path / "marks").read_text().split()
+    stops, goes = marks.count("01"), marks.count("10")
+    assert stops > 3  # it is stopped anywhere
+    assert goes <= 1
+
+
 def test_where_nobody_stands_still_nothing_is_found(make_plan, signer) -> None:
     assert 0.8 < measured(make_plan, signer, control=True).ratio < 1.25
 
@@ -136,7 +154,7 @@ def test_steps_count_where_they_lie_whole_and_windows_go_by_twos() -> None:
     assert couples_of(windows[:1], steps) == [] and couples_of([], steps) == []
 
 
-def written(run: Path, signer: Signer, reports: list[tuple[str, dict[str, Any]]]) -> Path:
+def written(run: Path, reports: list[tuple[str, dict[str, Any]]]) -> Path:
     from kit.run.log import EventLog
 
     log = EventLog(run)
@@ -151,9 +169,9 @@ def written(run: Path, signer: Signer, reports: list[tuple[str, dict[str, Any]]]
     return run
 
 
-def test_steps_are_put_together_from_the_log_and_the_pipe(tmp_path: Path, signer) -> None:
+def test_steps_are_put_together_from_the_log_and_the_pipe(tmp_path: Path) -> None:
     reports = [("step", {"step": n, "at_us": at}) for n, at in ((0, 10), (1, 20), (3, 50))]
-    run = written(tmp_path / "a", signer, [*reports, ("eval", {"name": "val", "at_us": 60})])
+    run = written(tmp_path / "a", [*reports, ("eval", {"name": "val", "at_us": 60})])
     bare = [
         {"ev": "step", "data": {"step": 2, "at_us": 35}},
         {"ev": "step", "data": {"step": 4, "at_us": 70}},
@@ -165,7 +183,7 @@ def test_steps_are_put_together_from_the_log_and_the_pipe(tmp_path: Path, signer
     assert step_times(run, b"".join(lines)) == whole
     with pytest.raises(KitError, match="lost"):
         step_times(run, b"".join(lines[1:]))
-    mute = written(tmp_path / "b", signer, [("step", {"step": 0})])
+    mute = written(tmp_path / "b", [("step", {"step": 0})])
     with pytest.raises(KitError, match="does not say when"):
         step_times(mute, b"")
 
@@ -223,17 +241,18 @@ def _measure(make_plan: Callable[[], RunPlan], signer: Signer) -> None:
     measured(make_plan, signer, window_s=60.0)
 
 
-def test_a_killed_bench_leaves_nothing_behind(make_plan, signer) -> None:
-    """Its supervisor and its trainer end with it, also while one of them stands still."""
+def test_a_killed_bench_leaves_nothing_behind(make_plan, signer, monkeypatch) -> None:
+    """Its trainer ends with it, and its supervisor that stands still."""
+    monkeypatch.setattr(bench.random, "sample", lambda *_: (False, True))
     process = get_context("fork").Process(target=_measure, args=(make_plan, signer))
     process.start()
     deadline = time.monotonic() + 20
     started: list[psutil.Process] = []
-    while len(started) < 2:
+    while not any(each.status() == psutil.STATUS_STOPPED for each in started):
         assert time.monotonic() < deadline
         time.sleep(0.05)
         started = psutil.Process(process.pid).children(recursive=True)
-    time.sleep(1.0)
+    assert len(started) == 2
     process.kill()
     process.join()
     assert len(psutil.wait_procs(started, timeout=10)[1]) == 0
