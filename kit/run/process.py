@@ -36,7 +36,7 @@ from kit.timing import ClockSample, boottime_ns
 
 POLL_S = 0.25
 # Reports of steps are stamped when they come and taken in together, at most so many and so late:
-# each alone would find the caches full of the trainer's things and cost it thrice the time. Fewer
+# each alone would find the caches full of the trainer's things and cost twice the time. Fewer
 # than `verify` lets a kill lose.
 HELD_REPORTS = 8
 HELD_S = 1.0
