@@ -11,10 +11,10 @@ from __future__ import annotations
 import ctypes
 import os
 import time
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 _SYS_CLOCK_GETTIME = {"x86_64": 228, "aarch64": 113}.get(os.uname().machine)
 _LIBC = ctypes.CDLL(None)
@@ -78,8 +78,7 @@ def boot_id() -> str | None:
         return None
 
 
-@dataclass(frozen=True)
-class ClockSample:
+class ClockSample(NamedTuple):
     """All clocks at one moment; `None` where this system has no such clock."""
 
     boottime_ns: int

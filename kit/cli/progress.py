@@ -12,8 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
@@ -22,6 +22,8 @@ from kit.recipe import Recipe
 Event = dict[str, Any]
 PLAIN_EVERY_S = 10.0
 LIVE_EVERY_S = 1.0
+_ERASE = "\r\x1b[2K"
+_CONTROLS = dict.fromkeys((*range(0x20), *range(0x7F, 0xA0)), "?")
 SMOOTHING = 0.1  # weight of the newest step in the shown speed
 
 
@@ -109,7 +111,8 @@ class Reading:
         if self.run_start_ns is not None:
             used_s = (self.now_ns - self.run_start_ns) / 1e9
             parts.append(f"budget left {_duration(self.recipe.budget_s - used_s)}")
-        return "  ".join(parts)
+        # The trainer names some of them: no terminal may take a name for a command.
+        return "  ".join(parts).translate(_CONTROLS)
 
 
 class QuietDisplay:
@@ -169,10 +172,9 @@ class LiveDisplay(PlainDisplay):
         super().__init__(recipe)
         self._console = console or Console(stderr=True)
         self._next_line, self._every_s = 0.0, every_s
-        # Drawn when an event comes, no oftener than a person reads: the trainer wants the core.
-        self._live = Live(console=self._console, auto_refresh=False, transient=True)
 
     def say(self, text: str) -> None:
+        self._console.file.write(_ERASE)
         self._console.print(Text(text))
 
     def observe(self, event: Event) -> None:
@@ -182,12 +184,25 @@ class LiveDisplay(PlainDisplay):
             self.reading.take(event)
             if time.monotonic() < self._next_line:
                 return
-        line = Text(self.reading.line(), style="cyan", no_wrap=True, overflow="ellipsis")
-        self._live.update(line, refresh=True)
+        self._draw()
         self._next_line = time.monotonic() + self._every_s
 
+    def _draw(self) -> None:
+        """Writes the line, no oftener than a person reads: the trainer wants the core.
+
+        Past the library's layout, which takes ten times as long while the trainer fills the caches.
+        """
+        line = self.reading.line()
+        room = self._console.width - 1
+        if cell_len(line) > room:
+            line = set_cell_size(line, room - 1) + "…"
+        if not self._console.no_color:
+            line = f"\x1b[36m{line}\x1b[0m"
+        self._console.file.write(_ERASE + line)
+        self._console.file.flush()
+
     def __enter__(self) -> Self:
-        self._live.start()
+        self._console.show_cursor(False)
         return self
 
     def __exit__(
@@ -196,7 +211,9 @@ class LiveDisplay(PlainDisplay):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._live.stop()
+        self._console.file.write(_ERASE)
+        self._console.show_cursor(True)
+        self._console.file.flush()
 
 
 def print_summary(result: dict[str, Any], path: Path) -> None:
