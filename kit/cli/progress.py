@@ -43,8 +43,9 @@ def make_display(recipe: Recipe, *, quiet: bool) -> Display:
     """The display that fits: none, plain lines, or a live line on a terminal."""
     if quiet:
         return QuietDisplay()
-    if sys.stderr.isatty():
-        return LiveDisplay(recipe)
+    console = Console(stderr=True)
+    if sys.stderr.isatty() and not console.is_dumb_terminal:
+        return LiveDisplay(recipe, console)
     return PlainDisplay(recipe)
 
 

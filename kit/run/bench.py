@@ -9,6 +9,8 @@ then is read when the window is over, and thrown away but for those moments.
 
 A supervisor that goes on first does what fell due while it stood. It therefore goes on when a step
 has just begun, so that this lies in a step that counts; so does the signal, which no real run has.
+What this finds is therefore too much rather than too little: the step that it is stopped in counts
+for nothing, but what came in it is taken when it goes on. A known burden shows by how much.
 
 What the supervisor does by the clock, a sample of the telemetry each second, it does here every two
 seconds: for one of them it stands still, and what was due then it does when it goes on.

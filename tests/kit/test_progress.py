@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 from typing import Any
 
+import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from kit.cli.progress import LiveDisplay
+from kit.cli.progress import LiveDisplay, PlainDisplay, make_display
 from kit.recipe import load_recipe
 
 
@@ -60,3 +61,13 @@ def test_lines_above_the_live_one_stand_alone() -> None:
     seen = [line.rsplit("\r\x1b[2K", 1)[-1] for line in text.split("\n")]
     assert seen[0].endswith("pretrain: started")
     assert seen[1] == "pretrain: complete after 0:20"
+
+
+@pytest.mark.parametrize(("kind", "moves"), [("xterm", True), ("dumb", False)])
+def test_a_terminal_that_erases_nothing_gets_plain_lines(
+    monkeypatch: pytest.MonkeyPatch, kind: str, moves: bool
+) -> None:
+    monkeypatch.setenv("TERM", kind)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    display = make_display(load_recipe("smoke"), quiet=False)
+    assert isinstance(display, PlainDisplay) and isinstance(display, LiveDisplay) is moves
