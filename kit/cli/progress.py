@@ -6,6 +6,7 @@ lines come at a readable pace. Both are fed by the events the log stores, nothin
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from pathlib import Path
@@ -191,7 +192,8 @@ class LiveDisplay(PlainDisplay):
     def _draw(self) -> None:
         """Writes the line, no oftener than a person reads: the trainer wants the core.
 
-        Past the library's layout, which takes ten times as long while the trainer fills the caches.
+        Past the library's layout, which takes three times as long when the trainer has filled the
+        caches.
         """
         line = self.reading.line()
         room = self._console.width - 1
@@ -212,9 +214,10 @@ class LiveDisplay(PlainDisplay):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._console.file.write(_ERASE)
-        self._console.show_cursor(True)
-        self._console.file.flush()
+        with contextlib.suppress(OSError):  # the terminal was closed during the run
+            self._console.file.write(_ERASE)
+            self._console.show_cursor(True)
+            self._console.file.flush()
 
 
 def print_summary(result: dict[str, Any], path: Path) -> None:

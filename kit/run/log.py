@@ -47,7 +47,7 @@ class EventLog:
     """Appends events to RUN/events.jsonl; the one process that does.
 
     Args:
-        observe: Called with every event as stored.
+        observe: Called with every event as stored; where it cannot write any more, no longer.
     """
 
     def __init__(
@@ -85,7 +85,10 @@ class EventLog:
         if ev in _SYNCED:
             self._writer.sync()
         if self._observe:
-            self._observe(event)
+            try:
+                self._observe(event)
+            except OSError:  # nobody watches: a closed terminal or pipe ends no run
+                self._observe = None
         return event
 
     def now_ns(self) -> int:

@@ -61,7 +61,7 @@ class StageOutcome:
 
 @dataclass
 class StopFlag:
-    """Set by Ctrl-C or SIGTERM; a second request ends the stage without waiting."""
+    """Set by Ctrl-C, SIGTERM or SIGHUP; a second request ends the stage without waiting."""
 
     count: int = 0
     signals: list[int] = field(default_factory=list)

@@ -143,10 +143,17 @@ def supervise(plan: RunPlan, signer: Signer, *, observe: Observe, stop: StopFlag
 
 @contextlib.contextmanager
 def stop_on_signals(stop: StopFlag) -> Iterator[None]:
-    """Lets Ctrl-C and SIGTERM end the run cleanly while inside."""
+    """Lets Ctrl-C, SIGTERM and a closed terminal end the run cleanly while inside."""
+
+    def hang_up(number: int, _frame: Any) -> None:
+        if not stop:  # both shell and kernel send it; twice would not wait for a checkpoint
+            stop.request(number)
+
     previous = {
         number: signal.signal(number, stop.request) for number in (signal.SIGINT, signal.SIGTERM)
     }
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # else `nohup` wants the run to go on
+        previous[signal.SIGHUP] = signal.signal(signal.SIGHUP, hang_up)
     try:
         yield
     finally:

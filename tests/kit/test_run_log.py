@@ -1,12 +1,16 @@
 """The event log: stamped, chained, and continued after a kill or a reboot."""
 
+import errno
 import json
+import signal
 from pathlib import Path
 
 import pytest
 
 from kit.run import log as log_module
 from kit.run.log import LOG_KIND, EventLog
+from kit.run.process import StopFlag
+from kit.run.supervisor import stop_on_signals
 from kit.schemas import problems
 from kit.timing import ClockSample
 from kit.trust.chain import read_chain
@@ -31,6 +35,38 @@ def test_all_clocks_count_from_the_same_origin(tmp_path: Path) -> None:
     for value in (event["clocks"]["raw_ns"], event["clocks"]["syscall_ns"]):
         assert abs(value - event["t_ns"]) < 50_000_000
     assert abs(event["clocks"]["uptime_ms"] * 1_000_000 - event["t_ns"]) < 100_000_000
+
+
+def test_a_watcher_whose_terminal_is_gone_ends_no_run(tmp_path: Path) -> None:
+    seen = []
+
+    def observe(event: dict[str, object]) -> None:
+        seen.append(event["seq"])
+        if event["seq"] == 1:
+            raise OSError(errno.EIO, "Input/output error")
+
+    log = EventLog(tmp_path, observe)
+    for _ in range(4):
+        log.append("sup", "note", {})
+    log.close()
+    assert read_chain(tmp_path / "events.jsonl", LOG_KIND).count == 4
+    assert seen == [0, 1]
+
+
+def test_a_closed_terminal_asks_once_and_nohup_is_heeded() -> None:
+    stop = StopFlag()
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        with stop_on_signals(stop):
+            signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(signal.SIGHUP)
+        assert stop.count == 1 and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with stop_on_signals(stop):
+            signal.raise_signal(signal.SIGHUP)
+        assert stop.count == 1 and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_log_goes_on_after_a_kill_and_counts_the_time_between(tmp_path: Path) -> None:
