@@ -103,7 +103,7 @@ def save_state(folder: Path, step: int, state: dict[str, Any]) -> int:
     rename_whole(path, lambda temporary: torch.save({"step": step, **state}, temporary))
     digest = _digest(path)
     rename_whole(path.with_suffix(".sha256"), lambda temporary: temporary.write_text(digest))
-    for old in sorted(states.glob("step-*.pt"))[:-_KEPT_STATES]:
+    for old in _states(folder)[_KEPT_STATES:]:
         old.unlink()
         old.with_suffix(".sha256").unlink(missing_ok=True)
     return path.stat().st_size
@@ -175,31 +175,57 @@ def _copied(value: Any) -> Any:
     return value
 
 
-def load_latest_state(folder: Path) -> tuple[int, dict[str, Any]] | None:
+def load_latest_state(
+    folder: Path, resume_step: int | None = None
+) -> tuple[int, dict[str, Any]] | None:
     """The newest state that is whole, or None when there is none to go on from.
+
+    Args:
+        resume_step: Of the request: a state behind it is passed over, for some steps before that
+            state were never reported. Not for the first of all, the stage then begins anew; but if
+            every one of several lies behind it, the oldest is better than all the work once more.
 
     Raises:
         TrainerError: There are states, and all of them are damaged.
     """
-    paths = sorted((folder / STATE_FOLDER).glob("step-*.pt"), reverse=True)
-    for path in paths:
-        digest = path.with_suffix(".sha256")
-        if digest.is_file() and digest.read_text() == _digest(path):
+    paths = [path for path in _states(folder) if path.with_suffix(".sha256").is_file()]
+    reported = [path for path in paths if resume_step is None or _step(path) <= resume_step]
+    unreported = [path for path in reversed(paths) if path not in reported]
+    if len(paths) == 1 and unreported:
+        return None
+    for path in reported + unreported:
+        if path.with_suffix(".sha256").read_text() == _digest(path):
             state = torch.load(path, map_location="cpu", weights_only=True)
             return state["step"], state
-    finished = [path for path in paths if path.with_suffix(".sha256").is_file()]
-    if finished:
+    if paths:
         raise TrainerError(
             "bad_input",
-            f"{finished[0]} is damaged, and so is every older state",
+            f"{paths[0]} is damaged, and so is every older state",
             "Check the disk; remove the folder to begin this stage again.",
         )
     return None
 
 
+def drop_states_after(folder: Path, step: int) -> None:
+    """Removes the states that a stage which goes on at `step` will write once more."""
+    for path in _states(folder):
+        if _step(path) > step:
+            path.with_suffix(".sha256").unlink(missing_ok=True)
+            path.unlink()
+
+
 def clear_states(folder: Path) -> None:
     """Removes what only an unfinished stage needs."""
     shutil.rmtree(folder / STATE_FOLDER, ignore_errors=True)
+
+
+def _states(folder: Path) -> list[Path]:
+    """Newest first."""
+    return sorted((folder / STATE_FOLDER).glob("step-*.pt"), reverse=True)
+
+
+def _step(state: Path) -> int:
+    return int(state.stem.removeprefix("step-"))
 
 
 def rename_whole(path: Path, write: Any) -> None:

@@ -26,6 +26,7 @@ from reference.checkpoint import (
     BackgroundSaver,
     Saved,
     clear_states,
+    drop_states_after,
     is_complete,
     load_latest_state,
     save_model,
@@ -404,9 +405,9 @@ def restore(
 
 
 def latest_state(request: Request) -> dict[str, Any]:
-    """What the interrupted attempt saved last, or the state before the first step."""
-    latest = load_latest_state(request.path("out")) if request.attempt else None
-    if latest is None:
-        return {"step": 0, "loader": None, "tokens": 0, "parts": 1}
-    step, state = latest
+    """Where the interrupted attempt can be gone on from, or the state before the first step."""
+    out = request.path("out")
+    latest = load_latest_state(out, request.resume_step) if request.attempt else None
+    step, state = latest or (0, {"loader": None, "tokens": 0})
+    drop_states_after(out, step)
     return {"parts": 1, **state, "step": step}

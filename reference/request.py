@@ -15,12 +15,16 @@ CONTRACT = 1
 
 @dataclass(frozen=True)
 class Request:
-    """One stage's orders. Paths are absolute; `None` means the recipe does not use that input."""
+    """One stage's orders. Paths are absolute; `None` means the recipe does not use that input.
+
+    `resume_step` is the first step whose report the log lacks; None where nobody keeps a log.
+    """
 
     stage: str
     run_id: str
     seed: int
     attempt: int
+    resume_step: int | None
     device: str
     threads: int
     recipe: dict[str, Any]
@@ -46,6 +50,7 @@ class Request:
             run_id=document["run_id"],
             seed=document["seed"],
             attempt=document["attempt"],
+            resume_step=document.get("resume_step"),
             device=document["device"],
             threads=document["threads"],
             recipe=document["recipe"],

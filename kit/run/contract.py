@@ -4,7 +4,9 @@ A stage's command gets the path of a JSON request as its last argument, and in t
 variable N4090_EVENTS_FD the number of an open pipe. It writes one JSON object a line there,
 `{"ev": NAME, "data": {…}}`, leaves its outputs under `paths.out`, and exits 0. It stops by itself
 at `clock.deadline_ns` and within seconds of SIGTERM (exit 3). Started again (`attempt` above 0) it
-goes on from what it left, or does the stage over, with the same result.
+goes on from what it left, or does the stage over, with the same result. `resume_step` is then the
+step after the last one whose report is stored. A kill may have lost reports of later ones, so it
+goes on from there or from before.
 
 What a trainer says is testimony: it is stored, never trusted. Lines that are no JSON, too long, of
 an unknown kind or past the limit of a stage are counted and dropped.
@@ -103,6 +105,7 @@ def build_request(
     device: str,
     threads: int,
     clock: Mapping[str, Any],
+    resume_step: int = 0,
     out: Path | None = None,
 ) -> dict[str, Any]:
     """The request of one stage as the trainer reads it."""
@@ -122,6 +125,7 @@ def build_request(
         "run_id": run_id,
         "seed": stage_seed(seed, stage),
         "attempt": attempt,
+        "resume_step": resume_step,
         "device": device,
         "threads": threads,
         "recipe": recipe.document,

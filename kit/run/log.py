@@ -25,6 +25,8 @@ LOG_KIND = "n4090-events-v1"
 _ROOM = 4 * 2**20  # kept on the disk for the log, which must be able to say that the disk is full
 # Events after which the log is forced to disk: losing one of them would lose the run's story.
 _SYNCED = {"header", "run_start", "stage_start", "stage_stop", "artifacts", "run_stop", "resume"}
+# A checkpoint survives a power cut; the steps before it should be known then. Not for a flood.
+_CHECKPOINT_SYNC_NS = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class EventLog:
         self._origin_path = run / "origin.json"
         self._observe = observe
         self._writer = ChainWriter(run / "events.jsonl", LOG_KIND, room=_ROOM)
-        self._last_t_ns = 0
+        self._last_t_ns = self._synced_t_ns = 0
         self.origin = self._load_origin()
 
     def append(
@@ -82,8 +84,10 @@ class EventLog:
         }
         event = self._writer.append(record)
         self._last_t_ns = t_ns
-        if ev in _SYNCED:
+        since_ns = t_ns - self._synced_t_ns
+        if ev in _SYNCED or (ev == "checkpoint" and since_ns >= _CHECKPOINT_SYNC_NS):
             self._writer.sync()
+            self._synced_t_ns = t_ns
         if self._observe:
             try:
                 self._observe(event)

@@ -73,6 +73,7 @@ class _Progress:
     attempts: dict[str, int] = field(default_factory=dict)
     complete: set[str] = field(default_factory=set)
     stage_started: dict[str, int] = field(default_factory=dict)  # t_ns of the first attempt
+    resume_step: dict[str, int] = field(default_factory=dict)  # after the last reported one
     run_start: int | None = None
     last: dict[str, Any] | None = None
     public_key: str | None = None
@@ -249,6 +250,7 @@ def _run_one_stage(
         inputs=plan.inputs.as_dict(),
         seed=plan.seed,
         attempt=attempt,
+        resume_step=progress.resume_step.get(stage, 0),
         device=plan.device,
         threads=plan.threads,
         clock={
@@ -378,6 +380,7 @@ def _measure(log: EventLog, plan: RunPlan, when: str, *, probes: bool = True) ->
 
 def _read_progress(run: Path) -> _Progress:
     progress = _Progress()
+    stage = ""
     for event in read_chain(run / "events.jsonl", LOG_KIND).records:
         data = event["data"]
         if event["ev"] == "header":
@@ -388,6 +391,8 @@ def _read_progress(run: Path) -> _Progress:
             stage = data["stage"]
             progress.attempts[stage] = progress.attempts.get(stage, 0) + 1
             progress.stage_started.setdefault(stage, event["t_ns"])
+        elif event["ev"] == "step":
+            progress.resume_step[stage] = data["step"] + 1
         elif event["ev"] == "stage_stop" and data["status"] == "complete":
             progress.complete.add(data["stage"])
         progress.last = event

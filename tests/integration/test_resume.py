@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,25 @@ def test_a_stop_in_the_middle_of_training_loses_no_step(whole, tmp_path) -> None
     assert outcome(log.parent) == expected
 
 
+def test_steps_that_the_log_lost_are_done_again(whole, tmp_path) -> None:
+    """A kill loses reports in the pipe, a power cut the log's last lines; checkpoints stay."""
+    data, expected, _ = whole
+    shutil.copytree(data, tmp_path / "data")
+    process = launch(tmp_path, "--recipe", TINY)
+    log = wait_for_stage(tmp_path, "pretrain")
+    states = log.parent / "checkpoints" / "pretrain" / "state"
+    wait_for(lambda: log.read_text().count('"ev":"checkpoint"') >= 2)
+    process.kill()
+    process.communicate()
+    newest = max(int(path.stem.removeprefix("step-")) for path in states.glob("step-*.sha256"))
+    lines = log.read_bytes().splitlines(keepends=True)
+    events = list(map(json.loads, lines))
+    last = max(n for n, event in enumerate(events) if 0 <= step_of(event) <= newest - 3)
+    log.write_bytes(b"".join(lines[: last + 1]))
+    finish(launch(tmp_path, "--resume", log.parent))
+    assert outcome(log.parent) == expected
+
+
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(whole, tmp_path) -> None:
     data, expected, _ = whole
     shutil.copytree(data, tmp_path / "data")
@@ -144,6 +164,18 @@ def wait_for_stage(work: Path, stage: str) -> Path:
                 return log
         time.sleep(0.01)
     raise AssertionError(f"stage {stage} did not begin")
+
+
+def wait_for(happened: Callable[[], bool]) -> None:
+    limit = time.monotonic() + 60
+    while not happened():
+        assert time.monotonic() < limit
+        time.sleep(0.005)
+
+
+def step_of(event: dict[str, Any]) -> int:
+    step: int = event["data"]["step"] if event["ev"] == "step" else -1
+    return step
 
 
 def kill_trainer(supervisor: int) -> None:

@@ -13,7 +13,7 @@ from kit.run.process import StopFlag
 from kit.run.supervisor import stop_on_signals
 from kit.schemas import problems
 from kit.timing import ClockSample
-from kit.trust.chain import read_chain
+from kit.trust.chain import ChainWriter, read_chain
 
 
 def test_events_fit_their_schema_and_time_only_moves_forward(tmp_path: Path) -> None:
@@ -35,6 +35,28 @@ def test_all_clocks_count_from_the_same_origin(tmp_path: Path) -> None:
     for value in (event["clocks"]["raw_ns"], event["clocks"]["syscall_ns"]):
         assert abs(value - event["t_ns"]) < 50_000_000
     assert abs(event["clocks"]["uptime_ms"] * 1_000_000 - event["t_ns"]) < 100_000_000
+
+
+def test_a_checkpoint_forces_the_steps_before_it_to_disk_but_a_flood_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = EventLog(tmp_path)
+    synced_at = []
+    monkeypatch.setattr(
+        ChainWriter,
+        "sync",
+        lambda writer: synced_at.append((tmp_path / "events.jsonl").read_text()),
+    )
+    began = ClockSample.now()
+    for number in range(3000):
+        at = began._replace(boottime_ns=began.boottime_ns + 1_000_000 * number)
+        log.append("trainer", "checkpoint" if number % 2 else "step", {"step": number}, at)
+    log.close()
+    assert len(synced_at) <= 4  # of 1,500 checkpoints in three seconds
+    assert len(synced_at) >= 2
+    for content in synced_at:
+        step, checkpoint = map(json.loads, content.splitlines()[-2:])
+        assert step["ev"] == "step" and checkpoint["ev"] == "checkpoint"
 
 
 def test_a_watcher_whose_terminal_is_gone_ends_no_run(tmp_path: Path) -> None:
