@@ -38,10 +38,14 @@ def client() -> HfApi:
     """
     try:
         from huggingface_hub import HfApi
+        from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
     except ImportError:
         raise PrerequisiteError(
             "huggingface_hub is not installed", hint="in the checkout: pip install '.[board]'"
         ) from None
+    # Uploads draw their bars in many threads, which the thread that watches over bars can stumble
+    # over (tqdm issue 481). None of them needs it.
+    tqdm.monitor_interval = 0
     # The endpoint as it is now, not as it was when the package was imported.
     return HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, library_name="n4090-kit")
 

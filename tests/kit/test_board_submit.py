@@ -1,5 +1,6 @@
 """Submitting: into a folder, and with the real Hub client into real git repositories."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,18 @@ def test_a_result_reaches_the_model_repository_and_one_pull_request(hub: GitHub,
     assert assert_sound(hub, run) == commit
     for file in (*hub.root.rglob("*"), *run.rglob("*")):
         assert not file.is_file() or TOKEN.encode() not in file.read_bytes()
+
+
+def test_nobody_watches_over_the_bars_of_an_upload(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub.utils import tqdm
+
+    from kit.board.hub import client
+
+    monkeypatch.setattr(tqdm, "monitor_interval", 10)
+    monkeypatch.setattr(tqdm, "monitor", None)
+    client()
+    with tqdm(total=1, disable=False, file=io.StringIO()):
+        assert tqdm.monitor is None
 
 
 def test_the_published_model_verifies_as_it_is_downloaded(
