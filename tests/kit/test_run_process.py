@@ -4,7 +4,6 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -131,7 +130,8 @@ def test_no_descriptor_is_left_open(stage) -> None:
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
-def test_a_stage_that_leaves_a_child_behind_does_not_hold_the_run(stage) -> None:
+def test_a_stage_that_leaves_a_child_behind_does_not_hold_the_run(stage, monkeypatch) -> None:
+    monkeypatch.setattr(process, "POLL_S", 30)  # its end is seen, not polled for
     started = time.monotonic()
     outcome, _ = stage("if os.fork() == 0:\n time.sleep(60)\nelse:\n emit('note', text='x')")
     assert outcome.status == "complete"
@@ -210,12 +210,13 @@ def _alive(pid: int) -> bool:
 
 def test_steps_are_stamped_as_they_come_and_taken_in_with_what_follows(stage) -> None:
     _, reports = stage(
-        "for n in range(3): emit('step', step=n, tokens=n, loss=1.0); time.sleep(0.1)\n"
+        "for n in range(3): emit('step', step=n, tokens=n, loss=1.0); time.sleep(0.3)\n"
         "emit('note', text='x'); time.sleep(0.5)"
     )
     moments = [report.at.boottime_ns / 1e9 for report in reports]
     assert [report.ev for report in reports] == ["step"] * 3 + ["note"]
-    assert all(0.05 < after - before < 0.4 for before, after in pairwise(moments))
+    assert moments == sorted(moments)
+    assert moments[-1] - moments[0] > 0.3  # 0.9 on a quiet machine; taken in within milliseconds
 
 
 @pytest.mark.parametrize(
