@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import tamper
-from tamper import Draft, gpu_run
+from tamper import Draft, gpu_run, scale, step_times
 
 from kit.verify import Options, verify_result
 
@@ -54,8 +54,6 @@ def honest_day(seed: int) -> Draft:
 
 def shortened(draft: Draft, factor: float) -> None:
     """Every clock and the step times say that less time passed."""
-    from test_verify_tamper import scale, step_times
-
     scale(draft, factor, "twrsu")
     step_times(draft, factor)
     for event in draft.of("resume"):
@@ -64,8 +62,6 @@ def shortened(draft: Draft, factor: float) -> None:
 
 def slowed(draft: Draft, factor: float) -> None:
     """libc's clocks run slow; the system call and /proc/uptime do not."""
-    from test_verify_tamper import scale
-
     scale(draft, factor, "twr", telemetry=False)
     for event in draft.of("step"):
         event["data"]["dt_s"] *= factor

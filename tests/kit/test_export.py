@@ -98,7 +98,7 @@ def test_the_mlperf_checker_accepts_the_log(run: Path, tmp_path: Path) -> None:
 def test_who_catches_what(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The same mutations through MLPerf's checker, and the table of who refuses them."""
     pytest.importorskip("mlperf_logging")
-    from test_verify_tamper import MUTATIONS
+    from mutations import MUTATIONS
 
     from kit.verify import verify_result
 
