@@ -1,7 +1,8 @@
 """What a person sees while a run goes on, and the table at its end.
 
 On a terminal one live line tells stage, step, loss, speed, MFU and the time left; elsewhere plain
-lines come at a readable pace. Both are fed by the events the log stores, nothing else.
+lines come at a readable pace. Both are fed by the events the log stores, nothing else. What would
+have to wait, because a terminal is paused or a pager is not read on, is not shown: the run goes on.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import sys
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TextIO, cast
 
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from kit.cli.screen import Screen
 from kit.recipe import Recipe
 
 Event = dict[str, Any]
@@ -25,6 +27,7 @@ PLAIN_EVERY_S = 10.0
 LIVE_EVERY_S = 1.0
 _ERASE = "\r\x1b[2K"
 _CONTROLS = dict.fromkeys((*range(0x20), *range(0x7F, 0xA0)), "?")
+_MAX_PARTS, _MAX_PART = 12, 60  # of the line, and characters of one: the trainer may name many
 SMOOTHING = 0.1  # weight of the newest step in the shown speed
 
 
@@ -44,10 +47,11 @@ def make_display(recipe: Recipe, *, quiet: bool) -> Display:
     """The display that fits: none, plain lines, or a live line on a terminal."""
     if quiet:
         return QuietDisplay()
-    console = Console(stderr=True)
-    if sys.stderr.isatty() and not console.is_dumb_terminal:
+    screen = Screen(sys.stderr)
+    console = Console(file=cast(TextIO, screen))
+    if screen.isatty() and not console.is_dumb_terminal:
         return LiveDisplay(recipe, console)
-    return PlainDisplay(recipe)
+    return PlainDisplay(recipe, screen)
 
 
 class Reading:
@@ -81,9 +85,12 @@ class Reading:
             self._take_step(data)
         elif ev == "progress" and data["total"]:
             self.fraction = data["done"] / data["total"]
-            self.parts["done"] = f"{data['done']}/{data['total']} {data.get('unit', '')}".strip()
+            unit = str(data.get("unit", ""))[:_MAX_PART]
+            self.parts["done"] = f"{data['done']}/{data['total']} {unit}".strip()
         elif ev == "eval" and isinstance(data.get("value"), int | float):
-            self.parts[data["name"]] = f"{data['name']} {data['value']:.4f}"
+            name = data["name"][:_MAX_PART]
+            if name in self.parts or len(self.parts) < _MAX_PARTS:
+                self.parts[name] = f"{name} {data['value']:.4f}"
 
     def _take_step(self, data: dict[str, Any]) -> None:
         total = self.recipe.document.get(self.stage, {}).get("num_steps") or None
@@ -139,8 +146,9 @@ class QuietDisplay:
 class PlainDisplay(QuietDisplay):
     """A line when a stage begins or ends, and one every ten seconds between."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, screen: Screen | TextIO | None = None) -> None:
         self.reading = Reading(recipe)
+        self._screen = screen or sys.stderr
         self._next = 0.0
 
     def begin(self, run: str, key_created: bool) -> None:
@@ -149,7 +157,8 @@ class PlainDisplay(QuietDisplay):
             self.say("no key given: made one in the work folder; the result says so")
 
     def say(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        self._screen.write(text + "\n")
+        self._screen.flush()
 
     def observe(self, event: Event) -> None:
         self.reading.take(event)
@@ -214,6 +223,8 @@ class LiveDisplay(PlainDisplay):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if isinstance(self._console.file, Screen):
+            self._console.file.close()
         with contextlib.suppress(OSError):  # the terminal was closed during the run
             self._console.file.write(_ERASE)
             self._console.show_cursor(True)

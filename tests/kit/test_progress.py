@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import io
+import os
+import select
+import termios
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
+from kit.cli import screen
 from kit.cli.progress import LiveDisplay, PlainDisplay, make_display
+from kit.cli.screen import Screen
 from kit.recipe import load_recipe
 
 
@@ -19,8 +26,8 @@ def step(number: int) -> dict[str, Any]:
 
 
 def shown(every_s: float) -> str:
-    screen = io.StringIO()
-    console = Console(file=screen, force_terminal=True, width=120)
+    shown_on = io.StringIO()
+    console = Console(file=shown_on, force_terminal=True, width=120)
     with LiveDisplay(load_recipe("smoke"), console, every_s) as display:
         start = {"stage": "pretrain", "attempt": 0}
         display.observe({"ev": "stage_start", "src": "sup", "t_ns": 0, "data": start})
@@ -28,7 +35,7 @@ def shown(every_s: float) -> str:
             display.observe(step(number))
         stop = {"stage": "pretrain", "status": "complete"}
         display.observe({"ev": "stage_stop", "src": "sup", "t_ns": 20 * 10**9, "data": stop})
-    return screen.getvalue()
+    return shown_on.getvalue()
 
 
 def test_the_live_line_tells_step_loss_speed_and_time_left() -> None:
@@ -44,15 +51,15 @@ def test_the_live_line_is_drawn_at_times_and_stages_at_once() -> None:
 
 
 def test_what_a_trainer_names_moves_no_cursor_and_wraps_no_line() -> None:
-    screen = io.StringIO()
-    console = Console(file=screen, force_terminal=True, width=60)
+    shown_on = io.StringIO()
+    console = Console(file=shown_on, force_terminal=True, width=60)
     with LiveDisplay(load_recipe("smoke"), console, 0.0) as display:
         data = {"name": "\x1b[2J\x9b5Abpb\n\r" + "\u8a55" * 40, "value": 1.5}
         display.observe({"ev": "eval", "src": "trainer", "t_ns": 1, "data": data})
-    drawn = screen.getvalue().split("\x1b[36m")[1].split("\x1b[0m")[0]
+    drawn = shown_on.getvalue().split("\x1b[36m")[1].split("\x1b[0m")[0]
     assert "?[2J?5Abpb??" in drawn and drawn.endswith("…")
     assert cell_len(drawn) <= 59 and drawn.isprintable()
-    assert screen.getvalue().endswith("\x1b[?25h"), "the cursor is seen again"
+    assert shown_on.getvalue().endswith("\x1b[?25h"), "the cursor is seen again"
 
 
 def test_lines_above_the_live_one_stand_alone() -> None:
@@ -61,6 +68,75 @@ def test_lines_above_the_live_one_stand_alone() -> None:
     seen = [line.rsplit("\r\x1b[2K", 1)[-1] for line in text.split("\n")]
     assert seen[0].endswith("pretrain: started")
     assert seen[1] == "pretrain: complete after 0:20"
+
+
+@pytest.fixture(params=["opened anew", "as it is"])
+def opening(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another user's terminal cannot be opened again."""
+    if request.param == "as it is":
+        monkeypatch.setattr(screen, "_opened_anew", lambda file: None)
+
+
+def test_a_paused_terminal_holds_up_no_run(opening: None) -> None:
+    master, slave = os.openpty()
+    with os.fdopen(slave, "w") as terminal:
+        console = Console(file=Screen(terminal), width=90)
+        display = LiveDisplay(load_recipe("smoke"), console, 0.0)
+        display.observe(step(1))
+        assert b"step 2" in read_all(master)
+        termios.tcflow(terminal, termios.TCOOFF)  # what Ctrl-S does
+        start = {"stage": "sft", "attempt": 0}
+        begin = {"ev": "stage_start", "src": "sup", "t_ns": 0, "data": start}
+        begun = in_time(lambda: [display.observe(event) for event in (step(2), begin, step(3))])
+        termios.tcflow(terminal, termios.TCOON)
+        assert begun
+        display.observe(step(4))
+        seen = read_all(master)
+        assert b"step 5" in seen and b"started" not in seen
+        with display:
+            display.observe(step(5))
+        assert read_all(master).endswith(b"\x1b[?25h"), "the cursor is seen again"
+    os.close(master)
+
+
+def test_a_pager_that_is_not_read_on_holds_up_no_run(opening: None) -> None:
+    read_end, write_end = os.pipe()
+    os.set_blocking(read_end, False)
+    with os.fdopen(write_end, "w") as pipe:
+        display = PlainDisplay(load_recipe("smoke"), Screen(pipe))
+        full = in_time(lambda: [display.say("x" * 99) for _ in range(2000)])
+        content = os.read(read_end, 2**20)
+        while not full and os.read(read_end, 2**20):
+            pass
+        assert full and content.endswith(b"x\n") and 500 < len(content.splitlines()) < 2000
+        display.say("again")
+        assert os.read(read_end, 100) == b"again\n"
+    os.close(read_end)
+
+
+def read_all(descriptor: int) -> bytes:
+    """What has been written; a terminal hands it on in pieces, and a moment later."""
+    content = b""
+    while select.select([descriptor], [], [], 0.2)[0]:
+        content += os.read(descriptor, 4096)
+    return content
+
+
+def in_time(call: Callable[[], object]) -> bool:
+    """Whether `call` ends; where it waits for somebody it never does."""
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(20)
+    return not thread.is_alive()
+
+
+def test_a_line_stays_short_however_much_a_trainer_names() -> None:
+    display = PlainDisplay(load_recipe("smoke"))
+    for number in range(1000):
+        data = {"name": f"{number} " * 500, "value": 1.5}
+        display.reading.take({"ev": "eval", "src": "trainer", "t_ns": 1, "data": data})
+    display.reading.take(step(7))
+    assert len(display.reading.line()) < 1500
 
 
 @pytest.mark.parametrize(("kind", "moves"), [("xterm", True), ("dumb", False)])
