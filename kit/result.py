@@ -95,10 +95,14 @@ class Story:
         return self._found[stage, ev]
 
     def steps(self, stage: str) -> list[Event]:
-        """The `step` events that count: a step done again after a resume replaces the lost one."""
+        """The `step` events that count: who goes back to a step gives up all from there on."""
         if stage not in self._steps:
-            latest = {event["data"]["step"]: event for event in self.of(stage, "step")}
-            self._steps[stage] = [latest[step] for step in sorted(latest)]
+            kept: list[Event] = []
+            for event in self.of(stage, "step"):
+                while kept and kept[-1]["data"]["step"] >= event["data"]["step"]:
+                    kept.pop()
+                kept.append(event)
+            self._steps[stage] = kept
         return self._steps[stage]
 
 

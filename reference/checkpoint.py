@@ -181,19 +181,18 @@ def load_latest_state(
     """The newest state that is whole, or None when there is none to go on from.
 
     Args:
-        resume_step: Of the request: a state behind it is passed over, for some steps before that
-            state were never reported. Not for the first of all, the stage then begins anew; but if
-            every one of several lies behind it, the oldest is better than all the work once more.
+        resume_step: Of the request: a state behind it is passed over, for steps before that state
+            were never reported. If it is the stage's first, the stage begins anew; but if each of
+            several lies behind it, the newest is taken: missing reports are no lost work.
 
     Raises:
         TrainerError: There are states, and all of them are damaged.
     """
     paths = [path for path in _states(folder) if path.with_suffix(".sha256").is_file()]
     reported = [path for path in paths if resume_step is None or _step(path) <= resume_step]
-    unreported = [path for path in reversed(paths) if path not in reported]
-    if len(paths) == 1 and unreported:
+    if len(paths) == 1 and not reported:
         return None
-    for path in reported + unreported:
+    for path in [*reported, *(path for path in paths if path not in reported)]:
         if path.with_suffix(".sha256").read_text() == _digest(path):
             state = torch.load(path, map_location="cpu", weights_only=True)
             return state["step"], state
@@ -221,7 +220,7 @@ def clear_states(folder: Path) -> None:
 
 def _states(folder: Path) -> list[Path]:
     """Newest first."""
-    return sorted((folder / STATE_FOLDER).glob("step-*.pt"), reverse=True)
+    return sorted((folder / STATE_FOLDER).glob(f"step-{'[0-9]' * 8}.pt"), reverse=True)
 
 
 def _step(state: Path) -> int:

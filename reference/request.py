@@ -17,7 +17,7 @@ CONTRACT = 1
 class Request:
     """One stage's orders. Paths are absolute; `None` means the recipe does not use that input.
 
-    `resume_step` is the first step whose report the log lacks; None where nobody keeps a log.
+    `resume_step` is the first step whose report the log lacks; None: whoever asks does not say.
     """
 
     stage: str

@@ -8,8 +8,10 @@ the origin of this boot.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +27,11 @@ LOG_KIND = "n4090-events-v1"
 _ROOM = 4 * 2**20  # kept on the disk for the log, which must be able to say that the disk is full
 # Events after which the log is forced to disk: losing one of them would lose the run's story.
 _SYNCED = {"header", "run_start", "stage_start", "stage_stop", "artifacts", "run_stop", "resume"}
-# A checkpoint survives a power cut; the steps before it should be known then. Not for a flood.
-_CHECKPOINT_SYNC_NS = 1_000_000_000
+# What else is on the disk at latest after so long. A state survives a power cut, and the steps
+# before it must be known then; a stage's last figures are followed by its outputs.
+_SYNC_EVERY_S = 5.0
+_SYNCED_SOON = {"checkpoint", "eval"}
+_SYNC_PAUSE_S = 0.2  # between two of those: a flood of them is no reason to keep the disk busy
 
 
 @dataclass(frozen=True)
@@ -60,8 +65,11 @@ class EventLog:
         self._origin_path = run / "origin.json"
         self._observe = observe
         self._writer = ChainWriter(run / "events.jsonl", LOG_KIND, room=_ROOM)
-        self._last_t_ns = self._synced_t_ns = 0
+        self._last_t_ns = 0
         self.origin = self._load_origin()
+        self._soon, self._closing = threading.Event(), threading.Event()
+        self._syncing = threading.Thread(target=self._keep_synced, name="log", daemon=True)
+        self._syncing.start()
 
     def append(
         self, src: Source, ev: str, data: dict[str, Any], at: ClockSample | None = None
@@ -84,10 +92,10 @@ class EventLog:
         }
         event = self._writer.append(record)
         self._last_t_ns = t_ns
-        since_ns = t_ns - self._synced_t_ns
-        if ev in _SYNCED or (ev == "checkpoint" and since_ns >= _CHECKPOINT_SYNC_NS):
+        if ev in _SYNCED:
             self._writer.sync()
-            self._synced_t_ns = t_ns
+        elif ev in _SYNCED_SOON:
+            self._soon.set()
         if self._observe:
             try:
                 self._observe(event)
@@ -133,7 +141,21 @@ class EventLog:
         return {"rebooted": rebooted, "downtime_s": max(0.0, gap_s), "boot": self.origin.boot}
 
     def close(self) -> None:
+        self._closing.set()
+        self._soon.set()
+        self._syncing.join()
         self._writer.close()
+
+    def _keep_synced(self) -> None:
+        """A thread of its own: a disk busy with a checkpoint must not hold up the stamps."""
+        synced = 0
+        while not self._closing.wait(_SYNC_PAUSE_S):
+            self._soon.wait(_SYNC_EVERY_S)
+            self._soon.clear()
+            if self._writer.count > synced:
+                synced = self._writer.count
+                with contextlib.suppress(OSError):  # the next event that matters will tell
+                    self._writer.sync()
 
     def _load_origin(self) -> Origin:
         if self._origin_path.is_file():

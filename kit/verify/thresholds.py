@@ -19,7 +19,7 @@ SLEEP_MIN_S = 2.0
 GAP_MIN_S = 60.0
 GAP_MEDIANS = 5.0
 # Step reports that may be in the pipe, or in the supervisor's hand, when it is killed. A trainer
-# that heeds its request's `resume_step` does those steps again.
+# that heeds its request's `resume_step` does those steps again, if it has a state before them.
 LOST_STEPS = 12
 
 # --- numbers (V07) ------------------------------------------------------------------------------

@@ -83,15 +83,13 @@ class RunFolder:
         return found[-1] if found else {}
 
     def steps(self) -> list[dict[str, Any]]:
-        """Pretraining steps in order; of steps done again after a resume the last time counts."""
-        by_number = {step["step"]: step for step in self.of("step", "pretrain")}
-        return [by_number[number] for number in sorted(by_number)]
+        """Pretraining steps that count: a resume that goes back to one gives up all from there."""
+        return _without_given_up(self.of("step", "pretrain"))
 
     def evals(self, name: str) -> list[dict[str, Any]]:
-        """Evaluations `name` of pretraining, by step."""
+        """Evaluations `name` of pretraining that count, by step."""
         rows = [row for row in self.of("eval", "pretrain") if row["name"] == name]
-        by_step = {row.get("step", 0): row for row in rows}
-        return [by_step[step] for step in sorted(by_step)]
+        return _without_given_up(rows)
 
     @cached_property
     def _staged(self) -> tuple[tuple[dict[str, Any], str | None], ...]:
@@ -103,3 +101,13 @@ class RunFolder:
             if event["ev"] == "stage_stop":
                 stage = None
         return tuple(rows)
+
+
+def _without_given_up(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`rows` by step, less those from which a resume went back to an earlier step."""
+    kept: list[dict[str, Any]] = []
+    for row in rows:
+        while kept and kept[-1].get("step", 0) >= row.get("step", 0):
+            kept.pop()
+        kept.append(row)
+    return kept

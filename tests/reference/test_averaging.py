@@ -142,7 +142,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Request:
         "tokenizer": root / "tokenizer", "out": root / "tokenizer",
     }  # fmt: skip
     request = Request(
-        "tokenizer", "r", 7, 0, "cpu", 1, recipe, paths, now, now, now + 600 * 10**9, 600.0
+        "tokenizer", "r", 7, 0, None, "cpu", 1, recipe, paths, now, now, now + 600 * 10**9, 600.0
     )
     tokenizer_stage.run(request, Events())
     return request

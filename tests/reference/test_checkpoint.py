@@ -34,10 +34,12 @@ def test_a_state_with_steps_before_it_that_nobody_heard_of_is_passed_over(folder
     assert load_latest_state(folder, 10)[0] == 10
 
 
-def test_of_two_such_states_the_older_is_better_than_all_the_work_again(folder):
-    assert load_latest_state(folder, 9)[0] == 10
-    damage(folder, 10)
+def test_of_two_such_states_the_newer_is_taken_however_often(folder):
     assert load_latest_state(folder, 9)[0] == 20
+    drop_states_after(folder, 20)
+    assert load_latest_state(folder, 9)[0] == 20
+    damage(folder, 20)
+    assert load_latest_state(folder, 9)[0] == 10
 
 
 def test_behind_the_first_such_state_the_stage_begins_anew(tmp_path):
