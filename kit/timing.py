@@ -123,3 +123,14 @@ class ClockSample(NamedTuple):
 
 def _difference(later: int | None, earlier: int | None) -> int | None:
     return None if later is None or earlier is None else later - earlier
+
+
+def duration(seconds: float) -> str:
+    """`23 h 12 min`, `15 min 21 s`, `38.1 s`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s".replace("-", "\N{MINUS SIGN}")
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    whole, minutes = divmod(round(seconds / 60), 60)
+    return f"{whole:,} h {minutes} min"

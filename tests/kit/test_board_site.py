@@ -17,11 +17,12 @@ from kit.board.load import load_board
 from kit.board.site.build import build_site, write_index
 from kit.board.site.recipes import compare
 from kit.board.site.series import curves, thin
-from kit.board.site.text import clean, compact, duration, hours
+from kit.board.site.text import clean, compact, hours
 from kit.board.site.view import groups, index_row
 from kit.cli.main import cli
 from kit.errors import PrerequisiteError
 from kit.recipe import load_recipe
+from kit.timing import duration
 
 VOID = {"meta", "link", "input", "br", "img", "rect", "line", "circle", "path"}
 

@@ -149,6 +149,8 @@ def test_the_page_is_self_contained_and_escapes(honest: Path, tmp_path: Path) ->
     text = page(verify_result(bad))
     assert "<script" not in text and "&lt;script&gt;" in text
     assert "http://" not in text and "https://" not in text and "src=" not in text
+    refused = [name for name in verify_result(bad).refused_by if f"Refused by {name} " in text]
+    assert refused and f"<table><tr><th>{refused[0]} " in text, "what refuses comes first"
     done = call("verify", honest, "--html", tmp_path / "report.html")
     assert done.exit_code == 0 and (tmp_path / "report.html").read_text().count("<tr>") > 20
 

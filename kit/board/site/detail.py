@@ -15,12 +15,12 @@ from kit.board.site.text import (
     clean,
     clean_all,
     clean_block,
-    duration,
     number,
     score,
 )
 from kit.board.site.view import TIERS, Row, decided, headline
 from kit.errors import KitError
+from kit.timing import duration
 from kit.verify import CHECKS
 from kit.verify.finding import Finding, Report
 from kit.verify.thresholds import CORE_TASKS

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from kit.board.site.text import clean, compact, duration, score, shown, size
+from kit.board.site.text import clean, compact, score, shown, size
+from kit.timing import duration
 
 Document = dict[str, Any]
 

@@ -60,17 +60,6 @@ def hours(seconds: float) -> str:
     return number(value, 2 if value >= 0.095 else 3)
 
 
-def duration(seconds: float) -> str:
-    """`23 h 12 min`, `15 min 21 s`, `38.1 s`."""
-    if seconds < 60:
-        return f"{number(seconds, 1)} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    whole, minutes = divmod(round(seconds / 60), 60)
-    return f"{whole:,} h {minutes} min"
-
-
 def compact(value: float) -> str:
     """`11.5 M`, `1.23 B`: counts of parameters, tokens, FLOPs."""
     for size, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
