@@ -27,8 +27,8 @@ LOG_KIND = "n4090-events-v1"
 _ROOM = 4 * 2**20  # kept on the disk for the log, which must be able to say that the disk is full
 # Events after which the log is forced to disk: losing one of them would lose the run's story.
 _SYNCED = {"header", "run_start", "stage_start", "stage_stop", "artifacts", "run_stop", "resume"}
-# What else is on the disk at latest after so long. A state survives a power cut, and the steps
-# before it must be known then; a stage's last figures are followed by its outputs.
+# All others are on the disk after so long at most, some sooner: a state survives a power cut, and
+# the steps before it must be known then; a stage's last figures are followed by its outputs.
 _SYNC_EVERY_S = 15.0
 _SYNCED_SOON = {"checkpoint", "eval"}
 _SYNC_PAUSE_S = 0.2  # between two of those: a flood of them is no reason to keep the disk busy
