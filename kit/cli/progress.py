@@ -224,7 +224,7 @@ class LiveDisplay(PlainDisplay):
         trace: TracebackType | None,
     ) -> None:
         if isinstance(self._console.file, Screen):
-            self._console.file.close()
+            self._console.file.wait()
         with contextlib.suppress(OSError):  # the terminal was closed during the run
             self._console.file.write(_ERASE)
             self._console.show_cursor(True)

@@ -218,7 +218,7 @@ def _run(
     # The same files, before a day is spent; the run takes their digests from the same cache.
     refuse_other_inputs(claim, describe(plan.inputs, work / "cache" / "digests.json"))
     stop, display = StopFlag(), make_display(recipe, quiet=quiet)
-    with stop_on_signals(stop), display:
+    with display, stop_on_signals(stop):
         display.begin(plan.run.name, signer.created)
         path = supervise(plan, signer, observe=display.observe, stop=stop)
     result = json.loads(path.read_text())

@@ -111,7 +111,7 @@ def run(
     signer = load_or_create_signer(plan.work / "keys", key)
     stop = StopFlag()
     display: Display = make_display(plan.recipe, quiet=quiet or as_json)
-    with stop_on_signals(stop), display:
+    with display, stop_on_signals(stop):
         display.begin(plan.run.name, signer.created)
         path = supervise(plan, signer, observe=display.observe, stop=stop)
     result = json.loads(path.read_text())

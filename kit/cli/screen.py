@@ -48,9 +48,16 @@ class Screen(io.TextIOBase):
             self._file.flush()
         return len(text)
 
-    def close(self) -> None:
-        """From here on it waits like any other; what it has opened is closed."""
+    def wait(self) -> None:
+        """From here on it waits like any other: nothing depends on it any more."""
         self._waits = True
+        self._let_go()
+
+    def close(self) -> None:
+        self._let_go()
+        super().close()
+
+    def _let_go(self) -> None:
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             os.close(descriptor)

@@ -88,10 +88,8 @@ def whole(
 )
 def test_a_killed_run_ends_as_if_nothing_had_happened(whole, tmp_path, stage, victim) -> None:
     data, expected, seconds = whole
-    shutil.copytree(data, tmp_path / "data")
     chance = random.Random(f"{SEED} {stage} {victim}")
-    process = launch(tmp_path, "--recipe", TINY)
-    log = wait_for_stage(tmp_path, stage)
+    process, log = begin(tmp_path, data, stage)
     time.sleep(chance.uniform(0, seconds[stage]))
     if victim == "supervisor":
         process.kill()
@@ -104,11 +102,8 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(whole, tmp_path, stage, vi
 
 def test_a_stop_in_the_middle_of_training_loses_no_step(whole, tmp_path) -> None:
     data, expected, _ = whole
-    shutil.copytree(data, tmp_path / "data")
-    process = launch(tmp_path, "--recipe", TINY)
-    log = wait_for_stage(tmp_path, "pretrain")
-    while '"ev":"step"' not in log.read_text():
-        time.sleep(0.02)
+    process, log = begin(tmp_path, data, "pretrain")
+    wait_for(lambda: '"ev":"step"' in log.read_text())
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 3, output
@@ -121,9 +116,7 @@ def test_a_stop_in_the_middle_of_training_loses_no_step(whole, tmp_path) -> None
 def test_steps_that_the_log_lost_are_done_again(whole, tmp_path) -> None:
     """A kill loses reports in the pipe, a power cut the log's last lines; checkpoints stay."""
     data, expected, _ = whole
-    shutil.copytree(data, tmp_path / "data")
-    process = launch(tmp_path, "--recipe", TINY)
-    log = wait_for_stage(tmp_path, "pretrain")
+    process, log = begin(tmp_path, data, "pretrain")
     states = log.parent / "checkpoints" / "pretrain" / "state"
     wait_for(lambda: log.read_text().count('"ev":"checkpoint"') >= 2)
     process.kill()
@@ -139,12 +132,9 @@ def test_steps_that_the_log_lost_are_done_again(whole, tmp_path) -> None:
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(whole, tmp_path) -> None:
     data, expected, _ = whole
-    shutil.copytree(data, tmp_path / "data")
-    process = launch(tmp_path, "--recipe", TINY)
-    log = wait_for_stage(tmp_path, "pretrain")
+    process, log = begin(tmp_path, data, "pretrain")
     states = log.parent / "checkpoints" / "pretrain" / "state"
-    while len(list(states.glob("step-*.sha256"))) < 2:
-        time.sleep(0.01)
+    wait_for(lambda: len(list(states.glob("step-*.sha256"))) >= 2)
     process.kill()
     process.communicate()
     newest = max(path for path in states.glob("step-*.pt") if path.with_suffix(".sha256").exists())
@@ -155,19 +145,18 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(whole, tmp_path)
     assert outcome(log.parent) == expected
 
 
-def wait_for_stage(work: Path, stage: str) -> Path:
-    limit = time.monotonic() + 120
+def begin(work: Path, data: Path, stage: str) -> tuple[subprocess.Popen[str], Path]:
+    """A run of its own on the same data that has come to `stage`, and its log."""
+    shutil.copytree(data, work / "data")
+    process = launch(work, "--recipe", TINY)
     mark = f'"stage":"{stage}"' + '},"ev":"stage_start"'
-    while time.monotonic() < limit:
-        for log in work.glob("runs/*/events.jsonl"):
-            if mark in log.read_text():
-                return log
-        time.sleep(0.01)
-    raise AssertionError(f"stage {stage} did not begin")
+    wait_for(lambda: any(mark in log.read_text() for log in work.glob("runs/*/events.jsonl")))
+    [log] = work.glob("runs/*/events.jsonl")
+    return process, log
 
 
 def wait_for(happened: Callable[[], bool]) -> None:
-    limit = time.monotonic() + 60
+    limit = time.monotonic() + 120
     while not happened():
         assert time.monotonic() < limit
         time.sleep(0.005)
