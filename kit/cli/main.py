@@ -13,7 +13,7 @@ import click
 import kit
 from kit.cli.lazy import LazyGroup
 from kit.errors import KitError, PrerequisiteError
-from kit.files import DISK_FULL
+from kit.files import DISK_FULL, NOT_ALLOWED
 
 # Command -> where it lives, and the line that --help shows without loading it.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -64,14 +64,26 @@ def main() -> None:
     except BrokenPipeError:
         sys.exit(1)
     except OSError as error:
-        if error.errno not in DISK_FULL:
+        found = _in_words(error)
+        if found is None:
             raise
-        full = PrerequisiteError(
+        print_error(found)
+        sys.exit(found.exit_code)
+
+
+def _in_words(error: OSError) -> PrerequisiteError | None:
+    """What the machine, not the kit, is to blame for; None for all else."""
+    if error.errno in DISK_FULL:
+        return PrerequisiteError(
             "the disk is full",
             hint="Free some space and type it again; a run goes on with `n4090-kit run --resume`.",
         )
-        print_error(full)
-        sys.exit(full.exit_code)
+    if error.filename is not None and error.errno in NOT_ALLOWED:
+        return PrerequisiteError(
+            f"{error.filename}: {error.strerror}",
+            hint="Name another place, or give this user the right to it.",
+        )
+    return None
 
 
 def print_error(error: KitError) -> None:

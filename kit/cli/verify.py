@@ -25,18 +25,11 @@ THERE = click.Path(exists=True, path_type=Path)
 OWN_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 SHOW_PROGRESS_BYTES = 2**28
 _STYLE = {"pass": "green", "fail": "bold red", "warn": "yellow", "skip": "dim"}
-_VERDICT = {
-    "consistent": (
-        "green",
-        "Nothing here contradicts this result. That is no proof of the time it claims: only "
-        "somebody else's reproduction is.",
-    ),
-    "refused": ("bold red", "This result is refused."),
-    "unreadable": ("bold red", "This is no result that can be read."),
-    "inconclusive": (
-        "yellow",
-        "Nothing here contradicts this result, but evidence is missing that could.",
-    ),
+_TONE = {
+    "consistent": "green",
+    "refused": "bold red",
+    "unreadable": "bold red",
+    "inconclusive": "yellow",
 }
 
 
@@ -160,15 +153,16 @@ def verify(
         report = verify_result(result, replace(options, progress=progress, cache=cache))
     if cache is not None:
         cache.save()
-    if html is not None:
-        from kit.verify.html import page
-
-        html.write_text(page(report), encoding="utf-8")
-        click.echo(f"wrote {html}", err=True)
     if as_json:
         click.echo(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
     else:
         show(report, show_all)
+    if html is not None:
+        from kit.files import write_bytes
+        from kit.verify.html import page
+
+        write_bytes(html, page(report).encode())
+        click.echo(f"wrote {html}", err=True)
     sys.exit(report.exit_code)
 
 
@@ -302,9 +296,8 @@ def show(report: Report, show_all: bool) -> None:
     table = _table("check", "", "", "")
     hidden = 0
     for name in report.checks():
-        status = report.status(name)
         findings = report.of(name)
-        if status == "skip" and not show_all and not any(f.missing for f in findings):
+        if not show_all and not report.applies(name):
             hidden += 1
             continue
         check = check_by_id(name)
@@ -326,8 +319,7 @@ def show(report: Report, show_all: bool) -> None:
     console.print(table)
     if hidden:
         console.print(f"{hidden} checks do not apply to this run (--all shows them)", style="dim")
-    style, sentence = _VERDICT[report.verdict]
-    console.print(Text(f"{report.verdict.upper()}. {sentence}", style=style))
+    console.print(Text(f"{report.verdict.upper()}. {report.sentence}", _TONE[report.verdict]))
 
 
 def _table(*headings: str) -> Table:

@@ -11,6 +11,12 @@ if TYPE_CHECKING:
 
 Status = Literal["pass", "fail", "warn", "skip"]
 Verdict = Literal["consistent", "refused", "unreadable", "inconclusive"]
+_SENTENCES: dict[Verdict, str] = {
+    "consistent": "Nothing here contradicts this result. That is no proof of the time it claims: "
+    "only somebody else's reproduction is.",
+    "unreadable": "This is no result that can be read.",
+    "inconclusive": "Nothing here contradicts this result, but evidence is missing that could.",
+}
 
 _RANK: dict[Status, int] = {"pass": 0, "skip": 1, "warn": 2, "fail": 3}
 
@@ -108,6 +114,10 @@ class Report:
     def of(self, check: str) -> list[Finding]:
         return [finding for finding in self.findings if finding.check == check]
 
+    def applies(self, check: str) -> bool:
+        """Whether there was something to check, or should have been."""
+        return self.status(check) != "skip" or any(found.missing for found in self.of(check))
+
     def checks(self) -> Iterator[str]:
         """Ids of the checks that ran, in order."""
         yield from dict.fromkeys(finding.check for finding in self.findings)
@@ -126,6 +136,14 @@ class Report:
         if any(finding.missing for finding in self.findings):
             return "inconclusive"
         return "consistent"
+
+    @property
+    def sentence(self) -> str:
+        """The verdict in words."""
+        if self.verdict != "refused":
+            return _SENTENCES[self.verdict]
+        named = ", ".join(self.refused_by)
+        return f"Refused by {named}." if named else "Refused for its warnings, as was asked."
 
     @property
     def exit_code(self) -> int:

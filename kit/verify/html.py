@@ -41,9 +41,10 @@ table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; vertical-align: top; padding: .75rem 1.2rem .75rem 0;
   border-top: 1px solid var(--line); }
 th { width: 17rem; font-weight: 600; } th .note { font-weight: 400; margin-top: .15rem; }
-td:first-of-type { width: 5.5rem; } td { overflow-wrap: anywhere; }
+td:first-of-type { width: 7rem; } td { overflow-wrap: anywhere; }
 td p { margin: 0; } td p + p { margin-top: .5rem; }
-.status { display: inline-block; padding: 0 .55rem; border-radius: 1rem; font-size: .82rem;
+.status { display: inline-block; white-space: nowrap; padding: 0 .55rem; border-radius: 1rem;
+  font-size: .82rem;
   font-weight: 600; background: var(--sunk); color: var(--soft); }
 .pass { color: var(--good); } .fail { color: var(--bad); } .warn { color: var(--warm); }
 .status.pass { background: var(--good-soft); } .status.fail { background: var(--bad-soft); }
@@ -53,31 +54,23 @@ details { margin-top: 1.4rem; } summary { cursor: pointer; padding: .4rem 0; }
   td { border: 0; } th { border: 0; } tr { display: block; padding: .6rem 0;
   border-top: 1px solid var(--line); } }
 """
-_SENTENCE = {
-    "consistent": "Nothing here contradicts this result. That does not prove the time it claims; "
-    "only somebody else's reproduction does.",
-    "unreadable": "This is no result that can be read.",
-    "inconclusive": "Nothing here contradicts this result, but evidence is missing that could.",
-}
+# What is told of the checks, and in which order they stand.
+_COUNTED = {"fail": "refused", "warn": "warned", "missing": "lack evidence", "pass": "passed"}
+_UNUSED = "unused"
 _TONE = {"consistent": "pass", "refused": "fail", "unreadable": "fail", "inconclusive": "warn"}
 
 
 def page(report: Report) -> str:
     """HTML of a report. Every word that came from the result is escaped."""
-    counts = {"fail": "refused", "warn": "warned", "pass": "passed"}
-    order = ("fail", "warn", "skip", "pass")
-    names = sorted(report.checks(), key=lambda name: order.index(str(report.status(name))))
-    told = [
-        f"{number} {word}"
-        for status, word in counts.items()
-        if (number := sum(report.status(name) == status for name in names))
-    ]
-    aside = [name for name in names if _does_not_apply(report, name)]
-    body = "".join(_row(report, name) for name in names if name not in aside)
-    unused = "".join(_row(report, name) for name in aside)
+    groups: dict[str, list[str]] = {status: [] for status in (*_COUNTED, _UNUSED)}
+    for name in report.checks():
+        groups[_status(report, name)].append(name)
+    told = [f"{len(groups[status])} {word}" for status, word in _COUNTED.items() if groups[status]]
+    body = "".join(_row(report, name) for status in _COUNTED for name in groups[status])
+    aside = "".join(_row(report, name) for name in groups[_UNUSED])
     folded = (
-        f"<details><summary>{len(aside)} do not apply to this run</summary>"
-        f"<table>{unused}</table></details>"
+        f"<details><summary>{len(groups[_UNUSED])} do not apply to this run</summary>"
+        f"<table>{aside}</table></details>"
         if aside
         else ""
     )
@@ -92,19 +85,11 @@ def page(report: Report) -> str:
         '<body><p class="kit">n4090-kit verify</p>'
         f"<h1>{escape(str(report.facts.get('run', report.subject)))}</h1>"
         f'<p class="verdict {_TONE[report.verdict]}"><strong>{report.verdict.upper()}</strong>'
-        f"<span>{escape(_sentence(report))}</span></p>"
+        f"<span>{escape(report.sentence)}</span></p>"
         f"{f'<h2>What the result says</h2><dl>{said}</dl>' if said else ''}"
         f"<h2>Checks: {', '.join(told) or 'none ran'}</h2><table>{body}</table>{folded}"
         "</body></html>\n"
     )
-
-
-def _sentence(report: Report) -> str:
-    if report.verdict != "refused":
-        return _SENTENCE[report.verdict]
-    checks = [check for name in report.refused_by if (check := check_by_id(name))]
-    named = ", ".join(f"{check.id} {check.title}" for check in checks)
-    return f"Refused by {named}." if named else "Refused for its warnings, as was asked."
 
 
 def _facts(report: Report) -> Iterator[tuple[str, str]]:
@@ -115,16 +100,14 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
         yield "status", f"{facts['status']}, {'ranked' if facts['ranked'] else 'not ranked'}"
         yield "wall clock, everything counted", duration(facts["total_s"])
         if facts["core"] is not None:
-            yield facts["core_kind"].replace("core", "CORE"), f"{facts['core']:.4f}"
+            kind = facts["core_kind"]
+            label = kind.replace("core", "CORE") if kind.startswith("core") else "score, not CORE"
+            yield label, f"{facts['core']:.4f}"
         if facts["val_bpb"] is not None:
             yield "val_bpb", f"{facts['val_bpb']:.4f}"
         yield "GPU", facts["gpu"] or "none"
     if report.result_id:
         yield "id", report.result_id
-
-
-def _does_not_apply(report: Report, name: str) -> bool:
-    return report.status(name) == "skip" and not any(f.missing for f in report.of(name))
 
 
 def _row(report: Report, name: str) -> str:
@@ -146,17 +129,18 @@ def _row(report: Report, name: str) -> str:
         note = f'<br><span class="note">{"<br>".join(details)}</span>' if details else ""
         tone = f' class="{finding.status}"' if finding.status in ("fail", "warn") else ""
         texts.append(f"<p><span{tone}>{escape(finding.message)}</span>{note}</p>")
-    status = report.status(name)
-    missing = any(finding.missing for finding in report.of(name))
-    label = (
-        "missing"
-        if status == "skip" and missing
-        else {"skip": "not used"}.get(str(status), str(status))
-    )
+    status = _status(report, name)
     return (
         f"<tr><th>{escape(title)}{stops}</th>"
-        f'<td><span class="status {status}">{label}</span></td><td>{"".join(texts)}</td></tr>'
+        f'<td><span class="status {status}">{status}</span></td><td>{"".join(texts)}</td></tr>'
     )
+
+
+def _status(report: Report, name: str) -> str:
+    status = report.status(name)
+    if status == "skip":
+        return "missing" if report.applies(name) else _UNUSED
+    return str(status)
 
 
 def _shown(value: Any) -> str:

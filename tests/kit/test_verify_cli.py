@@ -149,10 +149,32 @@ def test_the_page_is_self_contained_and_escapes(honest: Path, tmp_path: Path) ->
     text = page(verify_result(bad))
     assert "<script" not in text and "&lt;script&gt;" in text
     assert "http://" not in text and "https://" not in text and "src=" not in text
-    refused = [name for name in verify_result(bad).refused_by if f"Refused by {name} " in text]
-    assert refused and f"<table><tr><th>{refused[0]} " in text, "what refuses comes first"
+    refused = verify_result(bad).refused_by
+    assert f"Refused by {', '.join(refused)}." in text
+    assert f"<table><tr><th>{refused[0]} " in text, "what refuses comes first"
     done = call("verify", honest, "--html", tmp_path / "report.html")
     assert done.exit_code == 0 and (tmp_path / "report.html").read_text().count("<tr>") > 20
+
+
+def test_the_page_counts_what_is_missing(honest: Path, tmp_path: Path) -> None:
+    (tmp_path / "alone").mkdir()
+    shutil.copy(honest / "result.json" if honest.is_dir() else honest, tmp_path / "alone")
+    report = verify_result(tmp_path / "alone" / "result.json")
+    lacking = [name for name in report.checks() if any(f.missing for f in report.of(name))]
+    assert lacking and f"Checks: {len(lacking)} lack evidence, " in page(report)
+
+
+def test_a_page_that_cannot_be_written_costs_neither_report_nor_a_traceback(
+    honest: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    command = [sys.executable, "-m", "kit.cli.main", "verify", honest, "--html"]
+    done = subprocess.run([*command, tmp_path / "file/x.html"], capture_output=True, text=True)
+    assert done.returncode == 3 and "CONSISTENT" in done.stdout
+    assert "file: File exists" in done.stderr and "hint: Name another place" in done.stderr
+    assert "Traceback" not in done.stderr
+    made = call("verify", honest, "--html", tmp_path / "new/folder/x.html")
+    assert made.exit_code == 0 and (tmp_path / "new/folder/x.html").is_file()
 
 
 def test_verify_imports_no_torch_and_only_base_dependencies(honest: Path) -> None:
