@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from reference.explained import explained
+from reference.command_errors import explained
 
 if TYPE_CHECKING:
-    from reference.chat import Session
+    from reference.chat.session import Session
 
 
 PLOT = click.Path(dir_okay=False, path_type=Path)
@@ -52,13 +52,13 @@ def bench_train(
 
     The tokens are made up; nothing is read and nothing is kept.
     """
-    from reference.resolve import resolve_recipe
+    from reference.config.resolve import resolve_recipe
 
     recipe = resolve_recipe(name)
     import torch
 
-    from reference.bench import bench_training
-    from reference.device import choose_device
+    from reference.bench.train import bench_training
+    from reference.train.device import choose_device
 
     where = str(choose_device(device))
     if threads or recipe["threads"]:
@@ -73,7 +73,7 @@ def bench_train(
     )
     result = {"recipe": recipe["name"], **result}
     if plot is not None:
-        from reference.plots import plot_training
+        from reference.bench.plots import plot_training
 
         plot_training(result, plot)
     if as_json:
@@ -170,9 +170,9 @@ def chat(
 
     Ctrl-C stops an answer, Ctrl-D leaves.
     """
-    from reference.chat import Session
-    from reference.device import choose_device
-    from reference.engine import Sampling
+    from reference.chat.engine import Sampling
+    from reference.chat.session import Session
+    from reference.train.device import choose_device
 
     session = Session.open(
         model,
@@ -201,7 +201,7 @@ def chat(
 
 def _serve(session: Session, model: Path, host: str, port: int) -> None:
     """The page, until Ctrl-C."""
-    from reference.chat_web import ChatServer
+    from reference.chat.web import ChatServer
 
     server = ChatServer(session, model.resolve().name, host, port)
     if host not in ("127.0.0.1", "localhost", "::1"):

@@ -27,14 +27,14 @@ from typing import Any
 
 import torch
 
-from reference.attention import lacks
-from reference.bench_kernels import bench_attention, bench_matmuls, nanochat_config
-from reference.bench_levers import measure
-from reference.eight_bit import KINDS, multiply, product, quantize
-from reference.estimate import count_flops, peak_flops
-from reference.loss import full_cross_entropy, softcapped_cross_entropy
-from reference.matmul_trial import EIGHT_BIT_KERNEL, profiled_kernels
-from reference.metrics import mfu
+from reference.bench.kernels import bench_attention, bench_matmuls, nanochat_config
+from reference.bench.levers import measure
+from reference.kernels.attention import lacks
+from reference.kernels.eight_bit import KINDS, multiply, product, quantize
+from reference.kernels.matmul_trial import EIGHT_BIT_KERNEL, profiled_kernels
+from reference.model.cost import count_flops, peak_flops
+from reference.model.loss import full_cross_entropy, softcapped_cross_entropy
+from reference.train.metrics import mfu
 
 CAP_GIB = 24.0
 SECONDS = 560.0

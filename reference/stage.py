@@ -20,12 +20,12 @@ from reference.request import Request
 
 # Each module has `run(request, events)`; torch is only imported by those that need it.
 STAGES = {
-    "prepare": "reference.prepare",
-    "tokenizer": "reference.tokenizer_stage",
-    "pretrain": "reference.pretrain",
-    "sft": "reference.sft",
-    "chat_eval": "reference.chat_eval",
-    "replay": "reference.replay",
+    "prepare": "reference.stories.prepare",
+    "tokenizer": "reference.tokenizer.stage",
+    "pretrain": "reference.train.pretrain",
+    "sft": "reference.train.sft",
+    "chat_eval": "reference.chat.evaluation",
+    "replay": "reference.train.replay",
 }
 FAILED, STOPPED = 1, 3
 

@@ -30,8 +30,8 @@ from reference.data.linear import LinearModel, auc
 from reference.data.overlap import OverlapIndex, build_index
 from reference.data.spec import Decontaminate, Dedup, Filters, Language, ShardRules, Source, Spec
 from reference.data.words import normalise, shingles, word_hashes
-from reference.dataset import find_parquet_column
 from reference.errors import TrainerError
+from reference.rows.documents import find_parquet_column
 
 NGRAM = 5
 THRESHOLD = 0.8
@@ -128,8 +128,8 @@ def time_steps(texts: Sequence[str], core: Path | None) -> dict[str, dict[str, f
 
 def time_tokenizer(texts: Sequence[str]) -> dict[str, float]:
     """Tokens/s on one core beside tiktoken's batch mode."""
-    from reference.tokenizer import Tokenizer
-    from reference.tokenizer_compare import measure_speed
+    from reference.tokenizer.bpe import Tokenizer
+    from reference.tokenizer.compare import measure_speed
 
     tokenizer = Tokenizer.train(texts[:200], 4096)
     return measure_speed(tokenizer, texts, repeats=5)
@@ -138,8 +138,8 @@ def time_tokenizer(texts: Sequence[str]) -> dict[str, float]:
 def packing(texts: Sequence[str], seq_len: int = 2048) -> dict[str, float]:
     """Tokens dropped to fill rows: our loader's, and nanochat's rule on the same documents."""
     from reference.data.study import TokenizedTexts
-    from reference.dataloader import PackedLoader
-    from reference.tokenizer import Tokenizer
+    from reference.rows.packing import PackedLoader
+    from reference.tokenizer.bpe import Tokenizer
 
     documents = TokenizedTexts(texts, Tokenizer.train(texts[:100], 2048))
     loader = PackedLoader(documents, 8, seq_len, seed=0, prefetch=False)

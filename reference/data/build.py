@@ -36,8 +36,8 @@ from reference.data.sources import Part, find_parts
 from reference.data.spec import Spec, identity
 from reference.data.totals import Totals
 from reference.data.workers import Workers, open_workers
-from reference.dataset import write_whole
 from reference.errors import TrainerError
+from reference.rows.documents import write_whole
 
 Progress = Callable[[str, int, int], None]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from reference.explained import explained
+from reference.command_errors import explained
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 

@@ -28,8 +28,8 @@ from reference.data.overlap import OverlapIndex
 from reference.data.sources import Part, RawDocument, read_part
 from reference.data.spec import Spec
 from reference.data.words import mix, normalise, shingles, word_hashes
-from reference.dataset import write_whole
 from reference.errors import TrainerError
+from reference.rows.documents import write_whole
 
 SAMPLES = 6  # removed documents shown for each reason, a part
 SAMPLE_CHARS = 700

@@ -270,7 +270,7 @@ def _speeds(manifest: dict[str, Any]) -> list[dict[str, Any]]:
 
 def count_tokens(corpus: Path, manifest: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Tokens and bytes a token by domain, from the first shards; totals scaled up by bytes."""
-    from reference.tokenizer import Tokenizer
+    from reference.tokenizer.bpe import Tokenizer
 
     tokenizer = Tokenizer.load(folder)
     by_domain: dict[str, list[int]] = {}

@@ -19,7 +19,7 @@ from reference.data import index
 from reference.data.part import open_texts
 from reference.data.spec import Spec
 from reference.data.workers import Workers
-from reference.dataset import write_whole
+from reference.rows.documents import write_whole
 
 _STEP = "finding duplicates"
 

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from reference.data.spec import Source
-from reference.dataset import FILE_HINT, find_parquet_column
 from reference.errors import TrainerError
+from reference.rows.documents import FILE_HINT, find_parquet_column
 
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt")
 _ROWS = 64  # documents read at a time, fewer where they are large

@@ -38,8 +38,8 @@ from reference.data.spec import (
     Source,
     Spec,
 )
-from reference.dataset import write_whole
 from reference.errors import TrainerError
+from reference.rows.documents import write_whole
 
 WEB = ("web-raw", "c4", "openwebtext", "stackexchange")
 CURATED = ("textbook", "wikipedia", "wikinews", "books", "speeches", "fineweb-edu")
@@ -263,8 +263,8 @@ class TokenizedTexts:
 
 
 def _tokenizer(texts: Path, out: Path) -> Any:
-    from reference.dataset import find_shards, sample_texts
-    from reference.tokenizer import FILE_NAME, Tokenizer
+    from reference.rows.documents import find_shards, sample_texts
+    from reference.tokenizer.bpe import FILE_NAME, Tokenizer
 
     folder = out / "tokenizer"
     if not (folder / FILE_NAME).is_file():
@@ -291,12 +291,12 @@ def _train(
     """One small model; its bpb on each held-out set."""
     import torch
 
-    from reference.dataloader import PackedLoader, validation_batches
-    from reference.metrics import evaluate_bpb
-    from reference.model import GPT, ModelConfig
-    from reference.optim import MuonAdamW, parameter_groups
-    from reference.schedule import ScheduleConfig, schedule_at
-    from reference.train_step import train_step
+    from reference.model.gpt import GPT, ModelConfig
+    from reference.optim.optimizer import MuonAdamW, parameter_groups
+    from reference.optim.schedule import ScheduleConfig, schedule_at
+    from reference.rows.packing import PackedLoader, validation_batches
+    from reference.train.metrics import evaluate_bpb
+    from reference.train.step import train_step
 
     section = _defaults() | RATES | {"num_steps": steps}
     documents = TokenizedTexts(_first_texts(corpus, steps * BATCH * SEQ_LEN), tokenizer)
@@ -353,7 +353,7 @@ def _model_defaults() -> dict[str, Any]:
 
 def _resolved(section: str) -> dict[str, Any]:
     """A section of recipe `nano` with every default, from the kit's own command."""
-    from reference.resolve import resolve_recipe
+    from reference.config.resolve import resolve_recipe
 
     return dict(resolve_recipe("nano")[section])
 

@@ -18,13 +18,13 @@ from typing import Any
 
 import tomlkit
 
-from reference.dataset import find_shards, shard_rows, write_whole
+from reference.config.resolve import resolve_recipe, resolve_recipes
 from reference.errors import TrainerError
 from reference.lab.executor import Executor
 from reference.lab.halving import Ladder, Slot
 from reference.lab.study import BASELINE, Study, trial_id
 from reference.lab.trial import COMPLETE, FAILED, OUTCOME, Outcome, Trial
-from reference.resolve import resolve_recipe, resolve_recipes
+from reference.rows.documents import find_shards, shard_rows, write_whole
 
 ATTEMPTS = 3  # of a trial that failed for reasons of the machine
 WAIT_S = 0.5

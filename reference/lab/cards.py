@@ -1,7 +1,7 @@
 """Cards that `plan` knows by name, and how much of their peak a training is expected to reach.
 
 The share (bf16 MFU in nanochat's count) is evidence where `source` names some, and an assumption
-where it says so. Peaks are `reference.estimate.PEAK_BF16_FLOPS`.
+where it says so. Peaks are `reference.model.cost.PEAK_BF16_FLOPS`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from reference.errors import TrainerError
-from reference.estimate import ASSUMED_MFU, PEAK_BF16_FLOPS
+from reference.model.cost import ASSUMED_MFU, PEAK_BF16_FLOPS
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from reference.explained import explained
+from reference.command_errors import explained
 
 OTHER_CARDS = ("rtx3090", "rtx4090", "rtx5090", "h100")
 
@@ -199,7 +199,7 @@ def ablate(
 
     study = load_study(study_file)
     if device == "cuda" and not ray_address and not report_only:
-        from reference.device import choose_device
+        from reference.train.device import choose_device
 
         choose_device(device)  # else each of its trials would fail
     folder = out or Path("studies") / study.name
@@ -315,9 +315,9 @@ def _recipe_of(run: Path) -> dict[str, Any] | None:
     """The run's recipe with today's defaults; None where it is there no more or no longer right."""
     import tempfile
 
+    from reference.config.resolve import resolve_recipe
     from reference.errors import TrainerError
     from reference.lab.run_folder import RunFolder
-    from reference.resolve import resolve_recipe
 
     text = RunFolder.open(run).recipe_text
     if text is None:

@@ -11,9 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from reference.config import ModelConfig
+from reference.config.model import ModelConfig
 from reference.errors import TrainerError
-from reference.estimate import ASSUMED_MFU, count_flops, count_parameters, plan_vram
 from reference.lab.cards import CARDS, Card
 from reference.lab.points import Point
 from reference.lab.scaling import (
@@ -30,6 +29,7 @@ from reference.lab.scaling import (
     interval,
     refit_from,
 )
+from reference.model.cost import ASSUMED_MFU, count_flops, count_parameters, plan_vram
 
 TARGET_CORE = 0.256525
 CORE_REACH = 0.1  # of the smallest run with CORE: below, its line says nothing
@@ -266,7 +266,7 @@ def largest_batch(config: ModelConfig, vram_gib: float) -> tuple[int, int, bool]
 
 def total_batch_tokens(tokens: float) -> int:
     """Tokens of one optimizer step for a horizon of `tokens`."""
-    from reference.optim import power_lines_batch
+    from reference.optim.optimizer import power_lines_batch
 
     return max(512, power_lines_batch(tokens, BATCH_HORIZON))
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import tomlkit
 
-from reference.dataset import write_whole
+from reference.config.resolve import resolve_recipe
 from reference.errors import TrainerError
 from reference.lab.plan import Candidate
-from reference.resolve import resolve_recipe
+from reference.rows.documents import write_whole
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 TRAINED_TOKENS_PER_SHARD = 35e6  # ClimbMix: recipe `reference`, 120 shards for 4.26 B tokens

@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from reference.config import ModelConfig
+from reference.config.model import ModelConfig
+from reference.config.resolve import resolve_recipe
 from reference.errors import TrainerError
-from reference.estimate import count_flops
 from reference.lab.cards import Card
 from reference.lab.plan import TARGET_CORE, Candidate, Forecast, Laws
-from reference.resolve import resolve_recipe
+from reference.model.cost import count_flops
 
 
 def measured_card(bench: Path, card: Card) -> Card:

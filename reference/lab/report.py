@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from reference.estimate import estimate
 from reference.lab.curves import early_slope
 from reference.lab.run_facts import Facts, bpb_at, card_bytes, eval_points, first_reaching
+from reference.model.cost import estimate
 
 WEEK_S = 7 * 24 * 3600
 SKIPPED_STEPS = 10  # of a run: compiling, autotuning; nanochat leaves out as many

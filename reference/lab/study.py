@@ -19,7 +19,7 @@ from typing import Any
 import jsonschema
 
 from reference.errors import TrainerError
-from reference.estimate import estimate
+from reference.model.cost import estimate
 
 SCHEMA = Path(__file__).with_name("study.schema.json")
 BASELINE = "baseline"

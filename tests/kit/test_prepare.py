@@ -91,8 +91,8 @@ def test_conversations_keep_their_text_and_say_what_was_left_out(place: Place) -
 
 def test_the_made_files_are_read_by_the_reference_trainer(place: Place) -> None:
     pytest.importorskip("torch")
-    conversation = pytest.importorskip("reference.conversation")
-    dataset = pytest.importorskip("reference.dataset")
+    conversation = pytest.importorskip("reference.chat.conversation")
+    dataset = pytest.importorskip("reference.rows.documents")
     place.recipe = recipe_of(recipe_text(everything=True), place.root)
     place.prepare()
     [source] = conversation.find_sources(place.folder / "sft")
@@ -179,7 +179,7 @@ def test_files_that_are_numbered_get_new_numbers_with_more_of_them(place: Place)
     ],
 )
 def test_the_last_file_stays_validation_whatever_the_names(place: Place, names: list[str]) -> None:
-    dataset = pytest.importorskip("reference.dataset")
+    dataset = pytest.importorskip("reference.rows.documents")
     files = {name: shard(index) for index, name in enumerate(names)}
     place.hub.commit(CORPUS, files)
     place.prepare()

@@ -19,11 +19,11 @@ MAX_PER_TASK = 25
 @pytest.fixture(scope="module")
 def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Made questions, a tokenizer, and two untrained models."""
-    from reference.checkpoint import save_model
-    from reference.config import ModelConfig
-    from reference.model import GPT
+    from reference.config.model import ModelConfig
+    from reference.model.gpt import GPT
     from reference.stories import write_stories
-    from reference.tokenizer import Tokenizer
+    from reference.tokenizer.bpe import Tokenizer
+    from reference.train.checkpoint import save_model
 
     root = tmp_path_factory.mktemp("material")
     write_stories(root / "stories", seed=1, documents=60)

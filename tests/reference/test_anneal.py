@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from reference.anneal import AnnealedLoader, open_loader
-from reference.dataloader import PackedLoader
-from reference.dataset import find_shards
 from reference.errors import TrainerError
+from reference.rows.anneal import AnnealedLoader, open_loader
+from reference.rows.documents import find_shards
+from reference.rows.packing import PackedLoader
 
 
 class Texts:

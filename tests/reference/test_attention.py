@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from reference.attention import cached_attention, causal_attention
+from reference.kernels.attention import cached_attention, causal_attention
 
 
 def formula(q, k, v, window):

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 import torch
 
-from reference.attention import (
+from reference.config.model import ModelConfig
+from reference.kernels.attention import (
     _BACKENDS,
     ADA_TILES,
     automatic,
@@ -25,10 +26,9 @@ from reference.attention import (
     lacks,
     takes,
 )
-from reference.attention_trial import choose_backends, try_backend
-from reference.config import ModelConfig
-from reference.model import GPT
-from reference.train_step import Micro, split
+from reference.kernels.attention_trial import choose_backends, try_backend
+from reference.model.gpt import GPT
+from reference.train.step import Micro, split
 
 CPU = torch.device("cpu")
 BOS = 7

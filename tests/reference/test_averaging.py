@@ -14,18 +14,19 @@ from typing import Any
 import pytest
 import torch
 
-import reference.pretrain
+import reference.train.pretrain
 from kit.recipe import load_recipe
-from reference import pretrain, tokenizer_stage
-from reference.averaging import WeightAverage
-from reference.checkpoint import load_model
-from reference.divergence import Divergence
 from reference.errors import TrainerError
 from reference.events import Events
+from reference.optim.schedule import ScheduleConfig, falling, schedule_at
 from reference.request import Request
-from reference.schedule import ScheduleConfig, falling, schedule_at
 from reference.stage import Stopped
 from reference.stories import write_stories
+from reference.tokenizer import stage as tokenizer_stage
+from reference.train import pretrain
+from reference.train.averaging import WeightAverage
+from reference.train.checkpoint import load_model
+from reference.train.divergence import Divergence
 
 TINY = Path(__file__).parent.parent / "assets" / "tiny.toml"
 
@@ -190,7 +191,7 @@ def test_a_resumed_run_ends_in_the_same_average(
     trained(prepared, tmp_path / "whole", **options)
     calls = iter([False] * 5 + [True])
     with monkeypatch.context() as patch:
-        patch.setattr(reference.pretrain, "stop_requested", lambda: next(calls))
+        patch.setattr(reference.train.pretrain, "stop_requested", lambda: next(calls))
         with pytest.raises(Stopped):
             trained(prepared, tmp_path / "parts", **options)
     trained(prepared, tmp_path / "parts", attempt=1, **options)
@@ -201,7 +202,7 @@ def test_a_resumed_run_ends_in_the_same_average(
 def test_divergence_goes_back_to_the_checkpoint_and_halves_the_rate(
     prepared: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = reference.pretrain.Stepper.step
+    step = reference.train.pretrain.Stepper.step
     count = 0
 
     def breaks_once(self: Any, *args: Any, **kwargs: Any) -> float:
@@ -214,7 +215,7 @@ def test_divergence_goes_back_to_the_checkpoint_and_halves_the_rate(
             return math.nan
         return loss
 
-    monkeypatch.setattr(reference.pretrain.Stepper, "step", breaks_once)
+    monkeypatch.setattr(reference.train.pretrain.Stepper, "step", breaks_once)
     events = trained(prepared, tmp_path / "out", rollbacks=1)
     steps = [data for ev, data in events if ev == "step"]
     assert [data["step"] for data in steps] == list(range(8))
@@ -233,6 +234,6 @@ def test_divergence_goes_back_to_the_checkpoint_and_halves_the_rate(
 def test_divergence_ends_a_run_that_may_not_go_back(
     prepared: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reference.pretrain.Stepper, "step", lambda *_, **__: math.nan)
+    monkeypatch.setattr(reference.train.pretrain.Stepper, "step", lambda *_, **__: math.nan)
     with pytest.raises(TrainerError, match="the loss is nan at step 0"):
         trained(prepared, tmp_path / "out")

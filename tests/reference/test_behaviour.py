@@ -2,7 +2,7 @@
 
 import pytest
 
-from reference.behaviour import (
+from reference.chat.behaviour import (
     INSTRUCTIONS,
     OPEN_PROMPTS,
     Behaviour,

@@ -11,12 +11,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-import reference.bench
+import reference.bench.train
 import reference.commands
 from kit.recipe import parse_recipe
-from reference.bench import bench_training, nearest_rank
-from reference.model import GPT, ModelConfig
-from reference.train_step import has_cpp_compiler, maybe_compile
+from reference.bench.train import bench_training, nearest_rank
+from reference.model.gpt import GPT, ModelConfig
+from reference.train.step import has_cpp_compiler, maybe_compile
 
 TEXT = """
 schema_version = 1
@@ -56,7 +56,7 @@ def test_both_trainers_start_from_the_same_loss_and_are_timed_step_by_step():
 
 
 def test_time_lost_between_steps_and_slow_steps_show(monkeypatch):
-    draw = reference.bench._drawer
+    draw = reference.bench.train._drawer
 
     def slow_drawer(*args):
         inner = draw(*args)
@@ -67,14 +67,14 @@ def test_time_lost_between_steps_and_slow_steps_show(monkeypatch):
 
         return slow
 
-    real_step = reference.bench.train_step
+    real_step = reference.bench.train.train_step
 
     def slow_step(*args):
         time.sleep(0.03)
         return real_step(*args)
 
-    monkeypatch.setattr(reference.bench, "_drawer", slow_drawer)
-    monkeypatch.setattr(reference.bench, "train_step", slow_step)
+    monkeypatch.setattr(reference.bench.train, "_drawer", slow_drawer)
+    monkeypatch.setattr(reference.bench.train, "train_step", slow_step)
     result = bench_training(RECIPE, steps=3, compare=False)
     assert result["outside_steps_s"] > 5 * 0.05
     assert result["step_ms_median"] > 30
@@ -88,7 +88,7 @@ def test_p99_is_the_nearest_rank():
 
 
 def test_the_command_prints_a_table_and_json(monkeypatch):
-    monkeypatch.setattr("reference.resolve.resolve_recipe", lambda name: RECIPE)
+    monkeypatch.setattr("reference.config.resolve.resolve_recipe", lambda name: RECIPE)
     args = ["--recipe", "tiny", "--steps", "2", "--device", "cpu"]
     done = CliRunner().invoke(reference.commands.bench_train, [*args, "--json"])
     assert done.exit_code == 0, done.output
@@ -113,11 +113,11 @@ def test_auto_compiles_on_a_cpu_only_long_runs_with_a_compiler(monkeypatch):
     compiled = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: compiled.append(self))
     model = GPT(ModelConfig.from_recipe(RECIPE["model"], 64))
-    monkeypatch.setattr("reference.train_step.has_cpp_compiler", lambda: True)
+    monkeypatch.setattr("reference.train.step.has_cpp_compiler", lambda: True)
     assert not maybe_compile(model, "auto", "cpu", tokens=1e6)
     assert maybe_compile(model, "auto", "cpu", tokens=1e12)
     assert len(compiled) == 2
-    monkeypatch.setattr("reference.train_step.has_cpp_compiler", lambda: False)
+    monkeypatch.setattr("reference.train.step.has_cpp_compiler", lambda: False)
     assert not maybe_compile(model, "auto", "cpu", tokens=1e12)
     assert not maybe_compile(model, "off", "cuda")
     assert maybe_compile(model, "auto", "cuda")

@@ -12,12 +12,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-import reference.bench_commands
+import reference.bench.commands
 from kit.recipe import parse_recipe
-from reference.bench_kernels import bench_attention, bench_matmuls, nanochat_config
-from reference.bench_levers import LEVERS, bench_levers, measure, with_lever
-from reference.plots import plot_kernels, plot_levers, plot_training
-from reference.trial_run import trial_run
+from reference.bench.kernels import bench_attention, bench_matmuls, nanochat_config
+from reference.bench.levers import LEVERS, bench_levers, measure, with_lever
+from reference.bench.plots import plot_kernels, plot_levers, plot_training
+from reference.bench.trial_run import trial_run
 
 TEXT = """
 schema_version = 1
@@ -109,7 +109,7 @@ def test_a_run_that_cannot_be_is_a_reason_not_a_crash(monkeypatch):
     def broken(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory\nmore")
 
-    monkeypatch.setattr("reference.bench_levers.trial_run", broken)
+    monkeypatch.setattr("reference.bench.levers.trial_run", broken)
     assert measure(RECIPE, device="cpu", steps=1) == {"reason": "CUDA out of memory"}
     assert with_lever(pulled("fp8"), "fp8") == "the recipe has it already"
     odd = copy.deepcopy(RECIPE)
@@ -119,7 +119,7 @@ def test_a_run_that_cannot_be_is_a_reason_not_a_crash(monkeypatch):
 
 def test_kernels_are_timed_in_three_products_and_four_kinds(monkeypatch):
     monkeypatch.setattr(
-        "reference.bench_kernels.map_shapes", lambda config: {"up": (64, 32), "down": (32, 64)}
+        "reference.bench.kernels.map_shapes", lambda config: {"up": (64, 32), "down": (32, 64)}
     )
     cpu = torch.device("cpu")
     rows = list(bench_matmuls([2], tokens=32, device=cpu))
@@ -145,27 +145,27 @@ def test_attention_backends_are_listed_with_reasons():
 
 def test_the_commands_print_tables_json_and_plots(monkeypatch, tmp_path):
     monkeypatch.setattr(
-        reference.bench_commands, "resolve_recipe", lambda name: copy.deepcopy(RECIPE)
+        reference.bench.commands, "resolve_recipe", lambda name: copy.deepcopy(RECIPE)
     )
-    monkeypatch.setattr("reference.bench_kernels.map_shapes", lambda config: {"up": (64, 32)})
+    monkeypatch.setattr("reference.bench.kernels.map_shapes", lambda config: {"up": (64, 32)})
     run = CliRunner().invoke
     levers = ["--lever", "fp8", "--lever", "attention fa2", "--steps", "2", "--device", "cpu"]
-    done = run(reference.bench_commands.bench_levers, [*levers, "--plot", tmp_path / "l.svg"])
+    done = run(reference.bench.commands.bench_levers, [*levers, "--plot", tmp_path / "l.svg"])
     assert done.exit_code == 0, done.output
     assert "fp8" in done.output and "needs" in done.output
-    done = run(reference.bench_commands.bench_levers, [*levers, "--json", "--vram-cap", "24"])
+    done = run(reference.bench.commands.bench_levers, [*levers, "--json", "--vram-cap", "24"])
     document = json.loads(done.output[done.output.index("{") :])
     assert [row["lever"] for row in document["rows"]] == ["recipe", "fp8", "attention fa2"]
-    assert run(reference.bench_commands.bench_levers, ["--lever", "warp"]).exit_code == 2
+    assert run(reference.bench.commands.bench_levers, ["--lever", "warp"]).exit_code == 2
     kernels = ["--depths", "2", "--tokens", "64", "--seq-len", "64", "--device", "cpu"]
     done = run(
-        reference.bench_commands.bench_kernels, [*kernels, "--plot", tmp_path / "k.svg", "--json"]
+        reference.bench.commands.bench_kernels, [*kernels, "--plot", tmp_path / "k.svg", "--json"]
     )
     assert done.exit_code == 0, done.output
     assert len(json.loads(done.output)["products"]) == 12
-    done = run(reference.bench_commands.bench_kernels, kernels)
+    done = run(reference.bench.commands.bench_kernels, kernels)
     assert "against bf16" in done.output and "fastest" in done.output
-    assert run(reference.bench_commands.bench_kernels, ["--depths", "x"]).exit_code == 2
+    assert run(reference.bench.commands.bench_kernels, ["--depths", "x"]).exit_code == 2
     for name in ("l.svg", "k.svg"):
         assert "<svg" in (tmp_path / name).read_text()
 

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from reference import chat_eval
-from reference.chat import Session, find_checkpoint
-from reference.chat_eval import (
+from reference.chat import evaluation as chat_eval
+from reference.chat.conversation import render, render_prompt
+from reference.chat.engine import Sampling
+from reference.chat.evaluation import (
     Question,
     Task,
     batches_by_length,
@@ -22,15 +23,14 @@ from reference.chat_eval import (
     is_right,
     summarize,
 )
-from reference.checkpoint import save_model
-from reference.conversation import render, render_prompt
-from reference.engine import Sampling
+from reference.chat.session import Session, find_checkpoint
 from reference.errors import TrainerError
 from reference.events import Events
-from reference.model import GPT, ModelConfig
+from reference.model.gpt import GPT, ModelConfig
 from reference.request import Request
 from reference.stage import Stopped
-from reference.tokenizer import Tokenizer
+from reference.tokenizer.bpe import Tokenizer
+from reference.train.checkpoint import save_model
 
 
 class Parrot(GPT):

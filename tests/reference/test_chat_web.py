@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from reference.chat_web import MAX_REQUEST_BYTES, ChatServer
+from reference.chat.web import MAX_REQUEST_BYTES, ChatServer
 from reference.errors import TrainerError
 
 

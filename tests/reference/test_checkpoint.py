@@ -2,8 +2,13 @@
 
 import pytest
 
-from reference.checkpoint import STATE_FOLDER, drop_states_after, load_latest_state, save_state
 from reference.errors import TrainerError
+from reference.train.checkpoint import (
+    STATE_FOLDER,
+    drop_states_after,
+    load_latest_state,
+    save_state,
+)
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from reference.bench_commands import bench_kernels, bench_levers
+from reference.bench.commands import bench_kernels, bench_levers
+from reference.command_errors import explained
 from reference.commands import bench_train, chat
 from reference.data.commands import bench_data
 from reference.errors import TrainerError
-from reference.explained import explained
 from reference.lab.commands import ablate, plan, report
 
 STUDY = Path(__file__).parents[2] / "reference" / "studies" / "cpu-levers.toml"

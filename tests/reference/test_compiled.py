@@ -14,11 +14,11 @@ from torch._functorch.aot_autograd import make_boxed_func
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch._inductor.decomposition import select_decomp_table
 
-from reference.attention import find_documents, prepare_flex
-from reference.config import ModelConfig
-from reference.linear import Products, set_products
-from reference.memory import block_activations
-from reference.model import GPT
+from reference.config.model import ModelConfig
+from reference.kernels.attention import find_documents, prepare_flex
+from reference.model.gpt import GPT
+from reference.model.linear import Products, set_products
+from reference.train.memory import block_activations
 
 CONFIG = ModelConfig(64, n_layer=2, n_embd=32, n_head=2, n_kv_head=1, seq_len=16, short_window=8,
                      window_pattern="L")  # fmt: skip

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reference.conversation import (
+from reference.chat.conversation import (
     check_messages,
     find_sources,
     read_conversations,
@@ -15,7 +15,7 @@ from reference.conversation import (
     render_prompt,
 )
 from reference.errors import TrainerError
-from reference.tokenizer import Tokenizer
+from reference.tokenizer.bpe import Tokenizer
 
 TALK = [
     {"role": "user", "content": "Hi"},

@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-import reference.checkpoint
-from reference.checkpoint import BackgroundSaver, load_latest_state
-from reference.config import ModelConfig
-from reference.curriculum import Curriculum, rows_at
-from reference.dataloader import PackedLoader
+import reference.train.checkpoint
+from reference.config.model import ModelConfig
 from reference.errors import TrainerError
-from reference.estimate import estimate
-from reference.memory import GIB, fitting_micro_batch, plan_vram
-from reference.model import GPT
-from reference.optim import MuonAdamW, parameter_groups
-from reference.schedule import ScheduleConfig, schedule_at
-from reference.train_step import Stepper, is_out_of_memory
+from reference.model.cost import estimate
+from reference.model.gpt import GPT
+from reference.optim.optimizer import MuonAdamW, parameter_groups
+from reference.optim.schedule import ScheduleConfig, schedule_at
+from reference.rows.packing import PackedLoader
+from reference.train.checkpoint import BackgroundSaver, load_latest_state
+from reference.train.curriculum import Curriculum, rows_at
+from reference.train.memory import GIB, fitting_micro_batch, plan_vram
+from reference.train.step import Stepper, is_out_of_memory
 
 CONFIG = ModelConfig(64, n_layer=2, n_embd=32, n_head=2, n_kv_head=2, seq_len=32, short_window=16)
 RATES = {
@@ -270,13 +270,13 @@ def test_the_estimate_is_of_the_micro_batch_that_fits():
 
 
 def test_a_state_is_that_of_the_moment_it_was_asked_for(tmp_path, monkeypatch):
-    gate, real = threading.Event(), reference.checkpoint.save_state
+    gate, real = threading.Event(), reference.train.checkpoint.save_state
 
     def slow(*args):
         gate.wait(10)
         return real(*args)
 
-    monkeypatch.setattr(reference.checkpoint, "save_state", slow)
+    monkeypatch.setattr(reference.train.checkpoint, "save_state", slow)
     saver, weight = BackgroundSaver(tmp_path), torch.ones(3)
     state = {"model": {"w": weight}, "more": [{"x": weight, "n": 1}], "none": None}
     assert saver.save(1, state) == [] and saver.finished() == []
@@ -298,7 +298,7 @@ def test_an_error_of_the_thread_reaches_the_run(tmp_path, monkeypatch, backgroun
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(reference.checkpoint, "save_state", full)
+    monkeypatch.setattr(reference.train.checkpoint, "save_state", full)
     saver = BackgroundSaver(tmp_path, background=background)
     with pytest.raises(OSError, match="No space"):
         saver.save(1, {})

@@ -9,13 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reference.dataloader import (
+from reference.errors import TrainerError
+from reference.rows.packing import (
     PackedLoader,
     epoch_order,
     validation_batches,
     validation_pieces,
 )
-from reference.errors import TrainerError
 
 BOS = 0
 

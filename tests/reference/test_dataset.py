@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from reference.dataset import (
+from reference.errors import TrainerError
+from reference.rows.documents import (
     Documents,
     find_shards,
     read_shard,
@@ -16,8 +17,7 @@ from reference.dataset import (
     tokenize_shard,
     write_index,
 )
-from reference.errors import TrainerError
-from reference.tokenizer import Tokenizer
+from reference.tokenizer.bpe import Tokenizer
 
 TEXTS = [f"The {animal} number {i} eats." for i in range(10) for animal in ("owl", "fox", "cat")]
 

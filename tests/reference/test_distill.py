@@ -8,16 +8,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import reference.loss
+import reference.model.loss
 from kit.growth import growth_problems, teacher_share
-from reference import growth_plan
-from reference.config import ModelConfig
-from reference.distill import SoftTargets, Teacher
-from reference.estimate import RunCost, count_flops
-from reference.growth import Trainee
-from reference.loss import softcapped_cross_entropy
-from reference.memory import plan_vram
-from reference.model import GPT
+from reference.config.model import ModelConfig
+from reference.experiments.distill.teacher import SoftTargets, Teacher
+from reference.experiments.growth import plan as growth_plan
+from reference.experiments.growth.growth import Trainee
+from reference.model.cost import RunCost, count_flops
+from reference.model.gpt import GPT
+from reference.model.loss import softcapped_cross_entropy
+from reference.train.memory import plan_vram
 
 CONFIG = ModelConfig(90, n_layer=2, n_embd=32, n_head=2, n_kv_head=2, seq_len=16, short_window=5)
 SECTION = {
@@ -35,7 +35,7 @@ def test_the_gradient_is_that_of_the_mixed_loss_and_the_value_the_cross_entropy(
     softcap, share, temperature, monkeypatch
 ):
     # Chunks of 64 of the 150 tokens.
-    monkeypatch.setattr(reference.loss, "CHUNK_BYTES", {"cpu": 1})
+    monkeypatch.setattr(reference.model.loss, "CHUNK_BYTES", {"cpu": 1})
     N, C, V, rows = 150, 8, 11, 64
     draw = torch.Generator().manual_seed(0)
     hidden, weight = (torch.randn(n, C, generator=draw) for n in (N, rows))

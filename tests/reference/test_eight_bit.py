@@ -10,12 +10,12 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from reference.config import ModelConfig
-from reference.eight_bit import KINDS, product, quantize
-from reference.linear import PASSES, PLAIN, Linear, Products, eligible, set_products
-from reference.loss import softcapped_cross_entropy
-from reference.matmul_trial import choose_products, time_product
-from reference.model import GPT
+from reference.config.model import ModelConfig
+from reference.kernels.eight_bit import KINDS, product, quantize
+from reference.kernels.matmul_trial import choose_products, time_product
+from reference.model.gpt import GPT
+from reference.model.linear import PASSES, PLAIN, Linear, Products, eligible, set_products
+from reference.model.loss import softcapped_cross_entropy
 
 EIGHT_BIT = [kind for kind in KINDS if kind != "bf16"]
 # The largest share of a row's largest value that rounding can move a value by.
@@ -224,7 +224,7 @@ def test_the_trial_leaves_passes_that_are_switched_off_in_bf16_and_reports_failu
 
 TRITON = """
 import torch, triton
-from reference.int8_triton import SHARED_BYTES, configs, int8_kernel
+from reference.kernels.int8_triton import SHARED_BYTES, configs, int8_kernel
 sizes = ((70, 48, 96, 32, 32, 64), (32, 32, 16, 16, 16, 16), (130, 33, 80, 64, 32, 32))
 for M, N, K, *tile in sizes:
     g = torch.Generator().manual_seed(M)

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from reference.engine import Sampling, choose, generate, next_token_logits, stream
-from reference.model import GPT, ModelConfig
+from reference.chat.engine import Sampling, choose, generate, next_token_logits, stream
+from reference.model.gpt import GPT, ModelConfig
 
 PROMPTS = [[1, 5, 9], [1], [1, 7, 7, 2, 30, 4, 11], [1, 5]]
 

@@ -8,10 +8,10 @@ import sys
 import pytest
 import torch
 
-from reference.config import ModelConfig
-from reference.estimate import count_flops, count_parameters, estimate, peak_flops, plan_vram
-from reference.model import GPT
-from reference.optim import MuonAdamW, parameter_groups
+from reference.config.model import ModelConfig
+from reference.model.cost import count_flops, count_parameters, estimate, peak_flops, plan_vram
+from reference.model.gpt import GPT
+from reference.optim.optimizer import MuonAdamW, parameter_groups
 
 SHAPES = [
     ModelConfig(1000, n_layer=3, n_embd=64, n_head=4, n_kv_head=2, seq_len=256),
@@ -163,6 +163,6 @@ def test_the_peak_is_that_of_exactly_the_named_device(name, tflops):
 
 
 def test_estimating_imports_neither_torch_nor_numpy():
-    code = "import reference.estimate, sys; print({'torch', 'numpy'} & set(sys.modules))"
+    code = "import reference.model.cost, sys; print({'torch', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

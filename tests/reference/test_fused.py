@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from reference.fused import norm, norm_and_rotate, relu_squared
+from reference.kernels.fused import norm, norm_and_rotate, relu_squared
 
 
 def angles(T, D):

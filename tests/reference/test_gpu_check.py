@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from reference import gpu_check
-from reference.bench_kernels import nanochat_config
+from reference.bench.kernels import nanochat_config
 
 
 def test_its_switches_are_the_schemas():

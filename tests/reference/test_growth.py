@@ -9,15 +9,15 @@ import torch
 
 from kit.growth import size_at
 from kit.verify.physics import flops_per_token
-from reference.config import ModelConfig
-from reference.estimate import RunCost, count_flops, estimate
-from reference.growth import Trainee, carry_moments, grown, source_layers
-from reference.growth_plan import GrowthPlan, sized
+from reference.config.model import ModelConfig
+from reference.experiments.growth.growth import Trainee, carry_moments, grown, source_layers
+from reference.experiments.growth.plan import GrowthPlan, sized
 from reference.lab.study import steps_of
-from reference.model import GPT
-from reference.optim import MuonAdamW, parameter_groups
-from reference.schedule import ScheduleConfig, schedule_at
-from reference.train_step import train_step
+from reference.model.cost import RunCost, count_flops, estimate
+from reference.model.gpt import GPT
+from reference.optim.optimizer import MuonAdamW, parameter_groups
+from reference.optim.schedule import ScheduleConfig, schedule_at
+from reference.train.step import train_step
 
 SMALL = ModelConfig(90, n_layer=2, n_embd=32, n_head=2, n_kv_head=2, seq_len=16, short_window=5)
 RATES = {

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 
 pytest.importorskip("scipy")
 
+from reference.config.resolve import resolve_recipe
 from reference.errors import TrainerError
 from reference.lab.ablate import Place, StudyRun
 from reference.lab.commands import ablate
@@ -24,7 +25,6 @@ from reference.lab.halving import Slot
 from reference.lab.proxies import agreement, rate_proxies, recommend, spearman
 from reference.lab.study import BASELINE, Arm, Halving, Scale, Study, load_study, steps_of
 from reference.lab.trial import COMPLETE, FAILED, STOPPED, Outcome, Trial, run_trial
-from reference.resolve import resolve_recipe
 
 ROOT = Path(__file__).parent.parent.parent
 ASSETS = ROOT / "tests" / "assets"
@@ -179,7 +179,7 @@ def test_every_trial_of_a_scale_costs_the_same() -> None:
         for arm in (Arm(BASELINE, {}), wider)
     }
     assert steps["wide"] < steps[BASELINE]
-    from reference.estimate import estimate
+    from reference.model.cost import estimate
 
     for arm in (Arm(BASELINE, {}), wider):
         document = study.recipe(resolved, arm, replace(study.scales[1], flops=1e13))

@@ -13,13 +13,13 @@ from click.testing import CliRunner
 pytest.importorskip("scipy")
 
 from reference.errors import TrainerError
-from reference.estimate import count_flops, count_parameters
 from reference.lab.cards import CARDS, find_card
 from reference.lab.commands import plan
 from reference.lab.figures import draw
 from reference.lab.plan import Laws, Setting, candidates, choose, fit_laws, forecast, shape
 from reference.lab.points import Point, own_points, published_points
 from reference.lab.scaling import fit_core, fit_loss, fit_optimum, isoflop_optima
+from reference.model.cost import count_flops, count_parameters
 
 ROOT = Path(__file__).parent.parent.parent
 EXAMPLE = next((ROOT / "submissions" / "2026" / "example").glob("*/result.json"))

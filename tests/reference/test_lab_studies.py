@@ -7,12 +7,12 @@ import pytest
 
 pytest.importorskip("scipy")
 
+from reference.config.resolve import resolve_recipe
 from reference.errors import TrainerError
-from reference.estimate import count_flops, count_parameters
 from reference.lab.ablate import Place, open_study
 from reference.lab.plan import shape
 from reference.lab.study import load_study
-from reference.resolve import resolve_recipe
+from reference.model.cost import count_flops, count_parameters
 
 ROOT = Path(__file__).parent.parent.parent
 STUDIES = sorted((ROOT / "reference" / "studies").glob("*.toml"))

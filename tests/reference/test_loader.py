@@ -9,10 +9,10 @@ from kit.core_eval.loaders import load_model
 from kit.core_eval.model import Paths, PrefixModel
 from kit.core_eval.probes import check_fast_path, probe_model
 from kit.errors import SchemaError
-from reference.checkpoint import save_model
-from reference.model import GPT, ModelConfig
-from reference.tokenizer import Tokenizer
-from reference.train_step import has_cpp_compiler
+from reference.model.gpt import GPT, ModelConfig
+from reference.tokenizer.bpe import Tokenizer
+from reference.train.checkpoint import save_model
+from reference.train.step import has_cpp_compiler
 
 TEXTS = ["Once upon a time there was a fox.", "The fox met an owl near the river.", "1 2 3"]
 

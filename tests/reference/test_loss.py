@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import reference.loss
-from reference.loss import softcapped_cross_entropy, softcapped_logits
+import reference.model.loss
+from reference.model.loss import softcapped_cross_entropy, softcapped_logits
 
 
 def plain(hidden, weight, targets, vocab_size, softcap):
@@ -22,7 +22,7 @@ def plain(hidden, weight, targets, vocab_size, softcap):
 @pytest.fixture
 def case(monkeypatch):
     """Inputs that need several chunks, the last one short."""
-    monkeypatch.setitem(reference.loss.CHUNK_BYTES, "cpu", 64 * 4 * 128)
+    monkeypatch.setitem(reference.model.loss.CHUNK_BYTES, "cpu", 64 * 4 * 128)
     generator = torch.Generator().manual_seed(0)
     hidden = 3 * torch.randn(150, 16, generator=generator)
     weight = torch.randn(128, 16, generator=generator)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from reference.metrics import evaluate_bpb, mfu
+from reference.train.metrics import evaluate_bpb, mfu
 
 
 class FixedLosses:
@@ -34,7 +34,7 @@ def test_targets_without_bytes_are_an_error():
 
 
 def test_a_uniform_model_costs_the_entropy_of_the_vocabulary():
-    from reference.model import GPT, ModelConfig
+    from reference.model.gpt import GPT, ModelConfig
 
     model = GPT(ModelConfig(100, n_layer=1, n_embd=32, n_head=1, n_kv_head=1, seq_len=8))
     model.init_weights(0)

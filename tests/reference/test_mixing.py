@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from reference.conversation import Rendered
-from reference.dataloader import PackedLoader
+from reference.chat.conversation import Rendered
 from reference.errors import TrainerError
-from reference.mixing import COLLECT_FROM, MixedLoader, Replay, Talks
-from reference.model import GPT, ModelConfig
-from reference.packed_conversations import ConversationLoader, hold_out_seed
-from reference.replay_buffer import ReplayBuffer
-from reference.snapshot import load_snapshot, save_snapshot
+from reference.experiments.replay_rows.buffer import ReplayBuffer
+from reference.model.gpt import GPT, ModelConfig
+from reference.rows.conversations import ConversationLoader, hold_out_seed
+from reference.rows.mixing import COLLECT_FROM, MixedLoader, Replay, Talks
+from reference.rows.packing import PackedLoader
+from reference.train.snapshot import load_snapshot, save_snapshot
 
 T = 8
 NEW, TALK = 1, 50  # tokens from which each source counts its documents

@@ -7,13 +7,13 @@ import dataclasses
 import pytest
 import torch
 
-from reference.config import ModelConfig
-from reference.kv_cache import KVCache
-from reference.model import GPT
-from reference.optim import MuonAdamW, parameter_groups
-from reference.plain import plain_logits, plain_loss
-from reference.schedule import ScheduleConfig, schedule_at
-from reference.train_step import train_step
+from reference.bench.plain import plain_logits, plain_loss
+from reference.config.model import ModelConfig
+from reference.model.gpt import GPT
+from reference.model.kv_cache import KVCache
+from reference.optim.optimizer import MuonAdamW, parameter_groups
+from reference.optim.schedule import ScheduleConfig, schedule_at
+from reference.train.step import train_step
 
 CONFIG = ModelConfig(
     vocab_size=90,

@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from reference.model import GPT, ModelConfig
-from reference.muon import orthogonalize
-from reference.optim import (
+from reference.model.gpt import GPT, ModelConfig
+from reference.optim.muon import orthogonalize
+from reference.optim.optimizer import (
     MuonAdamW,
     batch_lr_scale,
     parameter_groups,
@@ -18,7 +18,7 @@ from reference.optim import (
     scaled_weight_decay,
     width_lr_scale,
 )
-from reference.schedule import Schedule
+from reference.optim.schedule import Schedule
 
 PRETRAIN = {
     "total_batch_size": 1 << 19,
@@ -131,7 +131,7 @@ def test_weight_decay_of_muon_spares_weights_the_step_lets_grow():
 def test_splitting_the_batch_of_matrices_changes_nothing(monkeypatch):
     results = []
     for limit in (64 << 20, 100):
-        monkeypatch.setattr("reference.optim.MAX_BATCH_ELEMENTS", limit)
+        monkeypatch.setattr("reference.optim.optimizer.MAX_BATCH_ELEMENTS", limit)
         torch.manual_seed(3)
         params = [torch.randn(8, 8, requires_grad=True) for _ in range(5)]
         optimizer = MuonAdamW([muon_group(params)])

@@ -17,16 +17,16 @@ import pytest
 import torch
 
 from kit.recipe import parse_recipe
-from reference import pretrain, replay
-from reference.checkpoint import load_model
-from reference.dataset import token_folder, tokenize_shard, write_index
 from reference.errors import TrainerError
-from reference.estimate import RunCost
 from reference.events import Events
-from reference.model import GPT
+from reference.model.cost import RunCost
+from reference.model.gpt import GPT
 from reference.request import Request
+from reference.rows.documents import token_folder, tokenize_shard, write_index
 from reference.stage import Stopped
-from reference.tokenizer import Tokenizer
+from reference.tokenizer.bpe import Tokenizer
+from reference.train import pretrain, replay
+from reference.train.checkpoint import load_model
 
 TEXT = """
 schema_version = 1
@@ -366,7 +366,7 @@ def test_a_kernel_that_cannot_run_is_named_before_the_first_step(
 def test_a_deterministic_run_repeats_itself_and_says_so_to_pytorch(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from reference.device import forget_determinism
+    from reference.train.device import forget_determinism
 
     try:
         runs = []

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from reference.schedule import ScheduleConfig, schedule_at
+from reference.optim.schedule import ScheduleConfig, schedule_at
 
 CONFIG = ScheduleConfig()  # 40 steps up, down over the last 65 % to 5 %
 

@@ -11,16 +11,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reference import sft
-from reference.checkpoint import load_model, save_model
-from reference.conversation import Rendered, render
+from reference.chat.conversation import Rendered, render
 from reference.errors import TrainerError
 from reference.events import Events
-from reference.model import GPT, ModelConfig
-from reference.optim import parameter_groups
+from reference.model.gpt import GPT, ModelConfig
+from reference.optim.optimizer import parameter_groups
 from reference.request import Request
 from reference.stage import Stopped
-from reference.tokenizer import Tokenizer
+from reference.tokenizer.bpe import Tokenizer
+from reference.train import sft
+from reference.train.checkpoint import load_model, save_model
 
 TALKS = [
     [

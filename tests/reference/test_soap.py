@@ -8,15 +8,15 @@ import math
 import pytest
 import torch
 
-from reference.config import ModelConfig
+from reference.config.model import ModelConfig
 from reference.errors import TrainerError
-from reference.estimate import plan_vram
-from reference.memory import matrix_shapes
-from reference.model import GPT
-from reference.muon import orthogonalize
-from reference.optim import MuonAdamW, parameter_groups
-from reference.schedule import Schedule
-from reference.soap import ADAM_RMS, EARLY_STEPS, refresh_due
+from reference.experiments.soap.soap import ADAM_RMS, EARLY_STEPS, refresh_due
+from reference.model.cost import plan_vram
+from reference.model.gpt import GPT
+from reference.optim.muon import orthogonalize
+from reference.optim.optimizer import MuonAdamW, parameter_groups
+from reference.optim.schedule import Schedule
+from reference.train.memory import matrix_shapes
 
 RATES = {
     "total_batch_size": 32, "matrix_lr": 0.02, "embedding_lr": 0.05, "unembedding_lr": 0.008,
@@ -60,7 +60,7 @@ def test_steps_in_the_eigenbasis_equal_the_formulas_matrix_by_matrix(
     kind, shape, max_dim, monkeypatch
 ):
     """Eight steps with two refreshes; at max_dim 12 the longer side keeps its own axes."""
-    monkeypatch.setattr("reference.soap.EARLY_STEPS", 0)
+    monkeypatch.setattr("reference.experiments.soap.soap.EARLY_STEPS", 0)
     torch.manual_seed(0)
     m, n = shape
     params = [torch.randn(shape, requires_grad=True) for _ in range(2)]
@@ -197,7 +197,7 @@ def train(model, optimizer, seeds):
 def test_a_resume_between_two_refreshes_goes_on_to_the_bit(
     kind, momentum_dtype, stop, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("reference.soap.EARLY_STEPS", 2)
+    monkeypatch.setattr("reference.experiments.soap.soap.EARLY_STEPS", 2)
     section = {**RATES, "matrix_optimizer": kind, "momentum_dtype": momentum_dtype,
                "soap_refresh_steps": 3}  # fmt: skip
     model = GPT(SMALL)
@@ -255,7 +255,7 @@ def test_shapes_of_the_matrices_are_those_of_the_model():
 def test_splitting_the_batch_of_matrices_changes_nothing(kind, monkeypatch):
     results = []
     for limit in (64 << 20, 1):
-        monkeypatch.setattr("reference.optim.MAX_BATCH_ELEMENTS", limit)
+        monkeypatch.setattr("reference.optim.optimizer.MAX_BATCH_ELEMENTS", limit)
         torch.manual_seed(3)
         params = [torch.randn(8, 12, requires_grad=True) for _ in range(3)]
         optimizer = MuonAdamW([group(kind, params)])

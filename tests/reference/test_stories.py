@@ -9,9 +9,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from reference.chat_eval import find_tasks
-from reference.conversation import find_sources, read_conversations
-from reference.dataset import find_shards, read_shard
+from reference.chat.conversation import find_sources, read_conversations
+from reference.chat.evaluation import find_tasks
+from reference.rows.documents import find_shards, read_shard
 from reference.stories import write_stories
 from reference.stories.exams import core_tasks
 from reference.stories.texts import document
@@ -233,9 +233,9 @@ def test_texts_differ_from_each_other(texts: list[str]) -> None:
 def test_prepare_stage_fills_the_folder(tmp_path: Path) -> None:
     from time import CLOCK_BOOTTIME, clock_gettime_ns
 
-    from reference import prepare
     from reference.events import Events
     from reference.request import Request
+    from reference.stories import prepare
 
     now = clock_gettime_ns(CLOCK_BOOTTIME)
     document = {

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from kit.verify.physics import flops_per_token
-from reference.config import ModelConfig
-from reference.estimate import count_flops, count_parameters, plan_vram
-from reference.linear import Linear
-from reference.model import GPT
-from reference.optim import MuonAdamW, parameter_groups
-from reference.plain import plain_logits, plain_loss
-from reference.schedule import ScheduleConfig, schedule_at
-from reference.train_step import train_step
+from reference.bench.plain import plain_logits, plain_loss
+from reference.config.model import ModelConfig
+from reference.model.cost import count_flops, count_parameters, plan_vram
+from reference.model.gpt import GPT
+from reference.model.linear import Linear
+from reference.optim.optimizer import MuonAdamW, parameter_groups
+from reference.optim.schedule import ScheduleConfig, schedule_at
+from reference.train.step import train_step
 
 BASE = ModelConfig(90, n_layer=4, n_embd=32, n_head=4, n_kv_head=4, seq_len=16, short_window=5)
 SWITCHES = {

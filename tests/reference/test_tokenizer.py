@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reference.errors import TrainerError
-from reference.tokenizer import MIN_VOCAB_SIZE, SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
+from reference.tokenizer.bpe import MIN_VOCAB_SIZE, SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 
 TEXTS = [
     "Anna lives in Rome. She's got 12345 red apples, and they're good.",
@@ -94,7 +94,7 @@ def test_numbers_are_split_into_groups_of_two_digits() -> None:
 
 def test_tokenizer_file_is_the_same_for_any_number_of_threads(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from reference.tokenizer import Tokenizer;"
+        "import sys; from pathlib import Path; from reference.tokenizer.bpe import Tokenizer;"
         "texts = [f'{i} owl{i % 7} saw fox{i % 5}' for i in range(3000)];"
         "Tokenizer.train(texts, 600).save(Path(sys.argv[1]))"
     )

@@ -14,13 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from reference import tokenizer_stage
-from reference.dataset import Documents, token_folder
 from reference.errors import TrainerError
 from reference.events import Events
 from reference.request import Request
+from reference.rows.documents import Documents, token_folder
 from reference.stage import Stopped
-from reference.tokenizer import Tokenizer
+from reference.tokenizer import stage as tokenizer_stage
+from reference.tokenizer.bpe import Tokenizer
 
 
 class Recorder(Events):

@@ -11,10 +11,10 @@ import pytest
 import tiktoken
 
 from reference.errors import TrainerError
-from reference.tokenizer import Tokenizer, split_pattern
-from reference.tokenizer_compare import compare, measure_speed, read_domains, write_page
-from reference.tokenizer_reuse import reuse
-from reference.tokenizer_train import train_locked
+from reference.tokenizer.bpe import Tokenizer, split_pattern
+from reference.tokenizer.compare import compare, measure_speed, read_domains, write_page
+from reference.tokenizer.reuse import reuse
+from reference.tokenizer.train import train_locked
 
 TEXTS = [f"The cat number {i} sat on the mat in {1900 + i}, didn't it?\n" for i in range(300)]
 OPTIONS = {
@@ -150,7 +150,7 @@ def test_a_tiktoken_file_gives_the_same_ids(trained: Tokenizer, tmp_path: Path) 
 
 
 def test_comparison_counts_what_it_says(trained: Tokenizer, folder: Path, tmp_path: Path) -> None:
-    from reference.resolve import resolve_recipe
+    from reference.config.resolve import resolve_recipe
 
     recipe = resolve_recipe("smoke")
     bytes_only = Tokenizer([bytes([i]) for i in range(256)])

@@ -1,0 +1,1 @@
+"""Conversations, generation, chat and its evaluation."""

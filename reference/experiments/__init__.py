@@ -1,0 +1,1 @@
+"""Ideas that no shipped recipe uses."""

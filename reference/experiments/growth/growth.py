@@ -1,0 +1,339 @@
+"""Progressive growth: a small model becomes a larger one in the middle of its training.
+
+Deeper: whole copies of the small model are stacked, layer by layer as they were. Where the new
+depth is no multiple of the old one, the lowest layers once more stand below the copies, so that the
+first layer stays the first and the last one the last. A layer's scales, value embedding and gate go
+with it; where the copy has a value embedding and its original none, that of the nearest layer that
+has one. The function changes, and the loss recovers within some steps.
+
+Wider: every channel, head and inner unit gets copies of itself. What reads copies divides its
+weight among them, so that the function stays what it was, up to rounding. Shares that were all
+equal would stay equal for ever: they differ by noise of their own size that sums to nothing over
+the copies of a channel.
+
+The optimizer's moments go with the weights: those of a copy are its original's, divided by the
+number of copies that a gradient is divided among. They are what the same steps of the large model,
+without the noise, would have left. Other states of matrices go with copied layers, but begin anew
+when a model gets wider: of Muon's second moments only the proportions matter, and they forget in
+ten steps; SOAP's bases have another size. Factored second moments of tables always begin anew. So
+does an average of weights: what it holds is another model's.
+
+References:
+    Du et al. 2024, Stacking Your Transformers, https://arxiv.org/abs/2405.15319: of four ways to
+    grow, stacking whole copies (G_stack) did best.
+    Chen et al. 2016, Net2Net, https://arxiv.org/abs/1511.05641 (copies with divided weights).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from reference.config.model import ModelConfig
+from reference.experiments.distill.teacher import Teacher
+from reference.experiments.growth.plan import GrowthPlan, teacher_share
+from reference.model.gpt import GPT
+from reference.optim.optimizer import MuonAdamW, parameter_groups
+from reference.train.averaging import WeightAverage
+from reference.train.checkpoint import weights_digest
+from reference.train.curriculum import Curriculum
+from reference.train.step import compile_blocks, is_compiled
+
+NOISE = 1.0  # of the shares, relative to their own root mean square
+_NOISE_SEED = 1 << 32  # apart from the seeds of initial weights
+# What is carried, and the power of the gradient that it is an average of.
+_ADAM_MOMENTS = {"exp_avg": 1, "exp_avg_sq": 2}
+_COUNTS = ("updates", "momentum_left")  # of a group of matrices, beside its states
+
+
+class Axis(NamedTuple):
+    """Where the entries along one axis of a grown tensor come from.
+
+    index: of the source's entries. mode: "copied": each is its source (an output, whose gradient
+    is divided among the copies); "shared": they add up to it (an input); "picked": other layers.
+    """
+
+    index: Tensor
+    mode: Literal["copied", "shared", "picked"]
+
+    @property
+    def counts(self) -> Tensor:
+        """Of each entry: how many have the same source."""
+        return torch.bincount(self.index)[self.index]
+
+
+class Origin(NamedTuple):
+    """Where a parameter of a grown model comes from: a name, and an `Axis` for each that changes"""
+
+    name: str
+    axes: dict[int, Axis]
+
+
+def source_layers(n_old: int, n_new: int) -> list[int]:
+    """The layer that each layer of a deeper model is a copy of."""
+    rest = n_new % n_old
+    return [*range(rest), *(layer % n_old for layer in range(n_new - rest))]
+
+
+def origins(old: GPT, new: GPT) -> dict[str, Origin]:
+    """Of every parameter of `new`."""
+    a, b = old.config, new.config
+    layers = source_layers(a.n_layer, b.n_layer)
+    return {
+        name: Origin(_source_name(name, a, layers), dict(_axes(name, a, b, layers)))
+        for name, _ in new.named_parameters()
+    }
+
+
+def _source_name(name: str, old: ModelConfig, layers: list[int]) -> str:
+    for prefix in ("blocks.", "value_embeds."):
+        if name.startswith(prefix):
+            layer, rest = name.removeprefix(prefix).split(".", 1)
+            source = layers[int(layer)]
+            if prefix == "value_embeds." or "value_gate" in rest:
+                having = [i for i in range(old.n_layer) if old.has_value_embedding(i)]
+                source = min(having, key=lambda i: (abs(i - source), i))
+            return f"{prefix}{source}.{rest}"
+    return name
+
+
+def _axes(
+    name: str, old: ModelConfig, new: ModelConfig, layers: list[int]
+) -> Iterator[tuple[int, Axis]]:
+    if name in ("resid_scale", "x0_scale"):
+        yield 0, Axis(torch.tensor(layers), "picked")
+    if old.n_embd == new.n_embd:
+        return
+    channels, keys, inner = (
+        torch.arange(wide) % narrow
+        for narrow, wide in (
+            (old.n_embd, new.n_embd),
+            (old.kv_dim, new.kv_dim),
+            (old.ffn_dim, new.ffn_dim),
+        )
+    )
+    outputs = {
+        "attn.c_q": channels, "attn.c_k": keys, "attn.c_v": keys, "attn.c_proj": channels,
+        "attn.value_gate": torch.arange(new.n_kv_head) % old.n_kv_head,
+        "mlp.c_fc": inner, "mlp.c_up": inner, "mlp.c_proj": channels,
+    }  # fmt: skip
+    if name == "wte.weight":
+        yield 1, Axis(channels, "copied")
+    elif name.startswith("value_embeds."):
+        yield 1, Axis(keys, "copied")
+    elif name == "lm_head.weight":
+        yield 1, Axis(channels, "shared")
+    elif name.startswith("blocks."):
+        module = ".".join(name.split(".")[2:4])
+        yield 0, Axis(outputs[module], "copied")
+        # Gates read the leading channels, which stay where they were.
+        if module != "attn.value_gate":
+            yield 1, Axis(inner if module == "mlp.c_proj" else channels, "shared")
+
+
+def moved(value: Tensor, axes: Mapping[int, Axis], divide: Mapping[str, int]) -> Tensor:
+    """`value` along its new axes, divided by the copies of the modes named, to that power."""
+    for dim, axis in axes.items():
+        value = value.index_select(dim, axis.index.to(value.device))
+        if axis.mode in divide:
+            counts = axis.counts.to(value.device, torch.float32) ** divide[axis.mode]
+            shape = [-1 if d == dim else 1 for d in range(value.dim())]
+            value = (value.float() / counts.view(shape)).to(value.dtype)
+    return value
+
+
+def _noise(value: Tensor, axis: Axis, generator: torch.Generator) -> Tensor:
+    """Noise for shares (m, n) of inputs: as large as they are, nothing in sum over the copies."""
+    noise = torch.randn(value.shape, generator=generator)
+    sums = torch.zeros(value.size(0), int(axis.index.max()) + 1).index_add_(1, axis.index, noise)
+    noise -= (sums.index_select(1, axis.index)) / axis.counts
+    return NOISE * value.square().mean().sqrt() * noise
+
+
+@torch.no_grad()
+def grown(old: GPT, config: ModelConfig, seed: int) -> GPT:
+    """A model of shape `config` that goes on from `old`; not yet placed.
+
+    Args:
+        seed: Of the noise that tells copies of a channel apart.
+    """
+    new, known = GPT.empty(config), dict(old.named_parameters())
+    generator = torch.Generator().manual_seed(_NOISE_SEED + seed)
+    for (_, parameter), origin in zip(
+        new.named_parameters(), origins(old, new).values(), strict=True
+    ):
+        value = moved(known[origin.name].detach().cpu().float(), origin.axes, {"shared": 1})
+        for axis in origin.axes.values():
+            if axis.mode == "shared":
+                value = value + _noise(value, axis, generator)
+        parameter.copy_(value)
+    new.tied = old.tied
+    return new
+
+
+@torch.no_grad()
+def carry_moments(old: GPT, source: MuonAdamW, new: GPT, target: MuonAdamW) -> None:
+    """Gives the grown model's optimizer what the small one's knows; the rest begins anew."""
+    made = origins(old, new)
+    new_names = {p: name for name, p in new.named_parameters()}
+    old_parameters = dict(old.named_parameters())
+    places = {
+        p: (group, place)
+        for group in source.param_groups
+        for place, p in enumerate(group["params"])
+    }
+    for group in target.param_groups:
+        members = [(p, made[new_names[p]]) for p in group["params"]]
+        if group["kind"] != "adamw":
+            found = [places[old_parameters[origin.name]] for _, origin in members]
+            first = found[0][0]
+            state = source.state.get(first["params"][0], {})
+            if state and all(whole is first for whole, _ in found):
+                axes = [origin.axes for _, origin in members]
+                _carry_matrices(state, first, [place for _, place in found], axes, target, group)
+            continue
+        for p, origin in members:
+            state = source.state.get(old_parameters[origin.name], {})
+            if state and set(state) <= {"step", *_ADAM_MOMENTS}:
+                target.state[p] = {
+                    key: moved(value.clone(), origin.axes, {"copied": _ADAM_MOMENTS[key]})
+                    if key in _ADAM_MOMENTS
+                    else value.clone()
+                    for key, value in state.items()
+                }
+
+
+def _carry_matrices(
+    state: Mapping[str, Tensor],
+    source: Mapping[str, Any],
+    places: list[int],
+    axes: list[dict[int, Axis]],
+    target: MuonAdamW,
+    group: dict[str, Any],
+) -> None:
+    """Of a group of matrices, whose states are batches (K, ...): from `source` to `group`."""
+    if not any(axes):
+        index = torch.tensor(places, device=state["momentum"].device)
+        target.state[group["params"][0]] = {k: value[index] for k, value in state.items()}
+        group.update({key: source[key] for key in _COUNTS if key in source})
+    elif not group["kind"].startswith("soap"):  # whose bases are of another size
+        fresh = target.new_matrix_state(group)
+        rows = [
+            moved(state["momentum"][i], a, {"copied": 1}) for i, a in zip(places, axes, strict=True)
+        ]
+        target.state[group["params"][0]] = {**fresh, "momentum": torch.stack(rows)}
+
+
+class Trainee:
+    """The model in training, its optimizer, average, curriculum and teacher, from the smallest on.
+
+    Args:
+        config: The finished model.
+        section: The recipe's `[pretrain]`.
+        tokens: The horizon, for the optimizer's rules.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        section: Mapping[str, Any],
+        *,
+        seed: int,
+        device: torch.device,
+        tokens: float,
+        compiled: bool = False,
+    ) -> None:
+        self.plan = GrowthPlan.from_recipe(config, section)
+        self._section, self._seed, self._device = section, seed, device
+        self._tokens, self._compiled = tokens, compiled
+        self.stage = 0
+        self.teacher: Teacher | None = None
+        model = GPT.empty(self.plan.configs[0])
+        model.init_weights(seed)
+        self.initial_weights = weights_digest(model)
+        self._take(model)
+
+    def _take(self, model: GPT) -> None:
+        self.model = model.place(self._device)
+        self.optimizer = MuonAdamW(
+            parameter_groups(model, self._section, tokens=self._tokens), compiled=self._compiled
+        )
+        section = self._section
+        self.average = WeightAverage(model, section["average"], section["average_share"])
+        self.curriculum = Curriculum.from_recipe(model.config, section)
+
+    def reach(self, progress: float) -> list[str]:
+        """Grows as far as the plan says for `progress`; what was done, in words."""
+        said = []
+        while self.stage < self.plan.at(progress):
+            before, optimizer = self.model, self.optimizer
+            self.stage += 1
+            config = self.plan.configs[self.stage]
+            self._take(grown(before, config, self._seed + self.stage))
+            carry_moments(before, optimizer, self.model, self.optimizer)
+            said += [
+                f"{name} {getattr(before.config, name)} -> {getattr(config, name)}"
+                for name in ("n_layer", "n_embd", "n_head")
+                if getattr(before.config, name) != getattr(config, name)
+            ]
+        return said
+
+    def teach(self, progress: float, backends: tuple[Any, Any]) -> bool:
+        """Lets the teacher due at `progress` take part; whether it was taken just now.
+
+        Args:
+            backends: Its attention kernels, as decided for the model.
+        """
+        share = teacher_share(self._section, progress)
+        if share is None:
+            return False
+        known = self.teacher
+        if known is None or known.taken != share:
+            self.teacher = Teacher.copy_of(
+                self.model, self._section, taken=share, growth=self.stage
+            )
+            if is_compiled(self.model):
+                compile_blocks(self.teacher.model)
+        self.teacher.model.set_backends(*backends)
+        self.model.teacher = self.teacher
+        return self.teacher is not known
+
+    def _put_teacher(self, state: Mapping[str, Any] | None) -> None:
+        self.teacher = self.model.teacher = None
+        if state is not None:
+            model = GPT.empty(self.plan.configs[state["growth"]]).place(self._device)
+            model.load_state_dict(state["model"])
+            model.tied = state["tied"]
+            self.teacher = Teacher(
+                model, self._section, taken=state["taken"], growth=state["growth"]
+            )
+            if is_compiled(self.model):
+                compile_blocks(model)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All but the average, which a snapshot leaves out."""
+        teacher = {} if self.teacher is None else {"teacher": self.teacher.state_dict()}
+        return {
+            **teacher,
+            "growth": self.stage,
+            "model": self.model.state_dict(),
+            "tied": self.model.tied,
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes back or on to a saved state, of whatever model it is."""
+        stage = state.get("growth", 0)
+        if stage != self.stage:
+            if not 0 <= stage < len(self.plan.configs):
+                raise ValueError(f"a state of growth {stage}, the recipe has no such model")
+            self.stage = stage
+            self._take(GPT.empty(self.plan.configs[stage]))
+        self.model.load_state_dict(state["model"])
+        self.model.tied = state.get("tied", self.model.tied)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._put_teacher(state.get("teacher"))
+        self.average.load_state_dict(state.get("average", {"count": 0, "average": {}}))

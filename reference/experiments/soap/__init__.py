@@ -1,0 +1,1 @@
+"""SOAP and SOAP-Muon."""

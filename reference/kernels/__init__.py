@@ -1,0 +1,1 @@
+"""Attention backends, 8-bit products, fused kernels and their trials."""

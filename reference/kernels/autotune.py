@@ -1,0 +1,196 @@
+"""What a run decides by measuring, once, before its first step: attention kernels and factors.
+
+The decisions become part of the run's state: a resumed run takes them over instead of measuring
+again. Each is reported with all that was tried. Nothing is measured on a CPU or in a deterministic
+run, where the clock must have no say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from reference.errors import TrainerError
+from reference.kernels.attention import automatic, lacks, prepare_flex, takes
+from reference.kernels.attention_trial import choose_backends, cuda_milliseconds
+from reference.kernels.matmul_trial import choose_products, profiled_kernels
+from reference.model.gpt import GPT
+from reference.model.linear import PLAIN, Products, eligible, set_products
+from reference.train.curriculum import Phase
+
+Say = Callable[..., None]  # (text, **figures) into the log
+
+
+def decide(
+    model: GPT,
+    section: Mapping[str, Any],
+    *,
+    micro_batch: int,
+    say: Say,
+    known: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The kernels and factors of a run, as plain values for its state.
+
+    Args:
+        section: The recipe's `[pretrain]`.
+        micro_batch: Sequences of full length in a micro-batch.
+        known: Decisions of an interrupted run, to be kept.
+
+    Returns:
+        `attention`: backends for whole windows and for narrower ones; `products`: by shape.
+    """
+    if known is not None:
+        return dict(known)
+    products = _decide_products(model, section, micro_batch, say)
+    return {
+        "attention": _decide_attention(model, section, micro_batch, say),
+        "products": {shape: tuple(kinds) for shape, kinds in products.items()},
+    }
+
+
+def apply(
+    model: GPT, section: Mapping[str, Any], decisions: Mapping[str, Any], phase: Phase
+) -> None:
+    """Puts a phase's windows, factors and tying in force, with the kernels decided on."""
+    model.set_windows(phase.windows)
+    model.set_backends(*decisions["attention"])
+    if "flex" in decisions["attention"]:
+        for window in {*phase.windows, *model.config.windows}:  # evaluation has the full ones
+            for length in (phase.seq_len, model.config.seq_len):
+                prepare_flex(length, window, model.device)
+    layers = section["matmul_layers"] if phase.eight_bit else ()
+    set_products(model, ("attention", "mlp"), PLAIN)
+    set_products(model, layers, decisions["products"])
+    kind = section["matmul"]
+    model.head_kind = kind if "head" in layers and kind != "fastest" else "bf16"
+    model.full_loss = not section["fused_loss"]
+    if phase.tied:
+        model.tie()
+    elif model.tied:
+        model.untie()
+
+
+def _decide_attention(
+    model: GPT, section: Mapping[str, Any], micro_batch: int, say: Say
+) -> tuple[str, str]:
+    config, T = model.config, model.config.seq_len
+    wanted, documents = section["attention"], section["document_mask"]
+    device, dtype = model.device, model.dtype
+    if wanted != "auto":
+        reason = lacks(wanted, device, dtype)
+        if reason:
+            raise TrainerError(
+                "bad_input",
+                f"attention = {wanted!r} cannot run here: {reason}",
+                "Choose another in [pretrain], or auto.",
+            )
+        # What the wanted one cannot do (narrow windows, documents) follows the device.
+        narrow = min(config.windows)
+        pair = tuple(
+            wanted if takes(wanted, T, window, documents) else "auto" for window in (T, narrow)
+        )
+    elif device.type == "cuda" and not section["deterministic"]:
+        shape = (micro_batch, T, config.n_head, config.n_kv_head, config.head_dim)
+        chosen, rows = choose_backends(
+            shape,
+            config.windows,
+            device=device,
+            dtype=dtype,
+            documents=documents,
+            timer=cuda_milliseconds,
+        )
+        narrow = min(chosen)
+        pair = (chosen[T], chosen[narrow])
+        say(
+            f"attention, timed: {chosen[T]} for whole windows, {chosen[narrow]} for {narrow}",
+            attention_trial=[row._asdict() for row in rows],
+        )
+    else:
+        pair = ("auto", "auto")
+    for backend, window in zip(pair, (T, min(config.windows)), strict=True):
+        actual = automatic(device, dtype, T, window, documents) if backend == "auto" else backend
+        if actual == "mask" or (actual == "blocks" and device.type == "cuda"):
+            say(f"attention over {window} tokens runs with an explicit mask ({actual}): slow")
+    return pair  # type: ignore[return-value]
+
+
+def _decide_products(
+    model: GPT, section: Mapping[str, Any], micro_batch: int, say: Say
+) -> dict[str, Products]:
+    kind, passes = section["matmul"], section["matmul_passes"]
+    shapes = {tuple(map_.weight.shape) for _, map_ in eligible(model, section["matmul_layers"])}
+    if kind == "bf16":
+        return {}
+    tokens = micro_batch * model.config.seq_len
+    timed = model.device.type == "cuda" and not section["deterministic"]
+    if not timed:
+        if kind == "fastest":
+            say("matmul = fastest needs a GPU's clock: all products stay in the activations' type")
+            return {}
+        return {f"{n}x{k}": Products.of(kind, passes) for n, k in shapes}
+    kinds = ("bf16", "fp8", "fp8_rowwise", "int8") if kind == "fastest" else ("bf16", kind)
+    chosen, rows = choose_products(
+        shapes,
+        tokens,
+        device=model.device,
+        timer=cuda_milliseconds,
+        passes=passes,
+        kinds=kinds,
+        kernels=profiled_kernels,
+    )
+    if kind != "fastest":  # as asked for, except where no 8-bit kernel runs
+        ran = {(row.shape, row.which) for row in rows if row.kind == kind and row.ms is not None}
+        chosen = {
+            shape: Products(
+                *(kind if (shape, which) in ran else "bf16" for which in Products._fields)
+            )
+            for shape in chosen
+        }
+    text = "; ".join(f"{shape} {'/'.join(p)}" for shape, p in sorted(chosen.items()))
+    refused = [f"{row.shape} {row.which} {row.kind}: {row.reason}" for row in rows if row.reason]
+    say(
+        f"factors of the products (output/input gradient/weight gradient): {text}"
+        + (f"; refused: {'; '.join(refused)}"[:1000] if refused else ""),
+        matmul_trial=[row._asdict() for row in rows],
+    )
+    return chosen
+
+
+def precompile(
+    model: GPT,
+    section: Mapping[str, Any],
+    decisions: Mapping[str, Any],
+    phases: list[tuple[Phase, int]],
+    bos: int | None,
+) -> None:
+    """Compiles the blocks for every shape that the run will meet, evaluation's among them.
+
+    One micro-batch of made-up tokens forward and backward for each; weights stay as they are.
+
+    Args:
+        phases: Every phase with the rows of its micro-batch, the one to start with last.
+        bos: Where rows hold documents: their first token.
+    """
+    from reference.kernels.attention import find_documents
+
+    seen = set()
+    for phase, rows in phases:
+        apply_shape(model, section, decisions, phase)
+        if (phase.shape, rows) in seen:
+            continue
+        seen.add((phase.shape, rows))
+        tokens = torch.full((rows, phase.seq_len), bos or 0, device=model.device)
+        documents = None
+        if bos is not None:
+            documents = find_documents(tokens.cpu().numpy(), bos).to(model.device)
+        model.loss(tokens, tokens, documents=documents).backward()
+        model.zero_grad(set_to_none=True)
+
+
+def apply_shape(
+    model: GPT, section: Mapping[str, Any], decisions: Mapping[str, Any], phase: Phase
+) -> None:
+    """`apply` without tying or untying: weights stay as they are."""
+    apply(model, section, decisions, phase._replace(tied=model.tied))

@@ -1,0 +1,1 @@
+"""The GPT, its loss and its cost."""

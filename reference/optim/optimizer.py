@@ -1,0 +1,365 @@
+"""The optimizer of a training: one rule for the blocks' matrices, AdamW for everything else.
+
+The matrices take Muon (`reference.optim.muon`), Muon², SOAP or SOAP-Muon
+(`reference.experiments.soap.soap`) with weight decay only where it agrees with the update
+(cautious); those of one shape are worked off as one batch. Below: the rules that scale rates and
+decay with batch, width and horizon.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reference.errors import TrainerError
+from reference.experiments.soap import soap
+from reference.model.gpt import GPT
+from reference.optim.muon import advance, muon_update, orthogonal_step
+from reference.optim.schedule import Schedule
+from reference.train.memory import SOAP_MAX_DIM
+
+MAX_BATCH_ELEMENTS = 64 << 20  # of matrices worked off at once: bounds Muon's workspace
+TABLE_ROWS = 8192  # of a token table worked off at once, where that needs an fp32 copy
+BASE_BATCH_TOKENS = 1 << 19  # the batch at which the learning rates were tuned
+BASE_WIDTH = 768
+SOAP_REFRESH_STEPS = 10
+MATRIX_KINDS = ("muon", "muon2", "soap", "soap_muon")
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """All optimizers behind one `step`.
+
+    Args:
+        groups: Dicts with `kind` one of MATRIX_KINDS (params of one shape, lr, momentum, beta2 of
+            Muon's second moment, weight_decay) or "adamw" (params, lr, betas, eps, weight_decay);
+            `name` for people. `lr` and `weight_decay` are the full ones; `set_schedule` multiplies
+            them. Optional: for matrices `momentum_dtype`, for SOAP `refresh_steps` and `max_dim`;
+            for adamw `factored`, the second moment as row times column (Adafactor, arXiv
+            1804.04235).
+        compiled: Compile Muon's update; for GPUs.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], *, compiled: bool = False) -> None:
+        super().__init__(groups, defaults={})
+        self.updates = 0  # begun by this object: whether a failed step can be done again
+        self._muon_update, self._orthogonal_step = muon_update, orthogonal_step
+        if compiled:
+            self._muon_update = torch.compile(muon_update, dynamic=False)
+            self._orthogonal_step = torch.compile(orthogonal_step, dynamic=False)
+        self._compiled = compiled
+        for group in self.param_groups:
+            if group["kind"] not in (*MATRIX_KINDS, "adamw"):
+                raise ValueError(f"unknown kind of optimizer group: {group['kind']}")
+            if group["kind"].startswith("soap"):
+                # On the host, so that a step waits for no device; part of the state.
+                group.setdefault("updates", 0)
+                group.setdefault("momentum_left", 1.0)  # share of the first moment's zero start
+            group["full_lr"] = group["lr"]
+            group["full_weight_decay"] = group["weight_decay"]
+
+    def set_schedule(self, schedule: Schedule) -> None:
+        """Puts a step's multipliers in force. Weight decay of AdamW groups stays constant."""
+        for group in self.param_groups:
+            group["lr"] = group["full_lr"] * schedule.lr
+            if group["kind"] in MATRIX_KINDS:
+                group["momentum"] = schedule.momentum
+                group["weight_decay"] = group["full_weight_decay"] * schedule.weight_decay
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from `state_dict`, each value in the type it was saved in."""
+        super().load_state_dict(state_dict)
+        # PyTorch casts states to their parameter's type: wrong for bf16 momentum of an fp32 matrix.
+        for saved, group in zip(state_dict["param_groups"], self.param_groups, strict=True):
+            for index, p in zip(saved["params"], group["params"], strict=True):
+                for name, value in state_dict["state"].get(index, {}).items():
+                    self.state[p][name] = value.detach().clone().to(p.device)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        self.updates += 1
+        for group in self.param_groups:
+            if group["kind"] in MATRIX_KINDS:
+                self._step_matrices(group)
+            elif group.get("factored"):
+                self._step_factored(group)
+            else:
+                self._step_adamw(group)
+
+    def _step_adamw(self, group: dict[str, Any]) -> None:
+        params = [p for p in group["params"] if p.grad is not None]
+        if not params:
+            return
+        for p in params:
+            state = self.state[p]
+            if not state:
+                state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
+                state["exp_avg"] = torch.zeros_like(p)
+                state["exp_avg_sq"] = torch.zeros_like(p)
+        states = [self.state[p] for p in params]
+        steps = [s["step"] for s in states]
+        torch._foreach_add_(steps, 1.0)
+        torch._fused_adamw_(
+            params,
+            [p.grad for p in params],
+            [s["exp_avg"] for s in states],
+            [s["exp_avg_sq"] for s in states],
+            [],
+            steps,
+            lr=group["lr"],
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            amsgrad=False,
+            maximize=False,
+        )
+
+    def _step_factored(self, group: dict[str, Any]) -> None:
+        """AdamW of tables whose second moment is (row means x column means) / mean."""
+        beta1, beta2 = group["betas"]
+        for p in group["params"]:
+            if p.grad is None:
+                continue
+            state = self.state[p]
+            V, C = p.shape
+            if not state:
+                state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
+                state["exp_avg"] = torch.zeros_like(p)
+                state["row"] = torch.zeros((V, 1), device=p.device)
+                state["column"] = torch.zeros((1, C), device=p.device)
+            state["step"] += 1.0
+            norms = [
+                torch.linalg.vector_norm(p.grad, dim=dim, keepdim=True, dtype=torch.float32)
+                for dim in (1, 0)
+            ]
+            state["row"].lerp_(norms[0].square_().div_(C), 1.0 - beta2)
+            state["column"].lerp_(norms[1].square_().div_(V), 1.0 - beta2)
+            state["exp_avg"].lerp_(p.grad, 1.0 - beta1)
+            first = 1.0 - beta1 ** state["step"]
+            second = 1.0 - beta2 ** state["step"]
+            column = state["column"] / (state["row"].mean().clamp_min(1e-30) * second)
+            p.mul_(1.0 - group["lr"] * group["weight_decay"])
+            for start in range(0, V, TABLE_ROWS):  # bounds the fp32 copies
+                rows = slice(start, start + TABLE_ROWS)
+                scale = (state["row"][rows] * column).sqrt_().add_(group["eps"])
+                update = state["exp_avg"][rows].float() / (scale * first)
+                p[rows].sub_((update * group["lr"]).to(p.dtype))
+
+    def _step_matrices(self, group: dict[str, Any]) -> None:
+        params = group["params"]
+        m, n = params[0].shape
+        state = self.state[params[0]]  # of the whole group: the matrices are one batch
+        if not state:
+            state.update(self.new_matrix_state(group))
+        rotating = group["kind"].startswith("soap")
+        if rotating:
+            group["updates"] += 1
+            if group["updates"] > 1:
+                group["momentum_left"] *= group["momentum"]
+        lr = group["lr"] * math.sqrt(max(1.0, m / n))
+        elements = m * n
+        if rotating:
+            sides = soap.rotated_sides(m, n, group.get("max_dim", SOAP_MAX_DIM))
+            elements += sum(size * size for size in sides.values())
+        size = max(1, MAX_BATCH_ELEMENTS // elements)
+        rate: Tensor | float = group["momentum"]
+        if self._compiled:  # a number would be compiled in, and anew at each of its changes
+            rate = torch.tensor(rate, device=params[0].device)
+        for start in range(0, len(params), size):
+            part = slice(start, start + size)
+            gradients = torch.stack([p.grad for p in params[part]])  # (K, m, n)
+            states = {name: value[part] for name, value in state.items()}
+            if rotating:
+                update = self._soap_update(group, states, gradients)
+            else:
+                update = self._muon_update(
+                    gradients,
+                    states["momentum"],
+                    states["second_moment"],
+                    rate,
+                    group["beta2"],
+                    states.get("exp_avg_sq"),
+                )
+            if update is None:
+                continue
+            for p, u in zip(params[part], update.unbind(), strict=True):
+                if group["weight_decay"]:  # only where the step shrinks the weight as well
+                    u.addcmul_(p, (p * u >= 0).to(p.dtype), value=group["weight_decay"])
+                p.sub_(u, alpha=lr)
+
+    def new_matrix_state(self, group: dict[str, Any]) -> dict[str, Tensor]:
+        """What a group of matrices begins with, each a batch (K, ...)."""
+        params, kind = group["params"], group["kind"]
+        K, (m, n), device = len(params), params[0].shape, params[0].device
+        dtype = getattr(torch, group.get("momentum_dtype", "float32"))
+        state = {"momentum": torch.zeros((K, m, n), dtype=dtype, device=device)}
+        if kind != "soap":
+            factored = (K, m, 1) if m >= n else (K, 1, n)
+            state["second_moment"] = torch.zeros(factored, device=device)
+        if kind == "muon2":
+            state["exp_avg_sq"] = torch.zeros((K, m, n), device=device)
+        elif kind != "muon":
+            state.update(soap.new_state(K, m, n, group.get("max_dim", SOAP_MAX_DIM), device))
+        return state
+
+    def _soap_update(
+        self, group: dict[str, Any], states: dict[str, Tensor], gradients: Tensor
+    ) -> Tensor | None:
+        """The direction of SOAP or SOAP-Muon; None where the first gradient only sets the bases."""
+        step, beta2, rate = group["updates"], soap.BETA2[group["kind"]], group["momentum"]
+        soap.add_to_covariances(states, gradients, beta2)
+        update = None
+        if group["kind"] == "soap_muon":
+            update = gradients.lerp(advance(states["momentum"], gradients, rate), rate)
+            if step > 1:
+                update = soap.precondition(update, states, beta2)
+            update = self._orthogonal_step(update, states["second_moment"], group["beta2"])
+        elif step > 1:
+            update = soap.soap_update(
+                gradients,
+                states["momentum"],
+                states,
+                rate=rate,
+                beta2=beta2,
+                corrections=(1.0 - group["momentum_left"], 1.0 - beta2 ** (step - 1)),
+            )
+        if step == 1:
+            soap.first_bases(states)
+        elif soap.refresh_due(step, group.get("refresh_steps", SOAP_REFRESH_STEPS)):
+            soap.refresh_bases(states)
+        return update
+
+
+# Scaling rules
+
+
+def batch_lr_scale(batch_tokens: int) -> float:
+    """Learning rates grow with the square root of the batch (noise of the gradient)."""
+    return math.sqrt(batch_tokens / BASE_BATCH_TOKENS)
+
+
+def width_lr_scale(n_embd: int) -> float:
+    """AdamW's rates of the token tables shrink with the square root of the width."""
+    return (n_embd / BASE_WIDTH) ** -0.5
+
+
+def scaled_weight_decay(
+    weight_decay: float, batch_tokens: int, tokens: float, base_tokens: float
+) -> float:
+    """Weight decay of a horizon of `tokens`, tuned at `base_tokens` and the base batch.
+
+    Keeps the averaging time of the weights a constant share of the run (T_epoch rule, arXiv
+    2405.13698): lambda * sqrt(B / B_base) * (D_base / D).
+    """
+    return weight_decay * math.sqrt(batch_tokens / BASE_BATCH_TOKENS) * (base_tokens / tokens)
+
+
+def power_lines_batch(tokens: float, base_tokens: float) -> int:
+    """Batch in tokens for a horizon: B_base * (D / D_base)^0.383, to a power of two.
+
+    References:
+        Power Lines, https://arxiv.org/abs/2505.13738
+    """
+    return 2 ** round(math.log2(BASE_BATCH_TOKENS * (tokens / base_tokens) ** 0.383))
+
+
+def parameter_groups(
+    model: GPT, pretrain: Mapping[str, Any], *, tokens: float | None = None
+) -> list[dict[str, Any]]:
+    """Optimizer groups of `model` for a recipe's `[pretrain]` section.
+
+    Args:
+        pretrain: The rates, `weight_decay`, `total_batch_size` and `scale_lr` (False: all rates
+            and the decay as written); `momentum_dtype`, `factored_second_moment`,
+            `matrix_optimizer`, `soap_refresh_steps`, `soap_max_dim`.
+        tokens: The horizon in tokens, for the weight decay's rule; None leaves that rule out.
+
+    Raises:
+        TrainerError: `matrix_optimizer` is none that is known.
+    """
+    scaled = pretrain.get("scale_lr", True)
+    batch = pretrain["total_batch_size"]
+    by_batch = batch_lr_scale(batch) if scaled else 1.0
+    by_width = width_lr_scale(model.config.n_embd) if scaled else 1.0
+    decay = pretrain["weight_decay"]
+    if scaled and tokens:
+        decay = scaled_weight_decay(decay, batch, tokens, reference_tokens(model.config.vocab_size))
+    table = {  # lr, betas, weight decay
+        "unembedding": (pretrain["unembedding_lr"] * by_width, (0.8, 0.96), 0.01),
+        "embedding": (pretrain["embedding_lr"] * by_width, (0.8, 0.995), 0.001),
+        "value_embedding": (pretrain["value_embedding_lr"] * by_width, (0.8, 0.995), 0.01),
+        "resid": (pretrain["resid_lr"], (0.8, 0.95), 0.05),
+        "x0": (pretrain["x0_lr"], (0.96, 0.95), 0.0),
+        "gate": (pretrain["gate_lr"], (0.8, 0.95), 0.0),
+    }
+    factored = pretrain.get("factored_second_moment", False)
+    momentum_dtype = pretrain.get("momentum_dtype", "float32")
+    named = model.named_parameter_groups()
+    groups = [
+        {
+            "name": name,
+            "kind": "adamw",
+            "params": [p for _, p in named[name]],
+            "lr": lr * by_batch,
+            "betas": betas,
+            "eps": 1e-10,
+            "weight_decay": weight_decay,
+            "factored": factored and name in ("embedding", "value_embedding"),
+            "fused": True,  # tells `load_state_dict` to keep the step counts on the device
+        }
+        for name, (lr, betas, weight_decay) in table.items()
+        if named[name]
+    ]
+    by_shape: dict[tuple[int, ...], list[nn.Parameter]] = {}
+    for _, p in named["matrix"]:
+        by_shape.setdefault(tuple(p.shape), []).append(p)
+    kind = pretrain.get("matrix_optimizer", "muon")
+    if kind not in (*MATRIX_KINDS, "adamw"):
+        raise TrainerError(
+            "bad_input",
+            f"pretrain.matrix_optimizer is {kind!r}",
+            "It is one of " + ", ".join((*MATRIX_KINDS, "adamw")) + ".",
+        )
+    if kind == "adamw":
+        adamw = {
+            "name": "matrix",
+            "kind": "adamw",
+            "params": [p for _, p in named["matrix"]],
+            "lr": pretrain["matrix_lr"] * by_batch,
+            "betas": (0.9, 0.95),
+            "eps": 1e-10,
+            "weight_decay": decay,
+            "fused": True,
+        }
+        return [*groups, adamw]
+    options = {}
+    if kind.startswith("soap"):
+        options["refresh_steps"] = pretrain.get("soap_refresh_steps", SOAP_REFRESH_STEPS)
+        options["max_dim"] = pretrain.get("soap_max_dim", SOAP_MAX_DIM)
+    groups += [
+        {
+            "name": "matrix " + "x".join(map(str, shape)),
+            "kind": kind,
+            "params": params,
+            "lr": pretrain["matrix_lr"] * by_batch,
+            "momentum": 0.95,
+            "beta2": 0.9,
+            "weight_decay": decay,
+            "momentum_dtype": momentum_dtype,
+            **options,
+        }
+        for shape, params in by_shape.items()
+    ]
+    return groups
+
+
+def reference_tokens(vocab_size: int) -> float:
+    """D_ref: the horizon of the 12-layer model the decay was tuned on, 12 tokens a parameter."""
+    from reference.config.model import ModelConfig
+    from reference.model.cost import count_parameters
+
+    return 12.0 * count_parameters(ModelConfig(vocab_size)).scaling

@@ -1,0 +1,408 @@
+"""Parquet shards in, documents of tokens out.
+
+A corpus is a folder of `*.parquet` files with a string column. Files named `validation*` are the
+validation split; without any, the last file by name is (nanochat's rule). Files named `anneal*` may
+be kept for the end of training (`reference.rows.anneal`).
+
+Every document is tokenized once, before pretraining, into a memory-mapped cache: so the loader can
+shuffle over the whole corpus instead of a buffer, and a resumed run reads the very same tokens. A
+cache belongs to one run (`token_folder`): tokenization counts on the clock, so no run may find the
+work done by an earlier one. It lies outside the run folder because it is rebuildable and as large
+as the corpus; its digest is what the run keeps.
+
+One shard in the cache:
+    NAME.tokens   documents one after the other, each BOS first; little-endian uint16, or uint32
+                  for vocabularies above 65,536
+    NAME.offsets  documents + 1 little-endian int64, where each begins
+    NAME.json     counts and digests, written last: a shard without it is not there
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from reference.errors import TrainerError
+from reference.tokenizer.bpe import Tokenizer
+
+Split = Literal["train", "validation", "anneal"]
+FILE_HINT = "Download or build the file again, or remove it from the folder."
+SHARDS_HINT = "The data folder needs parquet files with one document a row in a text column."
+
+
+class Shards(NamedTuple):
+    """The files of a corpus, each split in the order of names."""
+
+    train: tuple[Path, ...]
+    validation: tuple[Path, ...]
+    anneal: tuple[Path, ...] = ()
+
+
+class RowGroup(NamedTuple):
+    """Documents of one row group; null and blank ones are left out and counted."""
+
+    texts: list[str]
+    skipped: int
+
+
+@dataclass(frozen=True)
+class ShardTokens:
+    """What the cache knows about one tokenized shard."""
+
+    name: str
+    source_bytes: int
+    tokenizer: str
+    column: str
+    dtype: str
+    documents: int
+    skipped: int
+    tokens: int
+    text_bytes: int
+    tokens_sha256: str
+    offsets_sha256: str
+
+
+def find_shards(folder: Path, *, anneal: bool = False) -> Shards:
+    """Training and validation files of the corpus in `folder`.
+
+    Args:
+        anneal: Keep files named `anneal*` apart; otherwise they are training files.
+
+    Raises:
+        TrainerError: No parquet file, none left for training, or no anneal part where wanted.
+    """
+    files = sorted(folder.glob("*.parquet"), key=lambda path: path.name)
+    if not files:
+        raise TrainerError("bad_input", f"no *.parquet file in {folder}", SHARDS_HINT)
+    validation = tuple(path for path in files if path.name.startswith("validation"))
+    validation = validation or (files[-1],)
+    last = tuple(path for path in files if anneal and path.name.startswith("anneal"))
+    if anneal and not last:
+        raise TrainerError(
+            "bad_input",
+            f"data.anneal is set, but {folder} has no anneal*.parquet",
+            "Build the corpus with an [anneal] section, or set data.anneal = 0.",
+        )
+    train = tuple(path for path in files if path not in (*validation, *last))
+    if not train:
+        raise TrainerError(
+            "bad_input",
+            f"{folder} has no training shard: {files[-1].name} is the validation split",
+            "Add at least one more parquet file; the last one by name is held out.",
+        )
+    return Shards(train, validation, last)
+
+
+def read_shard(path: Path, column: str = "text") -> Iterator[RowGroup]:
+    """The documents of one parquet file, row group by row group.
+
+    Raises:
+        TrainerError: The file is unreadable, empty, or lacks a string column of that name; the
+            message names file, row group and column.
+    """
+    with _open_shard(path, column) as file:
+        for index in range(file.num_row_groups):
+            try:
+                values = file.read_row_group(index, columns=[column])[column].to_pylist()
+            except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+                raise TrainerError(
+                    "bad_input",
+                    f"{path}: row group {index}, column {column!r} cannot be read: "
+                    f"{_first_line(error)}",
+                    FILE_HINT,
+                ) from error
+            texts = [text for text in values if text is not None and not text.isspace() and text]
+            yield RowGroup(texts, len(values) - len(texts))
+
+
+def shard_rows(path: Path, column: str = "text") -> int:
+    """Rows of a shard; raises what `read_shard` would raise before its first row group."""
+    with _open_shard(path, column) as file:
+        return int(file.metadata.num_rows)
+
+
+def _open_shard(path: Path, column: str) -> pq.ParquetFile:
+    file = find_parquet_column(path, column)
+    if file.metadata.num_rows == 0:
+        file.close()
+        raise TrainerError("bad_input", f"{path} holds no documents (0 rows)", FILE_HINT)
+    return file
+
+
+def find_parquet_column(
+    path: Path, column: str, *, allow_binary: bool = False, streamed: bool = False
+) -> pq.ParquetFile:
+    """The open file, known to have a string column of that name.
+
+    Args:
+        allow_binary: Take a column of bytes as well.
+        streamed: Read a row group piece by piece, for files whose row groups are large.
+
+    Raises:
+        TrainerError: It is unreadable or has no such column.
+    """
+    try:
+        file = pq.ParquetFile(path, buffer_size=1 << 20 if streamed else 0)
+    except (pa.ArrowException, OSError) as error:
+        raise TrainerError(
+            "bad_input", f"{path} is no readable parquet file: {_first_line(error)}", FILE_HINT
+        ) from error
+    try:
+        _check_column(path, file.schema_arrow, column, allow_binary)
+    except TrainerError:
+        file.close()
+        raise
+    return file
+
+
+def _check_column(path: Path, schema: pa.Schema, column: str, allow_binary: bool) -> None:
+    if column not in schema.names:
+        raise TrainerError(
+            "bad_input",
+            f"{path} has no column {column!r}; it has {', '.join(map(repr, schema.names))}",
+            "Set data.text_column in the recipe to the column that holds the text.",
+        )
+    kind = schema.field(column).type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    if not (
+        text or (allow_binary and (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)))
+    ):
+        raise TrainerError(
+            "bad_input",
+            f"{path}: column {column!r} is of type {kind}, not string",
+            "Set data.text_column in the recipe to a string column.",
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def sample_texts(
+    paths: Sequence[Path], column: str, *, max_chars: int, doc_cap: int
+) -> Iterator[str]:
+    """Texts to train a tokenizer on: row groups of all shards in turn, up to `max_chars` in all.
+
+    Taking turns matters for corpora whose shards are sorted by source.
+
+    Args:
+        doc_cap: Characters taken from one document, so that a few books do not decide.
+    """
+    readers = [read_shard(path, column) for path in paths]
+    left = max_chars
+    while readers:
+        alive = []
+        for reader in readers:
+            group = next(reader, None)
+            if group is None:
+                continue
+            alive.append(reader)
+            for text in group.texts:
+                piece = text[: min(doc_cap, left)]
+                left -= len(piece)
+                yield piece
+                if left <= 0:
+                    return
+        readers = alive
+
+
+def token_folder(cache: Path, run_id: str) -> Path:
+    """Where the token cache of a run lies; see the module's docstring for why a run's own."""
+    return cache / "tokens" / run_id
+
+
+def tokenize_shard(
+    path: Path,
+    folder: Path,
+    tokenizer: Tokenizer,
+    *,
+    column: str = "text",
+    threads: int = 1,
+    on_documents: Callable[[int], None] = lambda count: None,
+) -> ShardTokens:
+    """Tokenizes `path` into `folder`, unless an earlier call did; whole or not at all.
+
+    Args:
+        on_documents: Called after every row group with its number of documents. What it raises
+            ends the work; nothing is left under a final name.
+    """
+    record = folder / f"{path.stem}.json"
+    done = _read_record(record)
+    if (
+        done is not None
+        and (done.tokenizer, done.column) == (tokenizer.digest, column)
+        and done.source_bytes == path.stat().st_size
+        and _sizes_match(folder, path.stem, done)
+    ):
+        on_documents(done.documents + done.skipped)
+        return done
+
+    folder.mkdir(parents=True, exist_ok=True)
+    record.unlink(missing_ok=True)
+    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
+    bos = np.array([tokenizer.bos_id], dtype=dtype)
+    lengths: list[int] = []
+    skipped = text_bytes = 0
+    sha256 = hashlib.sha256()
+    temporary = folder / f"{path.stem}.tokens.tmp"
+    with temporary.open("wb") as file:
+        for group in read_shard(path, column):
+            pieces = []
+            for ids in tokenizer.encode_arrays(group.texts, threads):
+                pieces += [bos, ids.astype(dtype)]
+                lengths.append(len(ids) + 1)
+            if pieces:
+                data = np.concatenate(pieces).tobytes()
+                sha256.update(data)
+                file.write(data)
+            skipped += group.skipped
+            text_bytes += sum(len(text.encode("utf-8", "replace")) for text in group.texts)
+            on_documents(len(group.texts) + group.skipped)
+        file.flush()
+        os.fsync(file.fileno())
+    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype("<i8").tobytes()
+    temporary.replace(folder / f"{path.stem}.tokens")
+    write_whole(folder / f"{path.stem}.offsets", offsets)
+    result = ShardTokens(
+        name=path.stem,
+        source_bytes=path.stat().st_size,
+        tokenizer=tokenizer.digest,
+        column=column,
+        dtype=dtype.str,
+        documents=len(lengths),
+        skipped=skipped,
+        tokens=sum(lengths),
+        text_bytes=text_bytes,
+        tokens_sha256=sha256.hexdigest(),
+        offsets_sha256=hashlib.sha256(offsets).hexdigest(),
+    )
+    write_whole(record, json.dumps(asdict(result), indent=1).encode())
+    return result
+
+
+def _read_record(path: Path) -> ShardTokens | None:
+    try:
+        return ShardTokens(**json.loads(path.read_text()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def _sizes_match(folder: Path, stem: str, record: ShardTokens) -> bool:
+    expected = {
+        "tokens": record.tokens * np.dtype(record.dtype).itemsize,
+        "offsets": (record.documents + 1) * 8,
+    }
+    return all(
+        (file := folder / f"{stem}.{suffix}").is_file() and file.stat().st_size == size
+        for suffix, size in expected.items()
+    )
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Puts `data` under its final name only when all of it is on the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+class Documents:
+    """Tokenized documents, memory-mapped; `documents[i]` is one, BOS first.
+
+    Args:
+        folder: A token cache.
+        names: Its shards, in the order in which documents are numbered.
+
+    Attributes:
+        lengths: (N,) int64, tokens of each document, BOS included.
+        digest: "sha256:…" over the shards' digests in order: the identity of this token stream.
+
+    Raises:
+        TrainerError: A shard is missing or does not fit its record, or there is no document.
+    """
+
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        redo = f"Remove {folder} and run the tokenizer stage again."
+        self._tokens: list[np.ndarray] = []
+        self._offsets: list[np.ndarray] = []
+        identity = hashlib.sha256()
+        self.tokenizer_digest = ""
+        for name in names:
+            record = _read_record(folder / f"{name}.json")
+            if record is None or not _sizes_match(folder, name, record):
+                raise TrainerError(
+                    "bad_input", f"token cache {folder}: shard {name!r} is missing or torn", redo
+                )
+            if self.tokenizer_digest not in ("", record.tokenizer):
+                raise TrainerError(
+                    "bad_input", f"token cache {folder} mixes tokenizers at shard {name!r}", redo
+                )
+            self.tokenizer_digest = record.tokenizer
+            identity.update(f"{record.tokens_sha256} {record.offsets_sha256}\n".encode())
+            if record.documents:
+                tokens_path = folder / f"{name}.tokens"
+                self._tokens.append(np.memmap(tokens_path, dtype=record.dtype, mode="r"))
+                self._offsets.append(np.fromfile(folder / f"{name}.offsets", dtype="<i8"))
+        if not self._tokens:
+            raise TrainerError(
+                "bad_input",
+                f"token cache {folder} holds no document in {', '.join(names) or 'no shard'}",
+                SHARDS_HINT,
+            )
+        self._first = np.cumsum([0] + [len(offsets) - 1 for offsets in self._offsets])
+        self.lengths = np.concatenate([np.diff(offsets) for offsets in self._offsets])
+        self.digest = f"sha256:{identity.hexdigest()}"
+
+    @classmethod
+    def open(cls, folder: Path, split: Split, tokenizer: Tokenizer | None = None) -> Documents:
+        """The documents of one split, as the index of the cache lists it.
+
+        Raises:
+            TrainerError: No whole cache, or one made with another tokenizer.
+        """
+        index = folder / "index.json"
+        try:
+            names = json.loads(index.read_text())[split]
+        except (FileNotFoundError, ValueError, KeyError) as error:
+            raise TrainerError(
+                "bad_input", f"no token cache at {folder}", "Run the tokenizer stage first."
+            ) from error
+        documents = cls(folder, names)
+        if tokenizer is not None and documents.tokenizer_digest != tokenizer.digest:
+            raise TrainerError(
+                "bad_input",
+                f"token cache {folder} was made with tokenizer {documents.tokenizer_digest}, "
+                f"the run uses {tokenizer.digest}",
+                "Run the tokenizer stage again.",
+            )
+        return documents
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        shard = int(np.searchsorted(self._first, index, side="right")) - 1
+        begin, end = self._offsets[shard][index - self._first[shard] :][:2]
+        return self._tokens[shard][begin:end]
+
+
+def write_index(
+    folder: Path, train: Sequence[str], validation: Sequence[str], anneal: Sequence[str] = ()
+) -> None:
+    """Closes a token cache: lists its shards by split."""
+    index = {"train": list(train), "validation": list(validation), "anneal": list(anneal)}
+    write_whole(folder / "index.json", json.dumps(index, indent=1).encode())

@@ -1,0 +1,1 @@
+"""The tokenizer: training, encoding, reuse, comparison."""

@@ -1,0 +1,196 @@
+"""What training needs of a GPU's memory, by arithmetic alone, and the micro-batch that fits.
+
+Needs no torch. Weights, gradients and optimizer states are counted exactly; activations as compiled
+code keeps them; the workspace is the largest thing alive for a moment. `n4090-kit bench train`
+prints the plan beside what the device measured.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from reference.config.model import SMEAR_GATE_CHANNELS, VALUE_GATE_CHANNELS, ModelConfig
+
+GIB = 2**30
+VRAM_BYTES = 24 * GIB
+# Of a card's memory, what the process may fill: the rest is CUDA's context, cuBLAS's workspaces,
+# fragmentation and the desktop.
+USABLE_SHARE = 0.90
+LOGITS_CHUNK_BYTES = 512 << 20  # of fp32 logits at a time on a GPU
+MUON_CHUNK_ELEMENTS = 64 << 20  # matrices that Muon works off at once
+SOAP_MAX_DIM = 2048  # of a side whose basis SOAP turns, where a recipe does not say
+CPU_SEQUENCES = 8  # the micro-batch of a recipe that leaves it open, where there is no GPU
+
+
+class Parameters(NamedTuple):
+    """Counts by kind; `scaling` is what nanochat's horizon rule multiplies."""
+
+    embedding: int
+    value_embedding: int
+    unembedding: int
+    matrix: int
+    scalar: int
+    tied_head: int = 0  # matrix entries that are used as a head and counted as an embedding
+
+    @property
+    def scaling(self) -> int:
+        return self.matrix + self.unembedding + self.tied_head
+
+    @property
+    def total(self) -> int:
+        return sum(self) - self.tied_head
+
+
+def count_parameters(config: ModelConfig) -> Parameters:
+    """Parameters of a model, padding rows included."""
+    C, V, L = config.n_embd, config.padded_vocab_size, config.n_layer
+    gated = sum(config.has_value_embedding(layer) for layer in range(L))
+    ffn = (3 if config.ffn == "swiglu" else 2) * C * config.ffn_dim
+    block = 2 * C * C + 2 * C * config.kv_dim + ffn
+    return Parameters(
+        embedding=V * C,
+        value_embedding=gated * V * config.kv_dim,
+        unembedding=0 if config.tied else V * C,
+        matrix=L * block + gated * VALUE_GATE_CHANNELS * config.n_kv_head,
+        scalar=2 * L + (SMEAR_GATE_CHANNELS + 1) * config.smear + config.backout,
+        tied_head=V * C if config.tied else 0,
+    )
+
+
+def matrix_shapes(config: ModelConfig) -> dict[tuple[int, int], int]:
+    """How many of the blocks' matrices (rows, columns) have each shape."""
+    C, L = config.n_embd, config.n_layer
+    gated = sum(config.has_value_embedding(layer) for layer in range(L))
+    shapes: Counter[tuple[int, int]] = Counter()
+    shapes[C, C] += 2 * L
+    shapes[config.kv_dim, C] += 2 * L
+    shapes[config.ffn_dim, C] += (2 if config.ffn == "swiglu" else 1) * L
+    shapes[C, config.ffn_dim] += L
+    shapes[config.n_kv_head, VALUE_GATE_CHANNELS] += gated
+    return dict(shapes)
+
+
+def plan_vram(
+    config: ModelConfig, device_batch_size: int, pretrain: Mapping[str, Any] | None = None
+) -> dict[str, int]:
+    """Bytes of GPU memory by purpose while training in bf16.
+
+    Args:
+        pretrain: The recipe's section, for its switches that move memory; None: all at default.
+    """
+    section = pretrain or {}
+    p = count_parameters(config)
+    tables = p.value_embedding + (0 if config.tied_until else p.embedding)  # in bf16
+    fp32 = p.total - tables
+    tokens = device_batch_size * config.seq_len
+    chunk = min(tokens, max(64, LOGITS_CHUNK_BYTES // (4 * config.padded_vocab_size)))
+    # Scores, their gradient and its bf16 copy; all at once where the loss is not chunked.
+    logits = chunk * config.padded_vocab_size * (4 + 4 + 2)
+    if not section.get("fused_loss", True):
+        logits = tokens * config.padded_vocab_size * (2 + 4 + 4 + 4)
+    head = p.unembedding or p.tied_head
+    teacher = {}
+    if section.get("distill_from"):  # its weights and final states, and both distributions
+        states = 2 * tokens * config.n_embd
+        both = chunk * config.padded_vocab_size * (4 + 4)
+        teacher["teacher"] = 4 * fp32 + 2 * tables + states + both + 2 * head
+    return {
+        "weights": 4 * fp32 + 2 * tables,
+        "gradients": 4 * fp32 + 2 * tables,
+        "optimizer": _optimizer_bytes(config, p, section),
+        "activations": tokens * _activations_per_token(config) * 2,
+        "logits": logits + 4 * head,
+        "workspace": _workspace(config, p, tokens, section),
+        **teacher,
+    }
+
+
+def _optimizer_bytes(config: ModelConfig, p: Parameters, section: Mapping[str, Any]) -> int:
+    """The matrices' states; two moments of all else, the tables' second one factored where asked.
+
+    Muon's factored second moment, a row or column a matrix, is left out.
+    """
+    matrix = 2 if section.get("momentum_dtype") == "bfloat16" else 4
+    kind = section.get("matrix_optimizer", "muon")
+    if kind == "adamw":
+        matrix = 8
+    elif kind != "muon":
+        matrix += 4  # squares
+    bases = 0  # covariances and bases of SOAP
+    if kind.startswith("soap"):
+        limit = section.get("soap_max_dim", SOAP_MAX_DIM)
+        for shape, count in matrix_shapes(config).items():
+            bases += sum(2 * 4 * count * side**2 for side in shape if side <= limit)
+    embedding = 4 if config.tied_until else 2  # bytes of one entry
+    tables = embedding * p.embedding + 2 * p.value_embedding
+    if section.get("factored_second_moment"):
+        V, C = config.padded_vocab_size, config.n_embd
+        gated = p.value_embedding // (V * config.kv_dim)
+        second = 4 * (V + C) + gated * 4 * (V + config.kv_dim)
+    else:
+        second = tables
+    return matrix * p.matrix + bases + 8 * (p.unembedding + p.scalar) + tables + second
+
+
+def _activations_per_token(config: ModelConfig) -> int:
+    """Elements that compiled code keeps for the backward pass, a token."""
+    gated = sum(config.has_value_embedding(layer) for layer in range(config.n_layer))
+    layers = config.n_layer * block_activations(config)
+    return layers + gated * config.kv_dim + 4 * config.n_embd
+
+
+def block_activations(config: ModelConfig) -> int:
+    """Elements a token that PyTorch's partitioner keeps of one block, its value embedding apart.
+
+    Both residual states and both normed inputs, q and k before and after their norm, v, the
+    attention's output; of the MLP every product's result and what goes into the last one.
+    """
+    C = config.n_embd
+    inner = (3 if config.ffn == "swiglu" else 2) * config.ffn_dim
+    return 2 * C + 2 * C + 2 * C + 3 * config.kv_dim + C + inner
+
+
+def _workspace(config: ModelConfig, p: Parameters, tokens: int, section: Mapping[str, Any]) -> int:
+    """The bf16 copies of all matrices, and the larger of a chunk of them and a block's gradients.
+
+    For Muon such a chunk is alive as the gradient in fp32 and three products in bf16, for SOAP as
+    five in fp32: gradient, turned gradient, turned momentum, its divisor and a product.
+    """
+    C, L = config.n_embd, config.n_layer
+    largest = min(L * C * max(C, config.ffn_dim), MUON_CHUNK_ELEMENTS)
+    rotating = str(section.get("matrix_optimizer", "muon")).startswith("soap")
+    muon = largest * (5 * 4 if rotating else 4 + 2 + 2 + 2)
+    widest = max(config.ffn_dim, C + 2 * config.kv_dim)
+    backward = tokens * 3 * widest * 2
+    if section.get("matmul", "bf16") != "bf16":
+        # Both factors of a product in 8 bits, and a turned copy of each.
+        backward += 2 * (tokens * (C + config.ffn_dim) + C * config.ffn_dim)
+    return max(muon, backward) + 2 * p.scaling
+
+
+def fitting_micro_batch(
+    config: ModelConfig, pretrain: Mapping[str, Any], memory_bytes: int | None
+) -> int:
+    """Sequences of a micro-batch that stay within a card's memory.
+
+    The recipe's `device_batch_size`, halved until the plan fits; where that is 0, the largest power
+    of two that divides the step's sequences and fits. The step's batch stays what it is.
+
+    Args:
+        memory_bytes: The card's memory, or its cap; None where there is no GPU.
+    """
+    wanted = pretrain["device_batch_size"]
+    sequences = max(1, pretrain["total_batch_size"] // config.seq_len)
+    if not wanted:
+        limit = CPU_SEQUENCES if memory_bytes is None else 256
+        wanted = 1
+        while wanted < limit and sequences % (2 * wanted) == 0:
+            wanted *= 2
+    if memory_bytes is None:
+        return wanted
+    usable = USABLE_SHARE * memory_bytes
+    while wanted > 1 and sum(plan_vram(config, wanted, pretrain).values()) > usable:
+        wanted = wanted // 2 if wanted % 2 == 0 else 1
+    return wanted
