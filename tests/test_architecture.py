@@ -67,7 +67,7 @@ def test_no_module_of_the_kit_imports_a_heavy_package_when_it_is_imported() -> N
 def test_verify_stands_on_the_base_dependencies_alone() -> None:
     base = {"click", "cryptography", "jsonschema", "rfc8785", "rich", "kit"}
     for folder in ("verify", "trust"):
-        for path in (ROOT / "kit" / folder).glob("*.py"):
+        for path in (ROOT / "kit" / folder).rglob("*.py"):
             for name in imports(path, top_level=True):
                 package = name.split(".")[0]
                 assert package in base or package in sys.stdlib_module_names, (path, name)

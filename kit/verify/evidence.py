@@ -27,7 +27,7 @@ from kit.trust.digest import DigestCache, Progress, sha256_bytes, sha256_file
 from kit.verify.meanwhile import Meanwhile
 
 if TYPE_CHECKING:
-    from kit.verify.replay import Replay
+    from kit.verify.checks.replay import Replay
 
 MAX_RESULT_BYTES = 4 * 2**20
 # A result holds a few hundred values. The schema's check takes a kilobyte for a wrong one.
@@ -342,7 +342,7 @@ class Evidence:
     @cached_property
     def replayed(self) -> Replay:
         """Steps done again by the installed trainer; minutes, and only when asked for."""
-        from kit.verify.replay import run_replay
+        from kit.verify.checks.replay import run_replay
 
         return run_replay(self)
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from kit.errors import KitError, PrerequisiteError, SchemaError
-from kit.verify import (
+from kit.verify import evaluate
+from kit.verify.checks import (
     contamination,
     copies,
-    evaluate,
     identity,
     inputs,
     learning,

@@ -21,8 +21,8 @@ from kit.recipe import parse_recipe
 from kit.run.log import LOG_KIND
 from kit.trust import sshsig
 from kit.trust.digest import FileDigest, manifest_digest, sha256_bytes
+from kit.verify.checks.physics import flops_per_token
 from kit.verify.draft import KEY, Draft, Event
-from kit.verify.physics import flops_per_token
 from kit.verify.synthetic_machine import UUID_HASH, Clock, fingerprint_4090
 from kit.verify.thresholds import CORE_TASKS
 

@@ -20,8 +20,8 @@ with atheris.instrument_imports(include=["kit", "tomllib", "json"]):
     from kit.trust import sshsig
     from kit.trust.canonical import canonical_bytes, parse_strict
     from kit.trust.chain import chain_seed, read_chain
+    from kit.verify.checks.manifest import safetensors_problem
     from kit.verify.evidence import safe_path, shape_problems
-    from kit.verify.manifest import safetensors_problem
 
 SCRATCH = Path(tempfile.mkdtemp(prefix="n4090-fuzz-"))
 

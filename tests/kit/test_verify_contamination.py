@@ -12,7 +12,7 @@ import tamper
 from kit.core_eval.bundle import open_bundle
 from kit.trust.digest import tree_manifest
 from kit.verify import Options, Report, verify_result
-from kit.verify.contamination import conversation_texts, find_overlaps
+from kit.verify.checks.contamination import conversation_texts, find_overlaps
 from kit.verify.evidence import Refused
 
 pytest.importorskip("numpy")

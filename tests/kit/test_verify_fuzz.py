@@ -26,8 +26,8 @@ from kit.run.log import LOG_KIND
 from kit.run.telemetry import TELEMETRY_KIND
 from kit.trust.digest import sha256_bytes
 from kit.verify import verify_result
+from kit.verify.checks.manifest import safetensors_problem
 from kit.verify.evidence import safe_path
-from kit.verify.manifest import safetensors_problem
 
 quick = settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

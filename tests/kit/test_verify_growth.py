@@ -9,7 +9,7 @@ import pytest
 import tamper
 
 from kit.verify import Report, verify_result
-from kit.verify.physics import flops_per_token
+from kit.verify.checks.physics import flops_per_token
 
 GROWTH = "growth_layers = [[0.0, 5], [0.9, 20]]"
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kit.growth import size_at
-from kit.verify.physics import flops_per_token
+from kit.verify.checks.physics import flops_per_token
 from reference.config.model import ModelConfig
 from reference.experiments.growth.growth import Trainee, carry_moments, grown, source_layers
 from reference.experiments.growth.plan import GrowthPlan, sized

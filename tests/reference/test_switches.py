@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from kit.verify.physics import flops_per_token
+from kit.verify.checks.physics import flops_per_token
 from reference.bench.plain import plain_logits, plain_loss
 from reference.config.model import ModelConfig
 from reference.model.cost import count_flops, count_parameters, plan_vram

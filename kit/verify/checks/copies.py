@@ -9,9 +9,9 @@ from pathlib import Path
 from kit.errors import KitError
 from kit.result import Story
 from kit.schemas import problems
+from kit.verify.checks.identity import name_of
 from kit.verify.evidence import Document, Evidence, Irrelevant, read_result
 from kit.verify.finding import Check, Finding, fail, ok, warn
-from kit.verify.identity import name_of
 from kit.verify.thresholds import CURVE_CORRELATION, CURVE_MIN_STEPS, CURVE_SKIPPED_SHARE
 
 MAX_ROWS = 10_000

@@ -11,10 +11,10 @@ from kit.run.group import challenge_seed, registration_problem
 from kit.schemas import problems as schema_problems
 from kit.trust import sshsig
 from kit.trust.sign import signed_bytes
+from kit.verify.checks.identity import name_of
+from kit.verify.checks.numbers import differences
 from kit.verify.evidence import Evidence, Irrelevant, read_result
 from kit.verify.finding import Check, Finding, fail, ok, skip, warn
-from kit.verify.identity import name_of
-from kit.verify.numbers import differences
 
 
 def seed(evidence: Evidence) -> Iterator[Finding]:

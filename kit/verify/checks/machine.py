@@ -7,9 +7,9 @@ from typing import Any
 
 from kit.hardware.fingerprint import classify
 from kit.hardware.gpu_class import kind
+from kit.verify.checks.numbers import differences
 from kit.verify.evidence import Absent, Evidence, Irrelevant
 from kit.verify.finding import Check, Finding, fail, missing, ok, warn
-from kit.verify.numbers import differences
 from kit.verify.thresholds import (
     BEFORE_AFTER_CPU,
     BEFORE_AFTER_GPU,

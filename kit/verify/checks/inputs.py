@@ -12,9 +12,9 @@ from kit.errors import SchemaError
 from kit.recipe import parse_recipe
 from kit.result import data_section
 from kit.trust.digest import FileDigest, manifest_digest, sha256_bytes
+from kit.verify.checks.numbers import differences
 from kit.verify.evidence import Absent, Evidence, Refused
 from kit.verify.finding import Check, Finding, fail, ok, warn
-from kit.verify.numbers import differences
 from kit.verify.thresholds import CORE_TASKS
 
 

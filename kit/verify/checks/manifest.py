@@ -11,9 +11,9 @@ from typing import Any
 
 from kit.run.contract import stage_outputs
 from kit.trust.digest import FileDigest, manifest_digest
+from kit.verify.checks.numbers import differences
 from kit.verify.evidence import Document, Evidence, Irrelevant, safe_path
 from kit.verify.finding import Check, Finding, fail, missing, ok, skip, warn
-from kit.verify.numbers import differences
 
 _STAGES = {"tokenizer": "tokenizer", "base": "pretrain", "chat": "sft"}
 # Nothing here is executed when a model is loaded.

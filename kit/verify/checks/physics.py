@@ -11,10 +11,10 @@ from typing import Any
 from kit.growth import size_at, teacher_share, varies
 from kit.hardware.gpu_class import kind
 from kit.result import energy_section
+from kit.verify.checks.log import attempts, boots, slept_s
+from kit.verify.checks.numbers import differences
 from kit.verify.evidence import Document, Evidence, Irrelevant
 from kit.verify.finding import Check, Finding, fail, missing, ok, warn
-from kit.verify.log import attempts, boots, slept_s
-from kit.verify.numbers import differences
 from kit.verify.thresholds import (
     BURST_S,
     BUSY_MFU,

@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterator
 
 from kit.trust.digest import DIGEST_PATTERN
+from kit.verify.checks.replay import initial_weights_problem
 from kit.verify.evidence import Evidence, Irrelevant
 from kit.verify.finding import Check, Finding, fail, ok, warn
-from kit.verify.replay import initial_weights_problem
 from kit.verify.thresholds import BEST_BPB_RTX4090, FIRST_LOSS_NATS
 
 

@@ -64,7 +64,7 @@ def contamination(evidence: Evidence) -> Iterator[Finding]:
         return
     from kit.core_eval.bpb import read_texts
     from kit.core_eval.bundle import open_bundle
-    from kit.verify.replay import check_data, talks_in_pretraining
+    from kit.verify.checks.replay import check_data, talks_in_pretraining
 
     shards = training_shards(evidence, options.data)
     section = evidence.recipe.section("core")
@@ -103,7 +103,7 @@ def contamination(evidence: Evidence) -> Iterator[Finding]:
 
 def training_shards(evidence: Evidence, folder: Path) -> list[Path]:
     """The run's training shards in `folder`, each held against the log's digest."""
-    from kit.verify.replay import check_data
+    from kit.verify.checks.replay import check_data
 
     check_data(evidence, folder)
     shards = sorted(folder.glob("*.parquet"), key=lambda path: path.name)

@@ -1,0 +1,1 @@
+"""The checks V01 to V26, a module for each group of them."""
