@@ -8,144 +8,30 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from time import CLOCK_BOOTTIME, clock_gettime_ns
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
+from tiny_training import SWITCHES, Recorder, make_world, training_request
 
-from kit.recipe import parse_recipe
 from reference.errors import TrainerError
-from reference.events import Events
 from reference.model.cost import RunCost
 from reference.model.gpt import GPT
 from reference.request import Request
-from reference.rows.documents import token_folder, tokenize_shard, write_index
 from reference.stage import Stopped
-from reference.tokenizer.bpe import Tokenizer
 from reference.train import pretrain, replay
 from reference.train.checkpoint import load_model
-
-TEXT = """
-schema_version = 1
-name = "tiny"
-track = "smoke"
-budget_s = 600
-[tokenizer]
-vocab_size = 320
-[model]
-n_layer = 2
-n_embd = 32
-n_head = 2
-n_kv_head = 2
-seq_len = 32
-short_window = 16
-"""
-SECTION = {
-    "num_steps": 8, "device_batch_size": 2, "total_batch_size": 128, "warmup_steps": 0,
-    "scale_lr": False, "eval_every": 4, "eval_tokens": 256, "checkpoint_every": 3,
-}  # fmt: skip
-SWITCHES: dict[str, dict[str, dict[str, Any]]] = {
-    "none": {},
-    "length ramp": {"pretrain": {"seq_len_ramp": [[0, 8], [0.3, 16], [0.7, 32]]}},
-    "all ramps": {
-        "pretrain": {"seq_len_ramp": [[0, 16], [0.4, 32]], "window_ramp": [[0, 0.5], [0.6, 1]],
-                     "batch_ramp": [[0, 64], [0.5, 128]]},
-    },
-    "8 bits until late": {"pretrain": {"matmul": "fp8", "matmul_until": 0.6}},
-    "untied late, 8 bits, short rows": {
-        "model": {"tied_until": 0.5},
-        "pretrain": {"matmul": "int8", "seq_len_ramp": [[0, 16], [0.5, 32]]},
-    },
-    "tied, states in other types": {
-        "model": {"tied_until": 1},
-        "pretrain": {"momentum_dtype": "bfloat16", "factored_second_moment": True},
-    },
-    "growth": {
-        "model": {"n_layer": 4, "n_embd": 64, "n_head": 4, "n_kv_head": 4},
-        "pretrain": {"growth_layers": [[0, 2], [0.3, 4]], "growth_width": [[0, 32], [0.6, 64]],
-                     "seq_len_ramp": [[0, 16], [0.4, 32]], "average": "ema"},
-    },
-    "its own teacher": {
-        "model": {"tied_until": 0.7},
-        "pretrain": {"distill_from": 0.3, "distill_refresh": 0.4, "distill_temperature": 2,
-                     "growth_layers": [[0, 1], [0.5, 2]]},
-    },
-    "documents apart": {"pretrain": {"document_mask": True, "prefetch": 3}},
-    "rows replayed, conversations late": {
-        "pretrain": {"replay_share": 0.25, "replay_from": 0.25, "replay_keep": 6,
-                     "sft_share": 0.25, "sft_from": 0.5, "document_mask": True},
-    },
-    "swiglu, one key head, logits in 8 bits": {
-        "model": {"ffn": "swiglu", "n_kv_head": 1},
-        "pretrain": {"matmul": "fp8_rowwise", "matmul_layers": ["mlp", "head"]},
-    },
-}  # fmt: skip
-
-
-class Recorder(Events):
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[tuple[str, dict[str, Any]]] = []
-
-    def emit(self, ev: str, **data: Any) -> None:
-        json.dumps(data, allow_nan=False)
-        self.seen.append((ev, data))
-
-    def data(self, ev: str) -> list[dict[str, Any]]:
-        return [data for name, data in self.seen if name == ev]
-
-    @property
-    def losses(self) -> list[tuple[int, int, float]]:
-        return [(data["step"], data["tokens"], data["loss"]) for data in self.data("step")]
-
-    @property
-    def notes(self) -> str:
-        return "\n".join(data["text"] for data in self.data("note"))
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenizer and a small tokenized corpus."""
-    root = tmp_path_factory.mktemp("pretrain")
-    texts = [f"{i} and {i + 1} are {2 * i + 1}, " * (1 + i % 7) for i in range(300)]
-    tokenizer = Tokenizer.train(texts, 320)
-    tokenizer.save(root / "tokenizer")
-    folder = token_folder(root / "cache", "r")
-    for name, part in (("a", texts[30:]), ("b", texts[:30])):
-        pq.write_table(pa.table({"text": part}), root / f"{name}.parquet")
-        tokenize_shard(root / f"{name}.parquet", folder, tokenizer)
-    write_index(folder, ["a"], ["b"])
-    talks = [
-        [{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": f"{i + 1}, "}]
-        for i in range(40)
-    ]
-    (root / "sft").mkdir()
-    lines = "".join(json.dumps(talk) + "\n" for talk in talks)
-    (root / "sft/talks.jsonl").write_text(lines)
-    return root
+    return make_world(tmp_path_factory.mktemp("pretrain"))
 
 
 def request(world: Path, out: Path, name: str, *, attempt: int = 0, **section: Any) -> Request:
-    recipe = parse_recipe(TEXT + "[pretrain]\nnum_steps = 8\n", folder=world).document
     changes = SWITCHES[name]
-    recipe["model"].update(changes.get("model", {}))
-    recipe["pretrain"].update({**SECTION, **changes.get("pretrain", {}), **section})
-    now = clock_gettime_ns(CLOCK_BOOTTIME)
-    document = {
-        "contract": 1, "stage": "pretrain", "run_id": "r", "seed": 7, "attempt": attempt,
-        "device": "cpu", "threads": 1, "recipe": recipe,
-        "paths": {"out": str(out), "cache": str(world / "cache"),
-                  "tokenizer": str(world / "tokenizer"), "data": str(world),
-                  "sft": str(world / "sft")},
-        "clock": {"start_ns": now, "stage_start_ns": now, "deadline_ns": now + int(6e11),
-                  "budget_s": 600.0},
-    }  # fmt: skip
-    path = out.with_name(f"{out.name}-request.json")
-    path.write_text(json.dumps(document))
-    return Request.load(path)
+    pretrain_section = {**changes.get("pretrain", {}), **section}
+    return training_request(world, out, {**changes, "pretrain": pretrain_section}, attempt=attempt)
 
 
 @pytest.mark.parametrize("name", SWITCHES)
