@@ -169,12 +169,15 @@ def verify(
 def _read_own_files(options: Options) -> None:
     """Refuses what the verifier gave that cannot be read, before it counts against the result."""
     from kit.errors import KitError, SchemaError
+    from kit.trust.allowed_signers import read_allowed_signers
     from kit.trust.identities import read_snapshot
     from kit.trust.keys import revoked_keys
     from kit.verify.evidence import read_result
 
     if options.identities is not None:
         read_snapshot(options.identities)
+    if options.allowed_signers is not None:
+        read_allowed_signers(options.allowed_signers)
     if options.revoked is not None:
         try:
             revoked_keys(options.revoked)

@@ -46,6 +46,11 @@ _RSA_HASHES: dict[str, hashes.HashAlgorithm] = {
     "rsa-sha2-512": hashes.SHA512(),
 }
 _USER_PRESENT = 0x01
+# The y coordinates of edwards25519's eight points of small order (both signs of x). A signature by
+# such a key can be made for every message without any secret.
+_FIELD = 2**255 - 19
+_ORDER_EIGHT_Y = 0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826
+_SMALL_ORDER_Y = frozenset({0, 1, _FIELD - 1, _ORDER_EIGHT_Y, _FIELD - _ORDER_EIGHT_Y})
 
 PrivateKey = ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
@@ -251,7 +256,7 @@ def _load_public(
     kind = reader.text()
     try:
         if kind in ("ssh-ed25519", "sk-ssh-ed25519@openssh.com"):
-            edwards = ed25519.Ed25519PublicKey.from_public_bytes(reader.string())
+            edwards = _edwards(reader.string())
             if kind.startswith("sk-"):
                 reader.string()
             reader.end()
@@ -283,6 +288,17 @@ def _load_public(
         expected="Ed25519, ECDSA on a NIST curve, RSA, or a security key of the first two",
         found=kind,
     )
+
+
+def _edwards(point: bytes) -> ed25519.Ed25519PublicKey:
+    """An Ed25519 key of large order, in its one encoding."""
+    key = ed25519.Ed25519PublicKey.from_public_bytes(point)
+    y = int.from_bytes(point, "little") & (2**255 - 1)
+    if y >= _FIELD:
+        raise SignatureError("Ed25519 key is not in its canonical encoding")
+    if y in _SMALL_ORDER_Y:
+        raise SignatureError("Ed25519 key is a point of small order: anyone can sign with it")
+    return key
 
 
 def _curve_name(kind: str) -> str:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from kit.errors import SignatureError
+from kit.timing import wall_ms
 from kit.trust import sshsig
+from kit.trust.allowed_signers import read_allowed_signers
 from kit.trust.identities import read_snapshot
 from kit.trust.keys import revoked_keys
 from kit.trust.sign import signed_bytes
@@ -100,11 +102,7 @@ def owner(evidence: Evidence) -> Iterator[Finding]:
                 return
     identities = submitter["identities"]
     if options.allowed_signers is not None:
-        names = _principals(options.allowed_signers, keys)
-        if not names:
-            yield fail("no allowed signer holds this key", "signatures", found=", ".join(keys))
-        else:
-            yield ok(f"signed by {', '.join(sorted(names))}")
+        yield from _allowed(options.allowed_signers, keys)
         return
     if identities and options.identities is not None:
         yield from _accounts(identities, options.identities, submitter["public_key"])
@@ -142,17 +140,27 @@ def _accounts(identities: dict[str, Any], path: Path, key: str) -> Iterator[Find
         yield ok(f"the key was shown by {', '.join(good)}")
 
 
-def _principals(path: Path, keys: list[str]) -> set[str]:
-    """Who, in an OpenSSH allowed-signers file, holds one of `keys`."""
-    found: set[str] = set()
-    for line in path.read_text(errors="replace").splitlines():
-        fields = line.split()
-        if len(fields) < 3 or line.startswith("#"):
+def _allowed(path: Path, keys: list[str]) -> Iterator[Finding]:
+    """Who, in an OpenSSH allowed-signers file, may sign results with one of `keys` today."""
+    names: set[str] = set()
+    objections: list[str] = []
+    for signer in read_allowed_signers(path):
+        if signer.key is None or signer.key.line not in keys:
             continue
-        for index in range(1, len(fields) - 1):
-            if f"{fields[index]} {fields[index + 1]}" in keys:
-                found.update(fields[0].split(","))
-    return found
+        why = signer.objection(sshsig.RESULT_NAMESPACE, wall_ms() / 1000)
+        if why:
+            objections.append(f"line {signer.line}: {why}")
+        else:
+            names.update(name for name in signer.principals if not name.startswith("!"))
+    if names:
+        yield ok(f"signed by {', '.join(sorted(names))}")
+        return
+    yield fail(
+        "no allowed signer holds this key",
+        "signatures",
+        expected="; ".join(objections)[:400] or None,
+        found=", ".join(keys),
+    )
 
 
 CHECKS = (
