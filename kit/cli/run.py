@@ -77,6 +77,7 @@ def run(
     from kit.cli.prepare import fetch_for_run
     from kit.cli.progress import make_display
     from kit.recipe import load_recipe
+    from kit.run.finished import refuse_complete
     from kit.run.group import open_group
     from kit.run.plan import Price, load_plan, plan_run
     from kit.run.preflight import check
@@ -90,6 +91,7 @@ def run(
         raise click.UsageError(f"{currency!r} is no currency of three letters")
     work = work.resolve()
     if resume is not None:
+        refuse_complete(resume.resolve())
         plan = load_plan(resume.resolve())
     else:
         assert recipe_name is not None

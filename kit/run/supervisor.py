@@ -45,6 +45,7 @@ from kit.run.contract import (
     stage_outputs,
 )
 from kit.run.environment import describe_environment
+from kit.run.finished import keep_earlier_result, refuse_complete
 from kit.run.image import describe_image
 from kit.run.inputs import describe
 from kit.run.log import LOG_KIND, EventLog, Source
@@ -77,6 +78,7 @@ class _Progress:
     run_start: int | None = None
     last: dict[str, Any] | None = None
     public_key: str | None = None
+    stop: dict[str, Any] | None = None  # the data of a `run_stop` that says `complete`
 
 
 def supervise(plan: RunPlan, signer: Signer, *, observe: Observe, stop: StopFlag) -> Path:
@@ -90,9 +92,10 @@ def supervise(plan: RunPlan, signer: Signer, *, observe: Observe, stop: StopFlag
         The path of result.json, whatever the run's status.
 
     Raises:
-        KitError: The run could not begin, or its log could not be kept.
+        KitError: The run could not begin, its log could not be kept, or the run is complete.
     """
     run = plan.run
+    refuse_complete(run)
     resuming = (run / "events.jsonl").exists()
     run.mkdir(parents=True, exist_ok=True)
     if not resuming:
@@ -115,17 +118,21 @@ def supervise(plan: RunPlan, signer: Signer, *, observe: Observe, stop: StopFlag
             registered_with=plan.group.registration["public_key"],
             given=signer.public_key,
         )
+    if progress.last and progress.last["ev"] == "end" and progress.stop:
+        return _write_result(plan, signer)  # killed after the log's last line, before the result
     log = EventLog(run, observe)
     telemetry = TelemetrySampler(run / "telemetry.jsonl", clock=log.now_ns)
     try:
         if progress.last is None:
             _open_log(log, plan, signer)
         else:
+            keep_earlier_result(run)
             log.append("sup", "resume", log.continue_after(progress.last))
         telemetry.start()
-        status = _run_stages(log, plan, progress, stop)
+        status = progress.stop or _run_stages(log, plan, progress, stop)
         (run / _RESERVE).unlink(missing_ok=True)
-        log.append("sup", "run_stop", status)
+        if progress.stop is None:
+            log.append("sup", "run_stop", status)
         # Before the machine is measured again: energy is the run's alone.
         log.append("sup", "telemetry", telemetry.stop())
         # Asked to stop, a run has seconds before it is killed: `docker stop` waits ten.
@@ -134,12 +141,19 @@ def supervise(plan: RunPlan, signer: Signer, *, observe: Observe, stop: StopFlag
     finally:
         telemetry.stop()
         log.close()
-    result = build_result(run)
-    signed = sign_document(result, signer)
-    write_json(run / "result.json", signed)
-    if status["status"] == "complete":
+    return _write_result(plan, signer)
+
+
+def _write_result(plan: RunPlan, signer: Signer) -> Path:
+    """Builds RUN/result.json from the log and signs it; an earlier one is kept under its digest."""
+    path = plan.run / "result.json"
+    result = build_result(plan.run)
+    keep_earlier_result(plan.run)
+    write_json(path, sign_document(result, signer))
+    if result["claims"]["status"] == "complete":
         shutil.rmtree(plan.cache, ignore_errors=True)
-    return run / "result.json"
+        (plan.run / _RESERVE).unlink(missing_ok=True)
+    return path
 
 
 @contextlib.contextmanager
@@ -395,6 +409,8 @@ def _read_progress(run: Path) -> _Progress:
             progress.resume_step[stage] = data["step"] + 1
         elif event["ev"] == "stage_stop" and data["status"] == "complete":
             progress.complete.add(data["stage"])
+        elif event["ev"] == "run_stop" and data["status"] == "complete":
+            progress.stop = data
         progress.last = event
     return progress
 

@@ -127,9 +127,9 @@ def pretraining_plan(root: Path) -> Callable[[], RunPlan]:
     from pyarrow import parquet
 
     (root / "data").mkdir()
-    texts = pyarrow.table({"text": [f"the cat sat on mat {i}" for i in range(40)]})
     for i in range(3):
-        parquet.write_table(texts, root / f"data/shard_{i}.parquet")
+        texts = [f"story {i}: the cat sat on mat {j}" for j in range(40)]
+        parquet.write_table(pyarrow.table({"text": texts}), root / f"data/shard_{i}.parquet")
     shutil.copy(ASSETS / "bigram_trainer.py", root)
     (root / "bigram.toml").write_text(CPU_RECIPE.replace(', "sft", "chat_eval"', ""))
     recipe = load_recipe(str(root / "bigram.toml"))

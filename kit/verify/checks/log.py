@@ -86,7 +86,7 @@ def order(evidence: Evidence) -> Iterator[Finding]:
 def _grammar(records: list[Document]) -> tuple[int, str] | None:
     """(line, problem) of the first event that cannot stand where it stands."""
     started = stopped = False
-    finished = False  # the run was complete
+    finished = ended = False  # the run was complete; its log was closed
     stage: str | None = None
     done: set[str] = set()
     for line, event in enumerate(records, start=1):
@@ -98,10 +98,12 @@ def _grammar(records: list[Document]) -> tuple[int, str] | None:
                 return line, "the run starts a second time"
             started = True
         elif ev == "resume":
+            if ended:
+                return line, "a complete run goes on"
+            stage, stopped = None, finished  # a complete run may only be closed, not continued
+        elif ev == "stage_start":
             if finished:
                 return line, "a complete run goes on"
-            stage, stopped = None, False
-        elif ev == "stage_start":
             if not started or stopped:
                 return line, "a stage begins outside the run"
             if stage is not None:
@@ -123,6 +125,8 @@ def _grammar(records: list[Document]) -> tuple[int, str] | None:
                 return line, "the run stops while a stage goes on, or without having started"
             stopped = True
             finished = data["status"] == "complete"
+        elif ev == "end":
+            ended = finished
         elif event["src"] != "sup" and stage is None:
             return line, f"the trainer reports `{ev}` outside a stage"
         elif event["src"] == "eval" and stage != "core":

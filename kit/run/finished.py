@@ -1,0 +1,59 @@
+"""What must never be written again: complete runs, and results that were signed before."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from kit.errors import KitError, PrerequisiteError
+from kit.files import sync_folder
+from kit.trust.canonical import parse_strict
+from kit.trust.sign import result_id
+
+
+def refuse_complete(run: Path) -> None:
+    """Refuses to resume a run that has its final result.
+
+    Raises:
+        PrerequisiteError: RUN/result.json says that the run is complete.
+    """
+    path = run / "result.json"
+    try:
+        result = json.loads(path.read_bytes())
+        status = result["claims"]["status"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # no result, or none that says how the run ended: the log decides
+    if status == "complete":
+        raise PrerequisiteError(
+            f"run {run.name} is complete: there is nothing to resume",
+            hint=f"`n4090-kit verify {path}` checks its result; "
+            "`n4090-kit run --recipe …` starts a new run.",
+        )
+
+
+def keep_earlier_result(run: Path) -> Path | None:
+    """Renames RUN/result.json to `result-DIGEST.json`, before the run's log grows past it.
+
+    Returns:
+        The file's new path, or None if there was no result. DIGEST is the result's id, the first
+        16 hex digits of the SHA-256 of its signed bytes; for an unreadable file, of all its bytes.
+    """
+    path = run / "result.json"
+    if not path.is_file():
+        return None
+    kept = path.with_name(f"result-{_digest(path.read_bytes())}.json")
+    path.replace(kept)
+    sync_folder(run)
+    return kept
+
+
+def _digest(content: bytes) -> str:
+    try:
+        document: Any = parse_strict(content, name="result.json")
+        if isinstance(document, dict):
+            return result_id(document)
+    except KitError:
+        pass
+    return hashlib.sha256(content).hexdigest()[:16]
