@@ -8,8 +8,11 @@ import sys
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import click
+
+from kit.errors import LaunchError
 
 DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
 
@@ -31,7 +34,10 @@ DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.option("--gpu", help="One GPU by number or UUID, or none [0 where the recipe needs one].")
 @click.option("--memory", help="Memory limit, such as 24g.")
 @click.option(
-    "--print", "only_print", is_flag=True, help="Print the docker run line; start nothing."
+    "--print",
+    "only_print",
+    is_flag=True,
+    help="Print the docker run line; start nothing. Works without a running engine.",
 )
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def launch(
@@ -60,24 +66,41 @@ def launch(
     gpus = launcher.one_gpu(gpu) if gpu is not None else ("0" if _needs_gpu(command) else None)
     command, recipe = _mount_recipe(command)
     mounts += recipe
-    client = launcher.connect()
-    pinned = launcher.find_image(client, image)
+    client = _connect(needed=not only_print)
+    reference, digest = launcher.find_image(client, image) if client else (image, None)
     container = launcher.Container(
-        image=pinned.reference,
+        image=reference,
         command=(*command, *options),
         work=volume if work is None else str(work.resolve()),
-        digest=pinned.digest,
+        digest=digest,
         inputs=tuple(mounts),
         gpu=gpus,
         network="bridge" if command[0] == "prepare" else "none",
         memory=memory,
         tty=sys.stdout.isatty() and sys.stdin.isatty(),
-        podman=launcher.is_podman(client),
+        podman=client is not None and launcher.is_podman(client),
     )
-    if only_print:
+    if only_print or client is None:
         click.echo(launcher.shell_line(container))
         return
     raise SystemExit(launcher.run(client, container, forward=_forward_signals))
+
+
+def _connect(*, needed: bool) -> Any | None:
+    """A client of the container engine; None, with a note, where a printed line can do without."""
+    from kit import launcher
+
+    try:
+        return launcher.connect()
+    except LaunchError as error:
+        if needed:
+            raise
+        click.echo(
+            f"note: {error.message}. The line names the image as given: its digest is not known, "
+            "so a run started with this line cannot state the digest in its result.",
+            err=True,
+        )
+        return None
 
 
 def _mount_recipe(command: tuple[str, ...]) -> tuple[tuple[str, ...], list[tuple[str, str]]]:
