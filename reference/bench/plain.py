@@ -56,7 +56,9 @@ def plain_logits(weights: dict[str, Tensor], config: ModelConfig, tokens: Tensor
             for name, value in weights.items()
             if name.startswith(f"blocks.{layer}.")
         }
-        x = weights["resid_scale"][layer] * x + weights["x0_scale"][layer] * x0
+        x = weights["resid_scale"][layer] * x
+        if config.x0_mix:
+            x = x + weights["x0_scale"][layer] * x0
         n = plain_norm(x)
         q, k, v = (
             (n @ w[f"attn.c_{name}.weight"].T).view(B, T, -1, D).transpose(1, 2) for name in "qkv"

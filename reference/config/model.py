@@ -32,6 +32,7 @@ class ModelConfig:
         value_embedding_every: Layers from one value embedding to the next, counted from the last.
         tied_until: Share of pretraining during which the head is the embedding table: 0 never,
             1 for good (the checkpoint then has no head of its own), between: untied late.
+        x0_mix: Each layer's input takes a learned share of the first layer's input.
         softcap: Logits become softcap * tanh(logits / softcap); 0 leaves them alone.
         dtype: Activations: "auto" (bf16 on a GPU, fp32 on a CPU), "bfloat16" or "float32".
     """
@@ -51,6 +52,7 @@ class ModelConfig:
     value_embeddings: bool = True
     value_embedding_every: int = 2
     tied_until: float = 0.0
+    x0_mix: bool = True
     smear: bool = True
     backout: bool = True
     dtype: str = "auto"

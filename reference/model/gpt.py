@@ -135,7 +135,7 @@ class Block(nn.Module):
         x: Tensor,
         x0: Tensor,
         resid_scale: Tensor,
-        x0_scale: Tensor,
+        x0_scale: Tensor | None,
         value: Tensor | None,
         rope: tuple[Tensor, Tensor],
         cache: KVCache | None = None,
@@ -149,12 +149,12 @@ class Block(nn.Module):
         x: Tensor,
         x0: Tensor,
         resid_scale: Tensor,
-        x0_scale: Tensor,
+        x0_scale: Tensor | None,
         value: Tensor | None,
         rope: tuple[Tensor, Tensor],
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """All up to attention: the mixed input (B, T, C), and its queries, keys and values."""
-        x = resid_scale * x + x0_scale * x0
+        x = resid_scale * x if x0_scale is None else resid_scale * x + x0_scale * x0
         return x, *self.attn.project(norm(x), value, rope)
 
     def after(self, x: Tensor, y: Tensor) -> Tensor:
@@ -188,7 +188,8 @@ class GPT(nn.Module):
         self.teacher: Teacher | None = None  # whose targets take part in training's gradients
         self._dtype = torch.float32
         self.resid_scale = nn.Parameter(torch.empty(config.n_layer))
-        self.x0_scale = nn.Parameter(torch.empty(config.n_layer))
+        if config.x0_mix:
+            self.x0_scale = nn.Parameter(torch.empty(config.n_layer))
         if config.smear:
             self.smear_gate = Linear(SMEAR_GATE_CHANNELS, 1)
             self.smear_scale = nn.Parameter(torch.empty(1))
@@ -374,7 +375,10 @@ class GPT(nn.Module):
         cache: KVCache | None = None,
         documents: Documents | None = None,
     ) -> Tensor:
-        resid_scale, x0_scale = self.resid_scale.to(x.dtype), self.x0_scale.to(x.dtype)
+        resid_scale = self.resid_scale.to(x.dtype)
+        x0_scale = (
+            self.x0_scale.to(x.dtype) if self.config.x0_mix else [None] * self.config.n_layer
+        )
         x0, middle = x, None
         for layer, block in enumerate(self.blocks):
             value = values.get(str(layer))

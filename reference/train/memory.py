@@ -54,7 +54,7 @@ def count_parameters(config: ModelConfig) -> Parameters:
         value_embedding=gated * V * config.kv_dim,
         unembedding=0 if config.tied else V * C,
         matrix=L * block + gated * VALUE_GATE_CHANNELS * config.n_kv_head,
-        scalar=2 * L + (SMEAR_GATE_CHANNELS + 1) * config.smear + config.backout,
+        scalar=L * (1 + config.x0_mix) + (SMEAR_GATE_CHANNELS + 1) * config.smear + config.backout,
         tied_head=V * C if config.tied else 0,
     )
 

@@ -59,7 +59,13 @@ def draw(*shape, seed=5):
 
 VARIANTS = {
     "everything": {},
-    "nothing": {"value_embeddings": False, "smear": False, "backout": False, "softcap": 0.0},
+    "nothing": {
+        "value_embeddings": False,
+        "x0_mix": False,
+        "smear": False,
+        "backout": False,
+        "softcap": 0.0,
+    },
     "short windows": {"window_pattern": "S"},
     "one group": {"n_kv_head": 1},
     "one layer": {"n_layer": 1},

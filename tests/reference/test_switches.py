@@ -24,6 +24,7 @@ SWITCHES = {
     "swiglu": {"ffn": "swiglu"},
     "narrow swiglu": {"ffn": "swiglu", "ffn_width": 48},
     "narrow relu2": {"ffn_width": 64},
+    "no x0": {"x0_mix": False},
     "tied": {"tied_until": 1.0},
     "tied, late": {"tied_until": 0.5},
     "one value embedding": {"value_embedding_every": 4},
