@@ -5,6 +5,9 @@ chunk of tokens at a time, and each chunk's gradient is formed while its logits 
 cache: one pass, three matrix products a chunk, nothing kept but the gradients of hidden states and
 head. The result is the plain formula's up to rounding; no approximation is made.
 
+On a GPU with Triton one kernel (`reference.kernels.triton_loss`) turns a chunk's bf16 logits into
+losses and gradients in place, and the head's gradient is summed inside its matrix product.
+
 The cap is worked out as a sigmoid, which CPUs compute several times faster than a tanh:
 softcap * tanh(l / softcap) = 2 softcap * sigmoid(2 l / softcap) - softcap, and a softmax does not
 see the constant.
@@ -12,6 +15,8 @@ see the constant.
 
 from __future__ import annotations
 
+from functools import cache
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -26,6 +31,9 @@ if TYPE_CHECKING:
 
 Reduction = Literal["mean", "sum", "none"]
 CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 512 << 20}  # fp32 logits of one chunk
+# Logits of one chunk of the Triton path. Each chunk costs a read and a write of the head's whole
+# fp32 gradient, so a chunk that fits the L2 cache (300 tokens) would move ten times the bytes.
+FUSED_CHUNK_BYTES = 256 << 20
 
 
 def softcapped_cross_entropy(
@@ -115,6 +123,26 @@ def _chunk_tokens(weight: Tensor) -> int:
     return max(64, budget // (4 * weight.size(0)) // 64 * 64)
 
 
+@cache
+def has_triton() -> bool:
+    """Whether PyTorch's builds here bring Triton (on Linux those for NVIDIA cards do)."""
+    return find_spec("triton") is not None
+
+
+def _takes_triton(hidden: Tensor) -> bool:
+    return hidden.is_cuda and has_triton()
+
+
+def fused_chunks(tokens: int, row_bytes: int) -> list[slice]:
+    """Parts of `tokens` rows, equal but for the last, of at most FUSED_CHUNK_BYTES of logits each.
+
+    Equal parts, because a short last one would cost the head's gradient as much as a whole one.
+    """
+    parts = max(1, -(-tokens * row_bytes // FUSED_CHUNK_BYTES))
+    step = max(64, -(-tokens // parts) + 63) // 64 * 64
+    return [slice(start, min(start + step, tokens)) for start in range(0, tokens, step)]
+
+
 def scores_of(
     hidden: Tensor, weight: Tensor, softcap: float, rounded: tuple[Factor, Kind] | None = None
 ) -> Tensor:
@@ -160,6 +188,21 @@ def _losses(
 ) -> Tensor:
     """(N,) losses without gradients."""
     weight = weight.to(hidden.dtype)
+    if _takes_triton(hidden):
+        from reference.kernels import triton_loss
+
+        return torch.cat(
+            [
+                triton_loss.losses_(
+                    hidden[part] @ weight.T,
+                    targets[part],
+                    None,
+                    vocab_size=vocab_size,
+                    softcap=softcap,
+                )
+                for part in fused_chunks(targets.numel(), weight.size(0) * weight.element_size())
+            ]
+        )
     step = _chunk_tokens(weight)
     losses = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
     for start in range(0, targets.numel(), step):
@@ -183,6 +226,10 @@ def _loss_and_gradients(
     soft: SoftTargets | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Losses (N,), d/d hidden and d/d weight of sum(row_scale * losses); row_scale (N,) fp32."""
+    if soft is None and _takes_triton(hidden):
+        return fused_loss_and_gradients(
+            hidden, weight, targets, row_scale, vocab_size, softcap, kind
+        )
     cast = weight.to(hidden.dtype)
     step = _chunk_tokens(weight)
     fits = not any(n % FACTOR_MULTIPLE for n in (hidden.size(0), *weight.shape))
@@ -211,6 +258,49 @@ def _loss_and_gradients(
         scaled_rows = (rows * scale).to(hidden.dtype)
         add_matmul_(d_weight, gradient.T, scaled_rows)
     return losses, d_hidden, d_weight.to(weight.dtype)
+
+
+def fused_loss_and_gradients(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    row_scale: Tensor,
+    vocab_size: int,
+    softcap: float,
+    kind: Kind = "bf16",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`_loss_and_gradients` through the Triton kernel: same arguments, same results."""
+    from reference.kernels import triton_loss
+
+    cast = weight.to(hidden.dtype)
+    fits = not any(n % FACTOR_MULTIPLE for n in (hidden.size(0), *weight.shape))
+    rounded = quantize(weight, kind) if kind != "bf16" and fits else None
+    losses = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
+    d_hidden = torch.empty_like(hidden)
+    d_weight = torch.empty(weight.shape, dtype=torch.float32, device=hidden.device)
+    for part in fused_chunks(targets.numel(), weight.size(0) * hidden.element_size()):
+        rows = hidden[part]
+        if rounded is None:
+            logits = rows @ cast.T  # (n, V_padded)
+        else:
+            logits = multiply(quantize(rows, kind), rounded, kind, hidden.dtype)
+        losses[part] = triton_loss.losses_(
+            logits, targets[part], row_scale[part], vocab_size=vocab_size, softcap=softcap
+        )
+        torch.mm(logits, cast, out=d_hidden[part])
+        _sum_into(d_weight, logits.T, rows, first=part.start == 0)
+    return losses, d_hidden, d_weight.to(weight.dtype)
+
+
+def _sum_into(total: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
+    """total = a @ b, or total += a @ b; in fp32 inside the product where the device can."""
+    beta = 0.0 if first else 1.0
+    if total.dtype == a.dtype:
+        total.addmm_(a, b, beta=beta)
+    elif total.is_cuda:
+        torch.addmm(total, a, b, out_dtype=total.dtype, beta=beta, out=total)
+    else:
+        total.mul_(beta).add_(a @ b) if beta else total.copy_(a @ b)
 
 
 class _TotalLoss(torch.autograd.Function):

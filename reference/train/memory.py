@@ -18,7 +18,7 @@ VRAM_BYTES = 24 * GIB
 # Of a card's memory, what the process may fill: the rest is CUDA's context, cuBLAS's workspaces,
 # fragmentation and the desktop.
 USABLE_SHARE = 0.90
-LOGITS_CHUNK_BYTES = 512 << 20  # of fp32 logits at a time on a GPU
+LOGITS_CHUNK_BYTES = 256 << 20  # of bf16 logits at a time on a GPU (`reference.model.loss`)
 MUON_CHUNK_ELEMENTS = 64 << 20  # matrices that Muon works off at once
 SOAP_MAX_DIM = 2048  # of a side whose basis SOAP turns, where a recipe does not say
 CPU_SEQUENCES = 8  # the micro-batch of a recipe that leaves it open, where there is no GPU
@@ -85,9 +85,11 @@ def plan_vram(
     tables = p.value_embedding + (0 if config.tied_until else p.embedding)  # in bf16
     fp32 = p.total - tables
     tokens = device_batch_size * config.seq_len
-    chunk = min(tokens, max(64, LOGITS_CHUNK_BYTES // (4 * config.padded_vocab_size)))
-    # Scores, their gradient and its bf16 copy; all at once where the loss is not chunked.
-    logits = chunk * config.padded_vocab_size * (4 + 4 + 2)
+    chunk = min(tokens, max(64, LOGITS_CHUNK_BYTES // (2 * config.padded_vocab_size)))
+    # bf16 logits that become their gradient in place; all at once where the loss is not chunked.
+    logits = chunk * config.padded_vocab_size * 2
+    if section.get("distill_from"):  # the unfused path: fp32 scores, their gradient, a bf16 copy
+        logits = chunk * config.padded_vocab_size * (4 + 4 + 2)
     if not section.get("fused_loss", True):
         logits = tokens * config.padded_vocab_size * (2 + 4 + 4 + 4)
     head = p.unembedding or p.tied_head
