@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from kit.board.row import title_of
-from kit.board.text import markdown, plain
+from kit.text import markdown, plain
 from kit.trust.export import model_index
 
 Document = dict[str, Any]
@@ -84,7 +84,7 @@ def model_card(
     front[1:1] = ["library_name: n4090-kit", "pipeline_tag: text-generation"]
     return (
         "\n".join([*front, "", f"# {markdown(repository.split('/')[-1], 200)}", ""])
-        + f"\nTrained from scratch by recipe `{plain(result['recipe']['name'], 120)}` "
+        + f"\nTrained from scratch by recipe {markdown(result['recipe']['name'], 120)} "
         f"({markdown(title_of(result['recipe']), 300)}) with "
         "n4090-kit. The figures below are the submitter's signed claim; `verify` checks what can "
         "be checked, and only somebody else's reproduction shows more.\n\n"
@@ -93,7 +93,7 @@ def model_card(
         + curve_table(series)
         + "\n## Use\n\n```sh\n"
         "pip install '.[train]'               # in a checkout of n4090-kit\n"
-        f"hf download {repository} --local-dir model\n"
+        f"hf download {plain(repository, 200)} --local-dir model\n"
         "n4090-kit chat model                 # the finetuned model, checkpoints/sft\n"
         "n4090-kit verify model/result.json   # signature, log, clocks, scores, files\n"
         "```\n\n"
@@ -117,10 +117,11 @@ def submission_readme(result: Document, series: dict[str, Points], result_id: st
 def facts_table(result: Document) -> str:
     """The headline of a result as a Markdown table."""
     timing, training, quality = result["timing"], result["training"], result["quality"]
+    recipe = result["recipe"]
     core, gpus = quality["core"], (result["hardware"]["before"] or {}).get("gpus") or []
     rows: list[tuple[str, str]] = [
-        ("recipe", f"{markdown(result['recipe']['name'], 120)}, track {result['recipe']['track']}"),
-        ("status", result["claims"]["status"]),
+        ("recipe", markdown(f"{recipe['name'][:120]}, track {recipe['track']}", 200)),
+        ("status", markdown(result["claims"]["status"], 40)),
         ("time", f"{timing['total_s'] / 3600:.3f} h of {timing['budget_s'] / 3600:.1f} h"),
         ("GPU", markdown(gpus[0].get("name"), 100) if gpus else "none"),
     ]

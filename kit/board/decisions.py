@@ -132,7 +132,7 @@ def shorten(findings: Iterable[Any], limit: int = 30) -> list[Document]:
 
 
 def _told(finding: Any) -> str:
-    from kit.board.text import plain
+    from kit.text import plain
 
     place = f" ({finding.place})" if finding.place else ""
     return plain(f"{finding.message}{place}", 600)

@@ -19,9 +19,9 @@ from kit.board.inspect import Inspection, Known, check_weights, inspect
 from kit.board.layout import Layout, Settings, SubmissionPath
 from kit.board.load import read_document
 from kit.board.table import write_table
-from kit.board.text import plain
 from kit.board.tree import NO_TREE, TreeCache, tree_of
 from kit.errors import KitError, SchemaError
+from kit.text import plain
 from kit.verify.finding import Finding
 
 Document = dict[str, Any]

@@ -17,7 +17,7 @@ from kit.board.layout import (
     SubmissionPath,
     document_name,
 )
-from kit.board.text import markdown
+from kit.text import markdown
 
 # What the publisher writes.
 DERIVED = ("board-events.jsonl", "leaderboard.jsonl", "leaderboard.parquet")

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kit.board.layout import SubmissionPath
-from kit.board.text import plain
 from kit.errors import KitError
+from kit.text import plain
 from kit.trust.canonical import parse_strict
 from kit.trust.sshsig import PublicKey
 

@@ -127,7 +127,6 @@ def _show(done: Published, root: Path, as_json: bool) -> None:
                     ],
                 },
                 indent=2,
-                ensure_ascii=False,
             )
         )
         return

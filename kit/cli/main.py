@@ -14,6 +14,9 @@ import kit
 from kit.cli.lazy import LazyGroup
 from kit.errors import KitError, PrerequisiteError
 from kit.files import DISK_FULL, NOT_ALLOWED
+from kit.text import block, plain
+
+MAX_SHOWN = 20_000  # characters of one message: it may quote a file
 
 # Command -> where it lives, and the line that --help shows without loading it.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -89,12 +92,12 @@ def _in_words(error: OSError) -> PrerequisiteError | None:
 def print_error(error: KitError) -> None:
     """Says what is wrong, the facts, and what to do, on stderr."""
     click.secho("error: ", fg="red", bold=True, err=True, nl=False)
-    click.echo(error.message, err=True)
+    click.echo(block(error.message, MAX_SHOWN), err=True)
     width = max((len(name) for name in error.facts), default=0)
     for name, value in error.facts.items():
-        click.echo(f"  {name + ':':<{width + 1}} {value}", err=True)
+        click.echo(f"  {name + ':':<{width + 1}} {plain(value, MAX_SHOWN)}", err=True)
     if error.hint:
-        click.echo(f"\nhint: {error.hint}", err=True)
+        click.echo(f"\nhint: {block(error.hint, MAX_SHOWN)}", err=True)
 
 
 if __name__ == "__main__":

@@ -21,12 +21,13 @@ from rich.text import Text
 
 from kit.cli.screen import Screen
 from kit.recipe import Recipe
+from kit.text import HIDDEN
 
 Event = dict[str, Any]
 PLAIN_EVERY_S = 10.0
 LIVE_EVERY_S = 1.0
 _ERASE = "\r\x1b[2K"
-_CONTROLS = dict.fromkeys((*range(0x20), *range(0x7F, 0xA0)), "?")
+_CONTROLS = dict.fromkeys(HIDDEN, "?")
 _MAX_PARTS, _MAX_PART = 12, 60  # of the line, and characters of one: the trainer may name many
 SMOOTHING = 0.1  # weight of the newest step in the shown speed
 

@@ -166,7 +166,7 @@ def reproduce(
     )
     write_json(path, document)
     if as_json:
-        click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+        click.echo(json.dumps(document, indent=2))
     else:
         _show(claim, document)
         click.echo(f"\nstatement: {path}", err=True)
@@ -266,7 +266,7 @@ def _show(claim: Claim, document: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from kit.board.text import plain
+    from kit.text import plain
 
     console = Console(highlight=False)
     name = plain(claim.result["recipe"]["name"], 60)

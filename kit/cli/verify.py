@@ -154,7 +154,7 @@ def verify(
     if cache is not None:
         cache.save()
     if as_json:
-        click.echo(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
+        click.echo(json.dumps(report.to_json(), indent=2))
     else:
         show(report, show_all)
     if html is not None:

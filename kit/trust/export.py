@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding
 
 from kit.errors import PrerequisiteError
 from kit.run.log import LOG_KIND
+from kit.text import plain
 from kit.trust.canonical import canonical_bytes
 from kit.trust.chain import read_chain
 from kit.trust.keys import Signer
@@ -168,7 +169,7 @@ def model_index(result: Document) -> str:
         )
     if quality["chat"] and quality["chat"]["value"] is not None:
         metrics.append(("chat score", "accuracy", "chat evaluation", quality["chat"]["value"]))
-    name = json.dumps(f"{result['recipe']['name']} ({result['runs']['id']})", ensure_ascii=False)
+    name = json.dumps(plain(f"{result['recipe']['name']} ({result['runs']['id']})", 200))
     lines = ["---", "tags:", "  - n4090-kit", "model-index:", f"  - name: {name}", "    results:"]
     for label, kind, dataset, value in metrics:
         lines += [

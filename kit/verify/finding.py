@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from kit.text import plain
+
 if TYPE_CHECKING:
     from kit.verify.evidence import Evidence
 
@@ -18,6 +20,7 @@ _SENTENCES: dict[Verdict, str] = {
     "inconclusive": "Nothing here contradicts this result, but evidence is missing that could.",
 }
 
+MAX_SHOWN = 500  # characters of one field of a finding
 _RANK: dict[Status, int] = {"pass": 0, "skip": 1, "warn": 2, "fail": 3}
 
 
@@ -40,14 +43,22 @@ class Finding:
     missing: bool = False
     check: str = ""
 
+    def __post_init__(self) -> None:
+        """Makes harmless what a result, a log or a file name brought into the finding."""
+        object.__setattr__(self, "message", plain(self.message, MAX_SHOWN))
+        if self.place is not None:
+            object.__setattr__(self, "place", plain(self.place, MAX_SHOWN))
+        object.__setattr__(self, "expected", _shown(self.expected))
+        object.__setattr__(self, "found", _shown(self.found))
+
     def to_json(self) -> dict[str, Any]:
         return {
             "check": self.check,
             "status": self.status,
             "message": self.message,
             "place": self.place,
-            "expected": _plain(self.expected),
-            "found": _plain(self.found),
+            "expected": self.expected,
+            "found": self.found,
             "missing": self.missing,
         }
 
@@ -164,9 +175,8 @@ class Report:
         }
 
 
-def _plain(value: Any) -> Any:
-    """`value` as JSON can carry it, cut to a readable length."""
+def _shown(value: Any) -> Any:
+    """`value` as JSON carries it and anybody may show it: numbers as they are, the rest as text."""
     if value is None or isinstance(value, bool | int | float):
         return value
-    text = value if isinstance(value, str) else str(value)
-    return text if len(text) <= 500 else text[:499] + "…"
+    return plain(value, MAX_SHOWN)

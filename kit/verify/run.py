@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.errors import KitError, PrerequisiteError, SchemaError
+from kit.text import plain
 from kit.verify import evaluate
 from kit.verify.checks import (
     contamination,
@@ -99,7 +100,7 @@ def verify_result(path: Path, options: Options | None = None) -> Report:
     options = options or Options()
     if path.is_dir():
         path = path / "result.json"
-    report = Report(subject=path.name, strict=options.strict)
+    report = Report(subject=plain(path.name, 200), strict=options.strict)
     document = _read(path, report)
     collecting = gc.isenabled()
     gc.disable()  # a day's log is a million small objects without a cycle among them
@@ -172,7 +173,7 @@ def _run(check: Check, evidence: Evidence) -> list[Finding]:
 def _facts(document: dict[str, Any]) -> dict[str, Any]:
     """The headline of a result, for the top of a report."""
     core = document["quality"]["core"]
-    return {
+    facts = {
         "run": document["runs"]["id"],
         "recipe": document["recipe"]["name"],
         "track": document["recipe"]["track"],
@@ -184,3 +185,4 @@ def _facts(document: dict[str, Any]) -> dict[str, Any]:
         "val_bpb": document["quality"]["val_bpb"] and document["quality"]["val_bpb"]["last"],
         "gpu": ((document["hardware"]["before"] or {}).get("class") or {}).get("name"),
     }
+    return {k: plain(v, 200) if isinstance(v, str) else v for k, v in facts.items()}

@@ -15,10 +15,10 @@ from kit.board.load import Board, load_board
 from kit.board.package import document_items, pack
 from kit.board.publish import publish
 from kit.board.submit import place, submit_to_folder
-from kit.board.text import markdown, plain
 from kit.cli.main import cli
 from kit.errors import KitError, SchemaError
 from kit.schemas import problems
+from kit.text import markdown, plain
 from kit.trust.sign import result_id
 
 Document = dict[str, Any]

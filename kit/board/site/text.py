@@ -1,7 +1,7 @@
 """Submitters' words, made harmless, and figures as people read them.
 
 Escaping is the template's business (it escapes everything). What escaping does not stop is dealt
-with here and in `kit.board.text`: characters that turn or hide other text, towers of combining
+with here and in `kit.text`: characters that turn or hide other text, towers of combining
 marks, names that never end, and words that a spreadsheet would take for a formula when a table is
 pasted into it.
 """
@@ -10,28 +10,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from kit.board.text import plain
+from kit.text import block, cell
 
 MAX_SHOWN = 300
 MAX_RECIPE_SHOWN = 65_536
-_FORMULA = ("=", "+", "-", "@", "|", "%")
 _MINUS = "\N{MINUS SIGN}"
 
 
 def clean(text: str, limit: int = MAX_SHOWN) -> str:
     """`text` on one line, visible as it is, cut to `limit` characters, never a formula."""
-    shown = plain(text, limit)
-    return f"'{shown}" if shown.startswith(_FORMULA) else shown
+    return cell(text, limit)
 
 
 def clean_block(text: str, limit: int = MAX_RECIPE_SHOWN) -> str:
     """The same for text of many lines, whose ends and indents stay."""
-    lines = []
-    for line in text[:limit].splitlines():
-        line = line.expandtabs(4)
-        indent = line[: len(line) - len(line.lstrip(" "))]
-        lines.append(indent + plain(line, limit))
-    return "\n".join(lines)
+    return block(text, limit)
 
 
 def clean_all(value: Any) -> Any:
