@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORK ?= work
 
-.PHONY: help run test check image lock wheel clean
+.PHONY: help run test check schemas image lock wheel clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -21,6 +21,9 @@ check: $(VENV)/installed ## Format, lint and types.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+schemas: $(VENV)/installed ## Write the schemas that are made from dataclasses.
+	$(BIN)/python -m tests.support.write_schemas
 
 wheel: $(VENV)/installed ## Build the wheel into dist/.
 	$(BIN)/python -m hatchling build -t wheel

@@ -15,7 +15,7 @@ from typing import Any
 
 from kit.errors import KitError
 from kit.recipe import parse_recipe
-from kit.run.log import LOG_KIND
+from kit.run_log import LOG_KIND
 from kit.timing import utc_from_ms
 from kit.trust.chain import Chain, read_chain
 from kit.trust.digest import sha256_file

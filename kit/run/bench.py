@@ -45,10 +45,10 @@ from typing import Any, NamedTuple, Protocol
 from kit.errors import KitError
 from kit.run import supervisor
 from kit.run.contract import EVENTS_FD_VARIABLE
-from kit.run.log import LOG_KIND
 from kit.run.plan import RunPlan
 from kit.run.process import StageOutcome, StopFlag, die_with_parent, run_stage
 from kit.run.telemetry import TelemetrySampler
+from kit.run_log import LOG_KIND
 from kit.trust.chain import read_chain
 from kit.trust.keys import Signer
 

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kit import events
+from kit.errors import SchemaError
 from kit.recipe import Recipe
 from kit.timing import ClockSample, boottime_ns
 from kit.trust.digest import sha256_bytes
@@ -30,32 +32,6 @@ MAX_LINE_BYTES = 65_536
 MAX_EVENTS_PER_STAGE = 200_000
 MAX_TEXT = 2_000  # characters kept of one string
 
-# What a stage may report: the fields that have to be there, and of which kind.
-Kinds = tuple[type, ...]
-_COUNT: Kinds = (int,)
-_NUMBER: Kinds = (int, float)
-_TEXT: Kinds = (str,)
-REPORTS: dict[str, dict[str, Kinds]] = {
-    "step": {"step": _COUNT, "tokens": _COUNT, "loss": _NUMBER},
-    "eval": {"name": _TEXT},
-    "checkpoint": {"step": _COUNT},
-    "memory": {"peak_bytes": _COUNT},
-    "model": {"parameters": _COUNT},
-    "progress": {"done": _NUMBER, "total": _NUMBER},
-    "note": {"text": _TEXT},
-    "error": {"kind": _TEXT, "message": _TEXT},
-}
-# Fields that may be left out, but are read as numbers when they are there.
-_OPTIONAL_NUMBERS = (
-    "dt_s",
-    "cuda_s",
-    "flops",
-    "flops_per_token",
-    "mfu",
-    "peak_flops",
-    "step_tokens",
-    "progress",
-)
 INPUTS = ("data", "sft", "chat_eval", "core")
 STOPPED_EXIT = 3
 
@@ -181,9 +157,11 @@ def parse_report(line: bytes, redact: Redactor, at: ClockSample) -> StageReport 
     if not isinstance(message, dict) or set(message) != {"ev", "data"}:
         return None
     ev, data = message["ev"], message["data"]
-    if not isinstance(ev, str) or ev not in REPORTS or not isinstance(data, dict):
+    if not isinstance(ev, str) or not isinstance(data, dict) or not _storable(data):
         return None
-    if not _fits(ev, data) or not _storable(data):
+    try:
+        events.parse_report(ev, data)
+    except SchemaError:
         return None
     redacted = redact(data)
     assert isinstance(redacted, dict)
@@ -198,20 +176,6 @@ def deadline_ns(start_ns: int, budget_s: float) -> int:
 def remaining_s(deadline: int) -> float:
     """Seconds left until `deadline`; negative when it has passed."""
     return (deadline - boottime_ns()) / 1e9
-
-
-def _fits(ev: str, data: dict[str, Any]) -> bool:
-    for name, kinds in REPORTS[ev].items():
-        value = data.get(name)
-        if isinstance(value, bool) or not isinstance(value, kinds):
-            return False
-        if kinds is _COUNT and isinstance(value, int) and value < 0:
-            return False
-    for name in _OPTIONAL_NUMBERS:
-        value = data.get(name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, _NUMBER)):
-            return False
-    return True
 
 
 def _no_constant(name: str) -> None:

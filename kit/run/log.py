@@ -19,11 +19,11 @@ from typing import Any, Literal
 
 from kit.errors import SchemaError
 from kit.files import write_json
+from kit.run_log import LOG_KIND
 from kit.timing import ClockSample, boot_id, boottime_ns
 from kit.trust.chain import ChainWriter
 
 Source = Literal["sup", "trainer", "eval"]
-LOG_KIND = "n4090-events-v1"
 _ROOM = 4 * 2**20  # kept on the disk for the log, which must be able to say that the disk is full
 # Events after which the log is forced to disk: losing one of them would lose the run's story.
 _SYNCED = {"header", "run_start", "stage_start", "stage_stop", "artifacts", "run_stop", "resume"}

@@ -48,11 +48,12 @@ from kit.run.environment import describe_environment
 from kit.run.finished import keep_earlier_result, refuse_complete
 from kit.run.image import describe_image
 from kit.run.inputs import describe
-from kit.run.log import LOG_KIND, EventLog, Source
+from kit.run.log import EventLog, Source
 from kit.run.plan import RunPlan, compile_caches, save_plan, stage_environment
 from kit.run.process import StageOutcome, StopFlag, run_stage
 from kit.run.separation import trainer_user
 from kit.run.telemetry import TelemetrySampler
+from kit.run_log import LOG_KIND
 from kit.trust.chain import read_chain
 from kit.trust.digest import manifest_digest, tree_digest, tree_manifest
 from kit.trust.identities import claimed_identities

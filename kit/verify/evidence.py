@@ -16,11 +16,11 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from kit.errors import SchemaError
-from kit.recipe import STAGES, Recipe, parse_recipe
+from kit.events import Event
+from kit.recipe import Recipe, parse_recipe
 from kit.result import Story, chat_section, core_section
-from kit.run.contract import REPORTS
-from kit.run.log import LOG_KIND
 from kit.run.telemetry import TELEMETRY_KIND, Summary
+from kit.run_log import LOG_KIND, RunLog
 from kit.trust.canonical import parse_strict
 from kit.trust.chain import Chain, ChainProblem, read_chain, scan_blocks
 from kit.trust.digest import DigestCache, Progress, sha256_bytes, sha256_file
@@ -223,6 +223,13 @@ class Evidence:
             raise Refused("the log cannot be relied on (V04)")
         return Story.from_chain(self.chain)
 
+    @cached_property
+    def log(self) -> RunLog:
+        """What the log says happened; only when V04 has nothing against it."""
+        if self.log_problems:
+            raise Refused("the log cannot be relied on (V04)")
+        return RunLog.from_chain(self.chain)
+
     @property
     def header(self) -> Document:
         data: Document = self.story.header["data"]
@@ -408,33 +415,6 @@ def safe_path(path: str) -> bool:
     )
 
 
-_DATA_FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
-    "header": {
-        "run": (str,),
-        "kit": (dict,),
-        "image": (dict,),
-        "recipe": (dict,),
-        "seed": (dict,),
-        "signer": (dict,),
-        "software": (dict,),
-        "environment": (dict,),
-        "boot": (str,),
-    },
-    "inputs": {},
-    "fingerprint": {"when": (str,), "fingerprint": (dict,)},
-    "run_start": {"compile_caches": (str,)},
-    "stage_start": {"stage": (str,), "attempt": (int,)},
-    "stage_stop": {"stage": (str,), "attempt": (int,), "status": (str,)},
-    "artifacts": {"stage": (str,), "folder": (str,), "digest": (str,), "files": (list,)},
-    "resume": {"rebooted": (bool,), "downtime_s": (int, float), "boot": (str,)},
-    "run_stop": {"status": (str,)},
-    "telemetry": {"count": (int,)},
-    "end": {"environment": (dict,)},
-    **REPORTS,
-}
-_CLOCKS = ("raw_ns", "syscall_ns", "uptime_ms")
-
-
 def shape_problems(records: list[Document]) -> Iterator[tuple[int, str]]:
     """(line, problem) for events that are not of the form the event schema gives, at most ten."""
     found = 0
@@ -444,54 +424,14 @@ def shape_problems(records: list[Document]) -> Iterator[tuple[int, str]]:
     if records[0].get("ev") != "header":
         yield 1, "the log does not begin with a header"
         return
-    for line, event in enumerate(records, start=1):
-        problem = _shape_problem(event)
-        if not problem and event["ev"] == "header" and line > 1:
-            problem = "a second header"
+    for line, record in enumerate(records, start=1):
+        problem = "a second header" if line > 1 and record.get("ev") == "header" else ""
+        try:
+            Event.from_json(record)
+        except SchemaError as error:
+            problem = error.message
         if problem:
             yield line, problem
             found += 1
             if found == 10:
                 return
-
-
-def _shape_problem(event: Document) -> str:
-    if len(event) != 8:
-        return "fields missing or too many"
-    try:
-        t_ns, wall, clocks, data = event["t_ns"], event["wall_ms"], event["clocks"], event["data"]
-        ev, src = event["ev"], event["src"]
-        if type(t_ns) is not int or type(wall) is not int or t_ns < 0:
-            return "time is no integer"
-        if type(clocks) is not dict or len(clocks) != 3 or type(clocks["raw_ns"]) is not int:
-            return "clocks are not the three that belong there"
-        for name in _CLOCKS:
-            if type(clocks[name]) is not int and clocks[name] is not None:
-                return f"clock {name} is no integer"
-        fields = _DATA_FIELDS.get(ev)
-    except (KeyError, TypeError) as error:
-        return f"malformed event ({error})"
-    if fields is None or type(data) is not dict:
-        return f"unknown kind of event {str(ev)[:40]!r}"
-    if (src == "sup") == (ev in REPORTS) or src not in ("sup", "trainer", "eval"):
-        return f"{str(src)[:20]!r} cannot say {ev!r}"
-    for name, kinds in fields.items():
-        value = data.get(name)
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            return f"{ev}: `{name}` is missing or of the wrong kind"
-    if "stage" in fields and data["stage"] not in STAGES:
-        return f"{ev}: unknown stage"
-    if ev == "artifacts" and not _is_manifest(data["files"]):
-        return "artifacts: `files` is no manifest"
-    return ""
-
-
-def _is_manifest(files: list[Any]) -> bool:
-    return bool(files) and all(
-        isinstance(file, dict)
-        and set(file) == {"path", "bytes", "sha256"}
-        and isinstance(file["path"], str)
-        and isinstance(file["bytes"], int)
-        and isinstance(file["sha256"], str)
-        for file in files
-    )

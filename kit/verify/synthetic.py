@@ -18,7 +18,7 @@ from typing import Any
 from kit.core_eval.bundle import core_facts
 from kit.core_eval.statistics import TaskOutcomes, normal_interval
 from kit.recipe import parse_recipe
-from kit.run.log import LOG_KIND
+from kit.run_log import LOG_KIND
 from kit.trust import sshsig
 from kit.trust.digest import FileDigest, manifest_digest, sha256_bytes
 from kit.verify.checks.physics import flops_per_token

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from kit.run.log import LOG_KIND
+from kit.run_log import LOG_KIND
 from kit.schemas import problems
 from kit.trust.chain import read_chain
 from kit.trust.digest import sha256_file

@@ -16,7 +16,7 @@ import atheris
 with atheris.instrument_imports(include=["kit", "tomllib", "json"]):
     from kit.errors import KitError
     from kit.recipe import parse_recipe
-    from kit.run.log import LOG_KIND
+    from kit.run_log import LOG_KIND
     from kit.trust import sshsig
     from kit.trust.canonical import canonical_bytes, parse_strict
     from kit.trust.chain import chain_seed, read_chain

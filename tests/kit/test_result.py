@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from kit.events import EVENTS
 from kit.result import Story
+from kit.run_log import RunLog
 from kit.trust.chain import Chain
 from reference.lab.run_folder import RunFolder
 
@@ -17,6 +19,38 @@ REPORTED = [
     ((0, 1, 2, 0), [3]),
     ((), []),
 ]
+
+
+HEADER = {
+    "run": "x",
+    "kit": {"version": "0", "code": "x"},
+    "image": {"digest": None, "reason": "none"},
+    "recipe": {"name": "x", "track": "open", "digest": "x"},
+    "seed": {"value": 1, "source": "recipe"},
+    "signer": {"public_key": "x", "created": True},
+    "software": {},
+    "environment": {
+        "rx_bytes": None,
+        "tx_bytes": None,
+        "ld_preload": False,
+        "time_namespace": None,
+        "container": None,
+    },
+    "boot": "x",
+}
+
+
+def full(record: dict) -> dict:
+    """`record` as a whole line of a log."""
+    by = EVENTS[record["ev"]].by
+    least = {"header": HEADER, "stage_start": {"attempt": 0}, "step": {"tokens": 1, "loss": 1.0}}
+    return {
+        **{"seq": 0, "prev": "sha256:" + "0" * 64, "t_ns": 0, "wall_ms": 0},
+        "clocks": {"raw_ns": 0, "syscall_ns": None, "uptime_ms": None},
+        "src": "sup" if by == "supervisor" else "trainer",
+        "ev": record["ev"],
+        "data": {**least.get(record["ev"], {}), **record["data"]},
+    }
 
 
 @pytest.mark.parametrize(("steps", "counted"), REPORTED)
@@ -32,6 +66,9 @@ def test_steps_that_a_resumed_run_gave_up_do_not_count(
     records = [{"ev": "header", "data": {}}, start, *reports]
     story = Story.from_chain(Chain("", records=records))
     assert [event["data"]["report"] for event in story.steps("pretrain")] == counted
+    log = RunLog.from_chain(Chain("", records=[full(record) for record in records]))
+    assert [event.data.more["report"] for event in log.steps()] == counted
+    assert [event.data.more["report"] for event in log.evaluations("val_bpb")] == counted
     run = RunFolder(tmp_path, tuple(records), {})  # `report` and `plan` read the log by themselves
     assert [row["report"] for row in run.steps()] == counted
     assert [row["report"] for row in run.evals("val_bpb")] == counted

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from kit.run import log as log_module
-from kit.run.log import LOG_KIND, EventLog
+from kit.run.log import EventLog
 from kit.run.process import StopFlag
 from kit.run.supervisor import stop_on_signals
+from kit.run_log import LOG_KIND
 from kit.schemas import problems
 from kit.timing import ClockSample
 from kit.trust.chain import ChainWriter, read_chain

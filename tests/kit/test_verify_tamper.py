@@ -15,9 +15,9 @@ from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from mutations import MUTATIONS, Mutation
 from tamper import Draft, gpu_run
 
-from kit.run.log import LOG_KIND
 from kit.run.process import HELD_REPORTS
 from kit.run.telemetry import TELEMETRY_KIND
+from kit.run_log import LOG_KIND
 from kit.verify import CHECKS, Options, Report, verify_result
 from kit.verify.thresholds import LOST_STEPS
 

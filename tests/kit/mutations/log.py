@@ -11,7 +11,7 @@ from typing import Any
 import tamper
 from tamper import Draft, chain_lines, gpu_run
 
-from kit.run.log import LOG_KIND
+from kit.run_log import LOG_KIND
 from kit.trust.digest import sha256_bytes
 from mutations.registry import mutation
 

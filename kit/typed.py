@@ -1,0 +1,295 @@
+"""Frozen dataclasses to and from JSON, and the JSON Schema that follows from them.
+
+A field's type is the rule for its value: `int`, `float`, `str`, `bool`, `X | None`,
+`tuple[X, ...]`, `dict[str, X]`, `Any`, a nested dataclass, or `Annotated[X, Rule(...)]` with
+limits. A field with a default may be left out. A class with a field `more: dict[str, Any]` keeps
+the fields that it does not know there; every other class rejects them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+import types
+from collections.abc import Callable, Hashable
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from functools import cache
+from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+from kit.errors import SchemaError
+
+T = TypeVar("T")
+JsonSchema = dict[str, Any]
+MAX_INTEGER = 2**53 - 1  # the largest integer that every JSON reader keeps exact
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Limits of a value. All of them hold for the schema as well as for `from_json`.
+
+    Attributes:
+        minimum, maximum: Bounds of a number, inclusive.
+        max_length: Characters of a string, or entries of a list or an object.
+        min_items: Fewest entries of a list.
+        pattern: A regular expression that a string must contain a match of.
+        choices: The only values allowed.
+    """
+
+    minimum: float | None = None
+    maximum: float | None = None
+    max_length: int | None = None
+    min_items: int | None = None
+    pattern: str | None = None
+    choices: tuple[str, ...] | None = None
+
+
+Count = Annotated[int, Rule(minimum=0, maximum=MAX_INTEGER)]
+Digest = Annotated[str, Rule(pattern=r"^sha256:[0-9a-f]{64}$")]
+UtcTime = Annotated[str, Rule(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}Z$")]
+
+_Decode = Callable[[Any, str], Any]
+
+
+def from_json(kind: type[T], value: Any, place: str = "$") -> T:
+    """The instance of dataclass `kind` that the JSON object `value` describes.
+
+    Args:
+        place: The path of `value` in its document, for messages.
+
+    Raises:
+        SchemaError: A field is missing, unknown or of the wrong type; `place` names it.
+    """
+    return cast(T, _decoder(cast(Hashable, kind))(value, place))
+
+
+def to_json(value: Any) -> Any:
+    """`value` as JSON types. Optional fields that are None are left out; `more` is merged in."""
+    if is_dataclass(value) and not isinstance(value, type):
+        document: dict[str, Any] = {}
+        for name, optional in _members(type(value)):
+            item = getattr(value, name)
+            if name == "more":
+                document.update(item)
+            elif item is not None or not optional:
+                document[name] = to_json(item)
+        return document
+    if isinstance(value, tuple | list):
+        return [to_json(item) for item in value]
+    if isinstance(value, dict):
+        return {key: to_json(item) for key, item in value.items()}
+    return value
+
+
+def schema_of(kind: type) -> JsonSchema:
+    """The JSON Schema of dataclass `kind`, descriptions taken from its docstring."""
+    hints = get_type_hints(kind, include_extras=True)
+    summary, described = _docstring(kind)
+    properties: JsonSchema = {}
+    required = []
+    for item in fields(kind):
+        if item.name == "more":
+            continue
+        rule = _schema_of_type(hints[item.name])
+        if item.name in described:
+            rule = {"description": described[item.name], **rule}
+        properties[item.name] = rule
+        if not _optional(item):
+            required.append(item.name)
+    schema: JsonSchema = {"type": "object"}
+    if summary:
+        schema = {"description": summary, **schema}
+    if "more" not in hints:
+        schema["additionalProperties"] = False
+    return {**schema, "required": required, "properties": properties}
+
+
+@cache
+def _members(kind: type) -> tuple[tuple[str, bool], ...]:
+    return tuple((item.name, _optional(item)) for item in fields(kind))
+
+
+def _optional(item: Field[Any]) -> bool:
+    return item.default is not MISSING or item.default_factory is not MISSING
+
+
+@cache
+def _decoder(kind: Any) -> _Decode:
+    """A function that builds `kind` from a JSON object; made once for each class."""
+    hints = get_type_hints(kind, include_extras=True)
+    members = [item for item in fields(kind) if item.name != "more"]
+    plan = [
+        (item.name, _decoder_of_type(hints[item.name]), not _optional(item)) for item in members
+    ]
+    known = frozenset(item.name for item in members)
+    keeps_more = "more" in hints
+    build: Callable[..., Any] = kind
+
+    def decode(value: Any, place: str) -> Any:
+        if type(value) is not dict:
+            raise _wrong(value, place, "an object")
+        arguments: dict[str, Any] = {}
+        for name, convert, required in plan:
+            if name in value:
+                arguments[name] = convert(value[name], name)
+            elif required:
+                raise SchemaError(f"`{name}` is missing", place=place)
+        if keeps_more:
+            arguments["more"] = {key: value[key] for key in value if key not in known}
+        elif not known.issuperset(value):
+            unknown = next(key for key in value if key not in known)
+            raise SchemaError(f"`{str(unknown)[:80]}` is not a field here", place=place)
+        return build(**arguments)
+
+    return decode
+
+
+def _decoder_of_type(hint: Any) -> _Decode:
+    base, rule = _split(hint)
+    convert = _plain_decoder(base)
+    return convert if rule is None else _bounded(convert, rule)
+
+
+def _plain_decoder(base: Any) -> _Decode:
+    origin = get_origin(base)
+    if base is Any:
+        return lambda value, place: value
+    if origin in (Union, types.UnionType):
+        inner, *rest = [part for part in get_args(base) if part is not types.NoneType]
+        assert not rest, f"a union may only have one type besides None: {base}"
+        convert = _decoder_of_type(inner)
+        return lambda value, place: None if value is None else convert(value, place)
+    if origin is tuple:
+        each = _decoder_of_type(get_args(base)[0])
+        return lambda value, place: tuple(
+            each(item, place) for item in _instance(value, place, list, "a list")
+        )
+    if origin is dict:
+        each = _decoder_of_type(get_args(base)[1])
+        return lambda value, place: {
+            key: each(item, place)
+            for key, item in _instance(value, place, dict, "an object").items()
+        }
+    if is_dataclass(base):
+        nested = cast(type, base)
+        return lambda value, place: _decoder(nested)(value, place)
+    return _scalar_decoder(base)
+
+
+def _scalar_decoder(base: Any) -> _Decode:
+    """Exact types: a bool is not an int here, and an int is allowed where a float is."""
+    allowed: tuple[type, ...] = (int, float) if base is float else (base,)
+    name = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}.get(
+        base, "an object"
+    )
+
+    def convert(value: Any, place: str) -> Any:
+        if type(value) not in allowed:
+            raise _wrong(value, place, name)
+        return value
+
+    return convert
+
+
+def _bounded(convert: _Decode, rule: Rule) -> _Decode:
+    low = -math.inf if rule.minimum is None else rule.minimum
+    high = math.inf if rule.maximum is None else rule.maximum
+    numeric = rule.minimum is not None or rule.maximum is not None
+    pattern = None if rule.pattern is None else re.compile(rule.pattern)
+
+    def check(value: Any, place: str) -> Any:
+        found = convert(value, place)
+        if found is None:
+            return None
+        if numeric and not low <= found <= high:
+            raise _wrong(value, place, f"from {low:g} to {high:g}")
+        if rule.choices is not None and found not in rule.choices:
+            raise _wrong(value, place, "one of " + ", ".join(rule.choices))
+        if rule.max_length is not None and len(found) > rule.max_length:
+            raise SchemaError(f"`{place}` is too long", limit=rule.max_length, place=place)
+        if rule.min_items is not None and len(found) < rule.min_items:
+            raise SchemaError(f"`{place}` has too few entries", minimum=rule.min_items, place=place)
+        if pattern is not None and not pattern.search(found):
+            raise _wrong(value, place, f"text that matches {rule.pattern}")
+        return found
+
+    return check
+
+
+def _instance(value: Any, place: str, kind: type[T], name: str) -> T:
+    if type(value) is not kind:
+        raise _wrong(value, place, name)
+    return value
+
+
+def _wrong(value: Any, place: str, expected: str) -> SchemaError:
+    shown = repr(value)
+    shown = shown if len(shown) <= 60 else shown[:57] + "..."
+    return SchemaError(f"`{place}` is {shown}; expected {expected}", place=place)
+
+
+def _split(hint: Any) -> tuple[Any, Rule | None]:
+    if get_origin(hint) is Annotated:
+        base, *notes = get_args(hint)
+        return base, next((note for note in notes if isinstance(note, Rule)), None)
+    return hint, None
+
+
+_NAMES: dict[Any, str] = {int: "integer", float: "number", str: "string", bool: "boolean"}
+
+
+def _schema_of_type(hint: Any) -> JsonSchema:
+    base, rule = _split(hint)
+    schema = _schema_of_plain(base)
+    return schema if rule is None else {**schema, **_limits(base, rule)}
+
+
+def _schema_of_plain(base: Any) -> JsonSchema:
+    origin = get_origin(base)
+    if base is Any:
+        return {}
+    if origin in (Union, types.UnionType):
+        [inner] = [part for part in get_args(base) if part is not types.NoneType]
+        schema = _schema_of_type(inner)
+        if isinstance(schema.get("type"), str) and "enum" not in schema:
+            return {**schema, "type": [schema["type"], "null"]}
+        return {"anyOf": [schema, {"type": "null"}]}
+    if origin is tuple:
+        return {"type": "array", "items": _schema_of_type(get_args(base)[0])}
+    if origin is dict:
+        return {"type": "object", "additionalProperties": _schema_of_type(get_args(base)[1])}
+    if is_dataclass(base):
+        return schema_of(cast(type, base))
+    return {"type": _NAMES.get(base, "object")}
+
+
+def _limits(base: Any, rule: Rule) -> JsonSchema:
+    length = {tuple: "maxItems", dict: "maxProperties"}.get(get_origin(base), "maxLength")
+    found = {
+        "enum": None if rule.choices is None else list(rule.choices),
+        "minimum": rule.minimum,
+        "maximum": rule.maximum,
+        length: rule.max_length,
+        "minItems": rule.min_items,
+        "pattern": rule.pattern,
+    }
+    return {key: value for key, value in found.items() if value is not None}
+
+
+@cache
+def _docstring(kind: type) -> tuple[str, dict[str, str]]:
+    """(first paragraph, {field: text}) of a docstring with an `Attributes:` section."""
+    text = inspect.getdoc(kind) or ""
+    head, _, tail = text.partition("Attributes:")
+    described: dict[str, str] = {}
+    names: list[str] = []
+    for line in tail.splitlines():
+        started = re.match(r"    ([a-z_][\w, ]*): (.*)", line)
+        if started:
+            names = [name.strip() for name in started[1].split(",")]
+            described.update(dict.fromkeys(names, started[2].strip()))
+        elif line.startswith("        "):
+            for name in names:
+                described[name] += " " + line.strip()
+    summary = " ".join(head.strip().split("\n\n")[0].split())
+    return ("" if text.startswith(f"{kind.__name__}(") else summary), described

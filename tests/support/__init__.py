@@ -1,0 +1,1 @@
+"""Tools of this project's own development; not part of the wheel."""
