@@ -14,6 +14,7 @@ from kit.board.documents import check_document, kind_of, relative_path
 from kit.board.layout import MAX_DOCUMENT_BYTES, TEXT_LIMITS, SubmissionPath, is_name
 from kit.board.load import read_document
 from kit.errors import KitError, PrerequisiteError, SchemaError
+from kit.run_log import LOG_KIND
 from kit.text import plain
 from kit.trust.chain import scan_chain
 from kit.trust.digest import sha256_bytes, sha256_file

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding
 
 from kit.errors import PrerequisiteError
+from kit.run_log import LOG_KIND
 from kit.text import plain
 from kit.trust.canonical import canonical_bytes
 from kit.trust.chain import read_chain
