@@ -11,15 +11,22 @@ last 1,024 tokens). Rotary models read the whole prompt, as nanochat's evaluatio
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
-import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kit.core_eval.cpu_linear import faster_linear
-from kit.errors import PrerequisiteError, SchemaError
+from kit.core_eval.model_files import (
+    check_folder,
+    check_gguf,
+    check_loaded,
+    not_finite,
+    refuse_not_finite,
+)
+from kit.errors import KitError, PrerequisiteError, SchemaError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,25 +55,118 @@ def load(
         folder, options = path.parent, {**options, "gguf_file": path.name}
     else:
         options["trust_remote_code"] = trust_remote_code
-    weights = options if path.is_file() else {**options, "use_safetensors": True}
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
-        network: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype), **weights
+    if path.is_file():
+        check_gguf(path)
+    else:
+        check_folder(path)
+        options["use_safetensors"] = True
+    with _quiet(transformers), _explained(path.name):
+        tokenizer = _tokenizer(folder, {k: v for k, v in options.items() if k != "use_safetensors"})
+        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=getattr(torch, dtype),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # `check_loaded` refuses them, by name
+            **options,
         )
-    except (OSError, ValueError, ImportError, KeyError, struct.error) as error:
-        said = str(error).strip() or type(error).__name__
-        raise SchemaError(
-            f"{path.name} cannot be loaded: {said.splitlines()[0]}",
-            hint="A folder needs config.json, *.safetensors and its tokenizer; its own code runs "
-            "only with --trust-remote-code.",
-        ) from error
+    network, info = loaded
+    check_loaded(path.name, info)
+    refuse_not_finite(not_finite(network))
+    _refuse_ids_past_embedding(network, tokenizer)
     network = network.to(device).eval()
     if network.get_output_embeddings() is None:
         return HuggingFaceModel(network, tokenizer)
     if _full_attention(network.config):
         return PrefixHuggingFaceModel(network, tokenizer)
     return HiddenHuggingFaceModel(network, tokenizer)
+
+
+@contextlib.contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """Holds back the library's own reports and progress bars; the kit's errors take their place."""
+    log = transformers.utils.logging
+    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(level)
+        if bars:
+            log.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Turns what the library raises into one error: its exceptions share no type."""
+    import torch
+
+    try:
+        yield
+    except KitError:
+        raise
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise PrerequisiteError(
+            f"{name} does not fit in memory",
+            hint="Use a smaller --dtype, --device cpu, or a machine with more memory.",
+        ) from error
+    except Exception as error:
+        said = next((line for line in str(error).splitlines() if line.strip()), "").strip()
+        raise SchemaError(
+            f"{name} cannot be loaded: {said or type(error).__name__}",
+            hint="A folder needs config.json, *.safetensors and its tokenizer; its own code runs "
+            "only with --trust-remote-code.",
+        ) from error
+
+
+def _tokenizer(folder: Path, options: dict[str, Any]) -> Any:
+    """The tokenizer, which must turn a sentence into more than one unknown token."""
+    import transformers
+
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
+    except Exception:
+        _refuse_unknown_tokenizer(folder / "tokenizer.json")
+        raise
+    ids = tokenizer.encode("The model reads this sentence.", add_special_tokens=False)
+    if not ids or set(ids) == {tokenizer.unk_token_id}:
+        raise SchemaError(
+            f"{folder.name}: the tokenizer knows no text (its vocabulary holds {len(tokenizer)} "
+            "entries)",
+            hint="Its vocabulary file is missing or empty: download the tokenizer again.",
+        )
+    return tokenizer
+
+
+def _refuse_unknown_tokenizer(file: Path) -> None:
+    """Raises the error for a tokenizer.json that the installed package cannot read."""
+    import tokenizers
+
+    if not file.is_file():
+        return
+    try:
+        tokenizers.Tokenizer.from_file(str(file))
+    except Exception as error:  # the package raises plain `Exception`
+        raise SchemaError(
+            f"{file.parent.name}: tokenizer.json is damaged, or made by a newer version of the "
+            f"package tokenizers than the installed {tokenizers.__version__}: "
+            f"{str(error).splitlines()[0]}",
+            hint="pip install --upgrade tokenizers transformers, or download the file again.",
+        ) from error
+
+
+def _refuse_ids_past_embedding(network: Any, tokenizer: Any) -> None:
+    """Added tokens may lie past the embedding (a text cannot hold them); ordinary ones may not."""
+    rows = network.get_input_embeddings().weight.shape[0]
+    added = set(tokenizer.get_added_vocab())
+    past = [(i, t) for t, i in tokenizer.get_vocab().items() if i >= rows and t not in added]
+    if past:
+        last, token = max(past)
+        raise SchemaError(
+            f"the tokenizer makes ids up to {last} ({token!r}), and the model's embedding has "
+            f"{rows} rows",
+            hint="The tokenizer belongs to another model, or the embedding was not resized.",
+        )
 
 
 class HuggingFaceModel:
@@ -84,18 +184,31 @@ class HuggingFaceModel:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is not None:
             backend.encode_special_tokens = True  # special names in a text are plain text
+            # Whatever tokenizer.json carries for training: a score depends on the text alone.
             backend.no_truncation()
+            backend.no_padding()
+            _without_sampling(backend)
             self.tokenizer_digest = hashlib.sha256(backend.to_str().encode()).hexdigest()
         self._backend = backend
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         if self._backend is not None:
             encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
-            return [encoding.ids for encoding in encodings]
-        return [
-            self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
-            for text in texts
-        ]
+            found = [encoding.ids for encoding in encodings]
+        else:
+            found = [
+                self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+                for text in texts
+            ]
+        largest = max((max(ids) for ids in found if ids), default=0)
+        if largest >= self.vocab_size:
+            raise SchemaError(
+                f"the tokenizer gave the id {largest} "
+                f"({self.tokenizer.convert_ids_to_tokens(largest)!r}), and the model knows "
+                f"{self.vocab_size}",
+                hint="The tokenizer belongs to another model, or the embedding was not resized.",
+            )
+        return found
 
     def logits(self, tokens: Tensor) -> Tensor:
         logits: Tensor = self.network(input_ids=tokens, use_cache=False).logits
@@ -152,6 +265,13 @@ class PrefixHuggingFaceModel(HiddenHuggingFaceModel):
                 use_cache=True,
             )[0]
         return states
+
+
+def _without_sampling(backend: Any) -> None:
+    """Switches off BPE dropout and unigram sampling, which give another encoding at each call."""
+    for name in ("dropout", "alpha", "nbest_size"):
+        if getattr(backend.model, name, None) is not None:
+            setattr(backend.model, name, None)
 
 
 def _bos_id(tokenizer: Any) -> int:

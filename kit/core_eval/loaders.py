@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.core_eval.model import EvalModel
+from kit.core_eval.model_files import INDEX, SINGLE, check_finite, refuse_stand_in
 from kit.errors import KitError, PrerequisiteError, SchemaError
 
 GROUP = "n4090_kit.models"
@@ -42,16 +43,19 @@ def load_model(
         trust_remote_code: Let a Hugging Face folder bring its own code.
     """
     if not path.exists():
-        raise PrerequisiteError(f"there is no model at {path}")
+        link = f": a link to {path.readlink()}, which does not exist" if path.is_symlink() else ""
+        raise PrerequisiteError(f"there is no model at {path}{link}")
     device = resolve_device(device)
     if path.is_file():
-        if path.suffix != ".gguf":
+        if path.suffix.lower() != ".gguf":
             raise SchemaError(
                 f"{path.name} is neither a checkpoint folder nor a GGUF file",
                 hint="Name the folder that holds config.json.",
             )
         return _huggingface(path, device, dtype, trust_remote_code=False)
     config = read_config(path)
+    if (path / SINGLE).exists() or (path / INDEX).exists():
+        check_finite(path)
     if loader is not None and ":" in loader:
         return _call(from_recipe(loader, recipe_dir), loader, path, device, dtype)
     name = config.get("loader") or loader
@@ -75,6 +79,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     """A model folder's `config.json`."""
     path = folder / "config.json"
     try:
+        if path.exists():
+            refuse_stand_in(path)
         if path.stat().st_size > _MAX_CONFIG_BYTES:
             raise SchemaError(f"{folder.name}/config.json is larger than {_MAX_CONFIG_BYTES} bytes")
         config = json.loads(path.read_text("utf-8"))
@@ -83,7 +89,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{folder} holds no config.json",
             hint="Name a checkpoint folder, a Hugging Face model folder or a GGUF file.",
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SchemaError(f"{folder.name}/config.json cannot be read: {error}") from error
     if not isinstance(config, dict):
         raise SchemaError(f"{folder.name}/config.json is no JSON object")

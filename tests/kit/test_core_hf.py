@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from tiny_hf import SHAPE, save, save_llama
 
 from kit.cli.bench_core import bench_core
 from kit.cli.eval import evaluate
@@ -32,17 +33,6 @@ CORE = Path(os.environ.get("N4090_SHARED", Path(__file__).parents[2].parent / "s
 needs_core = pytest.mark.skipif(
     not CORE.is_dir(), reason="no CORE bundle: set N4090_SHARED to the folder that holds core/"
 )
-TEXTS = ["What is the capital of France? Paris", "A story of a fox and an owl, told twice."]
-SHAPE = {
-    "vocab_size": 320,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 4096,
-    "tie_word_embeddings": False,
-}
 
 
 @pytest.fixture(autouse=True)
@@ -51,38 +41,9 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
-def save_tokenizer(folder: Path) -> None:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=320,
-        special_tokens=["<|endoftext|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(TEXTS * 20, trainer)
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer)
-    fast.save_pretrained(folder)
-
-
-def save(folder: Path, config: Any, model: Any) -> Path:
-    torch.manual_seed(1)
-    network = model(config)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    network.save_pretrained(folder)
-    save_tokenizer(folder)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("llama")
-    return save(folder, transformers.LlamaConfig(**SHAPE), transformers.LlamaForCausalLM)
+    return save_llama(tmp_path_factory.mktemp("llama"))
 
 
 def run(command: Any, *arguments: object) -> Result:
@@ -142,8 +103,9 @@ def test_pickled_weights_and_foreign_code_are_refused(llama: Path, tmp_path: Pat
         if file.suffix != ".safetensors":
             (tmp_path / file.name).write_bytes(file.read_bytes())
     torch.save({}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(SchemaError, match="cannot be loaded"):
+    with pytest.raises(SchemaError, match="only pickled weights"):
         load_model(tmp_path, device="cpu")
+    (tmp_path / "model.safetensors").write_bytes((llama / "model.safetensors").read_bytes())
     (tmp_path / "evil.py").write_text("raise SystemExit('ran')\n")
     config = json.loads((tmp_path / "config.json").read_text())
     config |= {
