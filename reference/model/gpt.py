@@ -376,9 +376,7 @@ class GPT(nn.Module):
         documents: Documents | None = None,
     ) -> Tensor:
         resid_scale = self.resid_scale.to(x.dtype)
-        x0_scale = (
-            self.x0_scale.to(x.dtype) if self.config.x0_mix else [None] * self.config.n_layer
-        )
+        x0_scale = self.x0_scale.to(x.dtype) if self.config.x0_mix else [None] * self.config.n_layer
         x0, middle = x, None
         for layer, block in enumerate(self.blocks):
             value = values.get(str(layer))
