@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kit.core_eval.naming import is_core
 from kit.errors import KitError
 from kit.recipe import parse_recipe
 from kit.run_log import LOG_KIND
@@ -23,7 +24,6 @@ from kit.trust.sign import result_id
 
 SCHEMA_VERSION = 1
 NANOCHAT_SKIPPED_STEPS = 10  # nanochat's own training time leaves these out
-FULL_CORE_TASKS = 22
 Event = dict[str, Any]
 
 
@@ -440,7 +440,7 @@ def reasons_not_ranked(
         reasons.append("no CORE score")
     elif core["bundle"] != "core":
         reasons.append("not scored on the CORE bundle")
-    elif core["partial"] or len(core["tasks"]) != FULL_CORE_TASKS:
+    elif not is_core(core):
         reasons.append("CORE is partial")
     return reasons
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from kit.board.row import title_of
+from kit.core_eval.naming import is_core, score_name
 from kit.text import markdown, plain
 from kit.trust.export import model_index
 
@@ -126,15 +127,12 @@ def facts_table(result: Document) -> str:
         ("GPU", markdown(gpus[0].get("name"), 100) if gpus else "none"),
     ]
     if core:
-        what = "CORE" if core["bundle"] == "core" else "score (its own questions)"
         between = (
             f", 95 % interval {core['interval'][0]:.4f} to {core['interval'][1]:.4f}"
             if core["interval"]
             else ""
         )
-        rows.append(
-            (f"{what}{', partial' if core['partial'] else ''}", f"{core['value']:.4f}{between}")
-        )
+        rows.append((score_name(core), f"{core['value']:.4f}{between}"))
     if quality["val_bpb"]:
         rows.append(("bits per byte", f"{quality['val_bpb']['last']:.4f}"))
     if quality["chat"] and quality["chat"]["value"] is not None:
@@ -163,22 +161,18 @@ def curve_table(series: dict[str, Points], rows: int = 10) -> str:
 
 
 def eval_results(result: Document, dataset: str) -> str:
-    """`.eval_results/core.yaml`: the scores in the Hub's own format, JSON being YAML."""
+    """`.eval_results/core.yaml`: the CORE score in the Hub's own format, JSON being YAML.
+
+    The Hub ranks bigger values first and knows one task, `core`: bits per byte and smaller scores
+    are left out. The list is empty for a result without a CORE score.
+    """
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
-    core, bpb = result["quality"]["core"], result["quality"]["val_bpb"]
-    note = "self-reported; signed in result.json"
+    core = result["quality"]["core"]
     entries = []
-    if core:
-        part = ", partial" if core["partial"] else ""
-        task = "core" if core["bundle"] == "core" else "own_questions"
+    if is_core(core):
+        note = "self-reported; signed in result.json"
         entries.append(
-            EvalResultEntry(
-                dataset_id=dataset, task_id=task, value=core["value"], notes=f"{note}{part}"
-            )
-        )
-    if bpb:
-        entries.append(
-            EvalResultEntry(dataset_id=dataset, task_id="val_bpb", value=bpb["last"], notes=note)
+            EvalResultEntry(dataset_id=dataset, task_id="core", value=core["value"], notes=note)
         )
     return json.dumps(eval_result_entries_to_yaml(entries), indent=2) + "\n"

@@ -186,13 +186,14 @@ class Derivation:
             row = self.rows.row(row_id)
             self._finish(row, standings[row_id], places[row_id], accepted.get(row_id, []))
             for name, value in rescored.get(row_id, {}).items():
-                if name == "core" and row["core"]:
-                    row["core"] |= {"value": value, "low": None, "high": None}
+                if name == "core" and (scored := row["core"] or row["score"]):
+                    scored |= {"value": value, "low": None, "high": None}
                 elif name != "core":
                     row[name] = value
             yield row
         references = [reference_row(entry) for entry in self._references()]
-        yield from sorted(references, key=lambda row: (-row["core"]["value"], row["id"]))
+        scored = [((row["core"] or row["score"])["value"], row) for row in references]
+        yield from (row for _, row in sorted(scored, key=lambda pair: (-pair[0], pair[1]["id"])))
 
     def _rescore(self, accepted: dict[str, list[DocumentJudgement]]) -> dict[str, Document]:
         """Applies accepted rescores to the facts; returns the figures, by row."""

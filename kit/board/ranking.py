@@ -33,15 +33,18 @@ class Pool(NamedTuple):
     """The runs behind a row's headline."""
 
     members: tuple[str, ...]
-    core: Mean | None
+    core: Mean | None  # of CORE, or of another score that all runs have
     total_s: Mean
+    is_core: bool
 
     def to_json(self) -> dict[str, Any]:
+        value, low, high = self.core or (None, None, None)
+        core = (value, low, high) if self.is_core else (None, None, None)
+        score = (None, None, None) if self.is_core else (value, low, high)
         return {
             "n": len(self.members),
-            "core": self.core and self.core.value,
-            "core_low": self.core and self.core.low,
-            "core_high": self.core and self.core.high,
+            **dict(zip(("core", "core_low", "core_high"), core, strict=True)),
+            **dict(zip(("score", "score_low", "score_high"), score, strict=True)),
             "total_s": self.total_s.value,
             "total_s_low": self.total_s.low,
             "total_s_high": self.total_s.high,
@@ -208,4 +211,5 @@ def _pool(runs: list[Facts], track: str) -> Pool:
         tuple(one.id for one in runs),
         pooled(scores, noise.score) if len(scores) == len(runs) else None,
         Mean(times.value, max(0.0, times.value - half), times.value + half),
+        all(one.core is not None for one in runs),
     )

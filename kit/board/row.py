@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kit.board.layout import SubmissionPath
+from kit.core_eval.naming import PARTIAL_SCORE, is_core, score_name
 from kit.errors import KitError
 from kit.text import plain
 from kit.trust.canonical import parse_strict
@@ -81,7 +82,8 @@ def submission_row(path: SubmissionPath, result: Document, pin: Document) -> Doc
         "budget_s": timing["budget_s"],
         "pretrain_s": timing["pretrain_s"],
         "nanochat_s": timing["nanochat_s"],
-        "core": core and _core(core),
+        "core": _core(core) if is_core(core) else None,
+        "score": None if core is None or is_core(core) else _other_score(core),
         "pooled": None,
         "reaches_target": None,
         "standing": None,
@@ -119,7 +121,7 @@ def facts_of(
     path: SubmissionPath, result: Document, pin: Document, row: Document, folder: Path
 ) -> Facts:
     """What other rows need to know of this one, whose log lies in `folder`."""
-    claims, core = result["claims"], row["core"]
+    claims, core, score = result["claims"], row["core"], row["score"]
     return Facts(
         id=path.result_id,
         path=path,
@@ -139,8 +141,8 @@ def facts_of(
         log_head=result["log"]["head"],
         prints=tuple(_prints(result)),
         val_bpb=row["val_bpb"],
-        core=core["value"] if core and core["bundle"] == "core" and not core["partial"] else None,
-        score=core["value"] if core else None,
+        core=core["value"] if core else None,
+        score=core["value"] if core else score["value"] if score else None,
         total_s=row["total_s"],
         has_model=pin["model"] is not None,
     )
@@ -202,6 +204,10 @@ def _core(core: Document) -> Document:
     }
 
 
+def _other_score(core: Document) -> Document:
+    return {"name": score_name(core), **_core(core)}
+
+
 def _gpu(before: Document) -> Document | None:
     gpus = before.get("gpus")
     if not gpus:
@@ -226,7 +232,14 @@ def _number(value: Any) -> float | None:
 
 def reference_row(entry: Document) -> Document:
     """The row of a published figure: cited, never ranked. `entry` is one of references.json."""
-    core = entry["core"]
+    core = {
+        "value": entry["core"],
+        "low": None,
+        "high": None,
+        "partial": entry.get("partial", False),
+        "bundle": "core",
+        "tasks": entry.get("tasks", []),
+    }
     return {
         "schema_version": 1,
         "kind": "reference",
@@ -252,14 +265,8 @@ def reference_row(entry: Document) -> Document:
         "budget_s": None,
         "pretrain_s": None,
         "nanochat_s": entry.get("nanochat_s"),
-        "core": {
-            "value": core,
-            "low": None,
-            "high": None,
-            "partial": entry.get("partial", False),
-            "bundle": "core",
-            "tasks": entry.get("tasks", []),
-        },
+        "core": None if core["partial"] else core,
+        "score": {"name": PARTIAL_SCORE, **core} if core["partial"] else None,
         "pooled": None,
         "reaches_target": None,
         "standing": None,

@@ -21,6 +21,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
+from kit.core_eval.naming import is_core
+
 TARGET_CORE = 0.256525  # GPT-2 1.5B
 Z_LISTING = 1.645
 Z_RECORD = 2.326
@@ -134,7 +136,7 @@ def figures_of(result: Document) -> Document:
     core = quality["core"]
     return {
         "total_s": result["timing"]["total_s"],
-        "core": core["value"] if core and core["bundle"] == "core" else None,
+        "core": core["value"] if is_core(core) else None,
         "score": core["value"] if core else None,
         "val_bpb": quality["val_bpb"]["last"] if quality["val_bpb"] else None,
         "s_per_step": training["tokens"] / steps / tokens_per_s if steps and tokens_per_s else None,

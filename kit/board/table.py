@@ -84,6 +84,10 @@ def _arrow_schema(arrow: Any) -> Any:
         return arrow.struct(list(fields.items()))
 
     task = record(task=text, n=whole, accuracy=real, centered=real)
+    scored = {
+        **{"value": real, "low": real, "high": real},
+        **{"partial": flag, "bundle": text, "tasks": arrow.list_(task)},
+    }
     columns: dict[str, Any] = {
         "schema_version": whole,
         "kind": text,
@@ -109,14 +113,16 @@ def _arrow_schema(arrow: Any) -> Any:
         "budget_s": real,
         "pretrain_s": real,
         "nanochat_s": real,
-        "core": record(
-            value=real, low=real, high=real, partial=flag, bundle=text, tasks=arrow.list_(task)
-        ),
+        "core": record(**scored),
+        "score": record(name=text, **scored),
         "pooled": record(
             n=whole,
             core=real,
             core_low=real,
             core_high=real,
+            score=real,
+            score_low=real,
+            score_high=real,
             total_s=real,
             total_s_low=real,
             total_s_high=real,

@@ -99,6 +99,7 @@ def core(
 
     from kit.core_eval.bundle import open_bundle
     from kit.core_eval.evaluate import Settings, Stopped, TaskResult, Watch, evaluate_core
+    from kit.core_eval.naming import score_name
     from kit.core_eval.report import html_page
     from kit.core_eval.score import threads as use_threads
     from kit.files import write_bytes, write_json
@@ -143,7 +144,7 @@ def core(
     if out is not None:
         write_json(out, document)
     if page is not None:
-        write_bytes(page, html_page(document, f"{document['metric']} of {model.name}").encode())
+        write_bytes(page, html_page(document, f"{score_name(document)} of {model.name}").encode())
     if as_json:
         click.echo(json.dumps(document))
     else:
@@ -211,29 +212,34 @@ def compare_command(a: Path, b: Path, as_json: bool) -> None:
     """Compare two evaluations of the same items, A and B: files of `eval core --out`, or runs."""
     from dataclasses import asdict
 
+    from kit.core_eval.naming import score_key, score_name
     from kit.core_eval.report import compare_documents, read_document
 
-    found = compare_documents(read_document(a), read_document(b))
+    first = read_document(a)
+    found = compare_documents(first, read_document(b))
     if as_json:
         document = asdict(found)
         document["interval"] = found.interval._asdict()
+        for side in "ab":
+            document[f"{score_key(first)}_{side}"] = document.pop(f"core_{side}")
         click.echo(json.dumps(document, indent=2))
         return
-    _print_comparison(found)
+    _print_comparison(found, score_name(first))
 
 
 @evaluate.command("chart")
 @click.argument("document", type=FOLDER)
 @click.option("--html", "page", type=click.Path(path_type=Path), help="Write a page instead.")
-@click.option("--title", default="CORE", show_default=True, help="Title of the page.")
-def chart(document: Path, page: Path | None, title: str) -> None:
+@click.option("--title", help="Title of the page [the score's name].")
+def chart(document: Path, page: Path | None, title: str | None) -> None:
     """Show an evaluation beside the published GPT-2 family, and what differs."""
+    from kit.core_eval.naming import score_name
     from kit.core_eval.report import html_page, read_document
     from kit.files import write_bytes
 
     read = read_document(document)
     if page is not None:
-        write_bytes(page, html_page(read, title).encode())
+        write_bytes(page, html_page(read, title or score_name(read)).encode())
         return
     _print_chart(read)
     if read["bundle"]["kind"] == "core":
@@ -271,14 +277,14 @@ def _identity(model: Path) -> str:
 def _print_core(document: Document) -> None:
     from rich.console import Console
 
+    from kit.core_eval.naming import score_name
+
     _print_chart(document)
     interval = document["interval"]
     console = Console()
     console.print(
-        f"[bold]{document['metric']} {document['core_metric']:.4f}[/bold]  95 % interval "
+        f"[bold]{score_name(document)} {document['core_metric']:.4f}[/bold]  95 % interval "
         f"{interval['low']:.4f} to {interval['high']:.4f}"
-        + ("  [yellow]partial[/yellow]" if document["partial"] else "")
-        + (f"  bundle {document['bundle']['kind']}" if document["bundle"]["kind"] != "core" else "")
     )
 
 
@@ -324,7 +330,7 @@ def _print_differences(document: Document) -> None:
     console.print(table)
 
 
-def _print_comparison(found: Comparison) -> None:
+def _print_comparison(found: Comparison, name: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -347,11 +353,11 @@ def _print_comparison(found: Comparison) -> None:
     console.print(table)
     low, high, _ = found.interval
     console.print(
-        f"[bold]CORE  A {found.core_a:.4f}  B {found.core_b:.4f}  B - A {found.difference:+.4f}"
+        f"[bold]{name}  A {found.core_a:.4f}  B {found.core_b:.4f}  B - A {found.difference:+.4f}"
         f"[/bold]  95 % interval {low:+.4f} {high:+.4f}"
     )
     if low <= 0.0 <= high:
         console.print("The interval holds zero: these items do not tell the two models apart.")
     console.print(
-        "p: exact McNemar test of one task. Of 22 tasks one falls below 0.05 by chance alone."
+        "p: exact McNemar test of one task. Of 20 tasks one falls below 0.05 by chance alone."
     )

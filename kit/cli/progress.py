@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kit.cli.screen import Screen
+from kit.core_eval.naming import score_name
 from kit.recipe import Recipe
 from kit.text import HIDDEN
 
@@ -250,8 +251,7 @@ def print_summary(result: dict[str, Any], path: Path) -> None:
         table.add_row("val_bpb", f"{first:.4f} before, {last:.4f} after")
     if quality["core"]:
         core = quality["core"]
-        kind = "CORE" if core["bundle"] == "core" else "score (the kit's own questions)"
-        table.add_row(kind, f"{core['value']:.4f}" + (" partial" if core["partial"] else ""))
+        table.add_row(score_name(core), f"{core['value']:.4f}")
     if quality["chat"] and quality["chat"]["value"] is not None:
         chat = quality["chat"]
         table.add_row("chat", f"{chat['value']:.4f}, turns ended {chat['ended_rate']:.0%}")

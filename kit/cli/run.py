@@ -129,6 +129,8 @@ def run(
 
 def summary(result: dict[str, Any], path: Path) -> dict[str, Any]:
     """The headline figures of a result, for machines."""
+    from kit.core_eval.naming import named_scores
+
     quality, training = result["quality"], result["training"]
     core, chat = quality["core"], quality["chat"]
     return {
@@ -139,7 +141,7 @@ def summary(result: dict[str, Any], path: Path) -> dict[str, Any]:
         "total_s": result["timing"]["total_s"],
         "stages": {part["stage"]: part["elapsed_s"] for part in result["timing"]["stages"]},
         "val_bpb": quality["val_bpb"],
-        "core": core and {key: core[key] for key in ("value", "partial", "bundle")},
+        **named_scores(core),
         "chat": chat and {key: chat[key] for key in ("value", "ended_rate")},
         "tokens_per_s": training["tokens_per_s"],
         "energy": {key: result["energy"].get(key) for key in ("kwh", "cost", "currency")},

@@ -289,7 +289,8 @@ def show(report: Report, show_all: bool) -> None:
     console = Console(highlight=False)
     if report.facts:
         facts = report.facts
-        core = "" if facts["core"] is None else f", {facts['core_kind']} {facts['core']:.4f}"
+        score = facts["score"] or {"name": "CORE", "value": facts["core"]}
+        core = "" if score["value"] is None else f", {score['name']} {score['value']:.4f}"
         bpb = "" if facts["val_bpb"] is None else f", val_bpb {facts['val_bpb']:.4f}"
         console.print(
             f"{facts['run']}: {facts['status']}, {facts['total_s']:,.1f} s{core}{bpb}, "

@@ -86,6 +86,7 @@ def run_stage(request: dict[str, Any], events: Events, stop: threading.Event) ->
     from kit.core_eval.bundle import open_bundle
     from kit.core_eval.evaluate import Settings, Stopped, TaskResult, Watch, evaluate_core
     from kit.core_eval.loaders import load_model
+    from kit.core_eval.naming import score_key
     from kit.core_eval.score import threads
     from kit.trust.digest import tree_digest
 
@@ -152,7 +153,7 @@ def run_stage(request: dict[str, Any], events: Events, stop: threading.Event) ->
     write_bytes(out / "core.json", data)
     events.emit(
         "eval",
-        name="core",
+        name=score_key(document),
         value=document["core_metric"],
         low=document["interval"]["low"],
         high=document["interval"]["high"],

@@ -18,6 +18,7 @@ from kit.core_eval.bundle import Bundle, Task, TaskKind, core_facts
 from kit.core_eval.encode import EncodedItem, encode_task
 from kit.core_eval.grouping import Slot
 from kit.core_eval.model import EvalModel, Paths, max_seq_len, model_device
+from kit.core_eval.naming import score_name
 from kit.core_eval.probes import check_fast_path
 from kit.core_eval.score import Budget, SlotScore, Stopped, score_items
 from kit.core_eval.statistics import (
@@ -218,13 +219,14 @@ def document(
     ]
     partial = not bundle.whole or settings.max_per_task > 0 or bool(settings.indices)
     core = bundle.kind == "core"
+    scored = {"bundle": bundle.kind, "partial": partial, "tasks": results}
     newer = core_facts()["baselines_v2"]
     second = [
         TaskOutcomes(t.label, t.file, newer.get(t.label, t.baseline), t.outcomes) for t in outcomes
     ]
     return {
         "format": FORMAT,
-        "metric": "CORE" if core else "mean centered accuracy",
+        "metric": score_name(scored),
         "core_metric": core_metric(outcomes),
         "interval": to_json(bootstrap_core(outcomes)),
         "core_metric_v2": core_metric(second) if core else None,

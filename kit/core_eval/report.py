@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+from kit.core_eval.naming import is_core, score_name
 from kit.core_eval.statistics import Comparison, TaskOutcomes, centered, compare
 from kit.errors import PrerequisiteError, SchemaError
 
@@ -152,9 +153,9 @@ def chart_rows(document: Document) -> list[tuple[str, list[tuple[str, float]]]]:
                 bars.append((name, centered(value, task["baseline"])))
         rows.append((str(task["label"]), bars))
     total = [("this model", float(document["core_metric"]))]
-    if document["bundle"]["kind"] == "core":
+    if is_core(document):
         total += [(name, float(column["core_metric"])) for name, column in columns.items()]
-    return [*rows, (str(document["metric"]), total)]
+    return [*rows, (score_name(document), total)]
 
 
 def bar(value: float, width: int = BAR_WIDTH) -> str:
@@ -180,7 +181,7 @@ def markdown_table(document: Document) -> str:
         )
     interval = document["interval"]
     lines.append(
-        f"| **{document['metric']}** | | | {interval['standard_error']:.4f} "
+        f"| **{score_name(document)}** | | | {interval['standard_error']:.4f} "
         f"| **{document['core_metric']:.4f}** | "
         + " | ".join(f"{m['core_metric']:.4f}" for m in models.values())
         + " |"
@@ -192,7 +193,7 @@ def html_page(document: Document, title: str) -> str:
     """One self-contained page: bars against the GPT-2 family, the figures, the conditions."""
     interval = document["interval"]
     facts = (
-        f"{document['metric']} {document['core_metric']:.4f}, 95 % interval "
+        f"{score_name(document)} {document['core_metric']:.4f}, 95 % interval "
         f"{interval['low']:.4f} to {interval['high']:.4f}"
     )
     if document["partial"]:

@@ -14,6 +14,7 @@ from typing import Any
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding
 
+from kit.core_eval.naming import OWN_SCORE, PARTIAL_SCORE, score_key, score_name
 from kit.errors import PrerequisiteError
 from kit.run_log import LOG_KIND
 from kit.text import plain
@@ -24,6 +25,12 @@ from kit.trust.keys import Signer
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 PREDICATE_TYPE = "https://n4090-kit/result/v1"
+# What each score was measured on.
+_DATASETS = {
+    "CORE": "CORE bundle",
+    PARTIAL_SCORE: "some items of the evaluation bundle",
+    OWN_SCORE: "questions made by n4090-kit",
+}
 
 Document = dict[str, Any]
 
@@ -160,9 +167,8 @@ def model_index(result: Document) -> str:
     quality = result["quality"]
     metrics: list[tuple[str, str, str, float]] = []
     if quality["core"]:
-        kind = "CORE" if quality["core"]["bundle"] == "core" else "mean centered accuracy"
-        label = f"{kind} (partial)" if quality["core"]["partial"] else kind
-        metrics.append((label, "core", "CORE bundle", quality["core"]["value"]))
+        label, kind = score_name(quality["core"]), score_key(quality["core"])
+        metrics.append((label, kind, _DATASETS[label], quality["core"]["value"]))
     if quality["val_bpb"]:
         metrics.append(
             ("bits per byte", "bits_per_byte", "validation shard", quality["val_bpb"]["last"])

@@ -100,9 +100,9 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
         yield "status", f"{facts['status']}, {'ranked' if facts['ranked'] else 'not ranked'}"
         yield "wall clock, everything counted", duration(facts["total_s"])
         if facts["core"] is not None:
-            kind = facts["core_kind"]
-            label = kind.replace("core", "CORE") if kind.startswith("core") else "score, not CORE"
-            yield label, f"{facts['core']:.4f}"
+            yield "CORE", f"{facts['core']:.4f}"
+        if facts["score"] is not None:
+            yield facts["score"]["name"], f"{facts['score']['value']:.4f}"
         if facts["val_bpb"] is not None:
             yield "val_bpb", f"{facts['val_bpb']:.4f}"
         yield "GPU", facts["gpu"] or "none"

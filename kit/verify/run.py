@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from kit.core_eval.naming import named_scores
 from kit.errors import KitError, PrerequisiteError, SchemaError
 from kit.text import plain
 from kit.verify import evaluate
@@ -180,8 +181,7 @@ def _facts(document: dict[str, Any]) -> dict[str, Any]:
         "status": document["claims"]["status"],
         "ranked": document["claims"]["ranked"],
         "total_s": document["timing"]["total_s"],
-        "core": core and core["value"],
-        "core_kind": core and (core["bundle"] + (", partial" if core["partial"] else "")),
+        **named_scores(core),
         "val_bpb": document["quality"]["val_bpb"] and document["quality"]["val_bpb"]["last"],
         "gpu": ((document["hardware"]["before"] or {}).get("class") or {}).get("name"),
     }

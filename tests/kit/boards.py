@@ -70,11 +70,15 @@ def row(number: int, **changes: Any) -> Document:
                 for task, (n, base) in CORE_TASKS.items()
             ],
         },
+        "score": None,
         "pooled": {
             "n": 1,
             "core": core,
             "core_low": core - 1.96 * SIGMA,
             "core_high": core + 1.96 * SIGMA,
+            "score": None,
+            "score_low": None,
+            "score_high": None,
             "total_s": round(3600 * hours, 3),
             "total_s_low": 3400 * hours,
             "total_s_high": 3800 * hours,

@@ -154,7 +154,7 @@ def test_the_stage_leaves_a_document_and_reports_its_digest(
     assert (stage.code, stage.stderr) == (0, "")
     data = (tmp_path / "run/eval/core.json").read_bytes()
     document = json.loads(data)
-    [report] = stage.named("eval", "core")
+    [report] = stage.named("eval", "own_questions_score")
     assert report["sha256"] == "sha256:" + hashlib.sha256(data).hexdigest()
     assert report["value"] == document["core_metric"] and report["path"] == "eval/core.json"
     assert document["bundle"]["kind"] == "custom" and document["partial"] is False
@@ -170,9 +170,9 @@ def test_the_stage_leaves_a_document_and_reports_its_digest(
 
 def test_a_capped_stage_is_partial(tmp_path: Path, run_here: Callable[[Path], Stage]) -> None:
     stage = run_here(write_request(tmp_path, recipe__core__max_per_task=5))
-    assert stage.named("eval", "core")[0]["partial"] is True
+    assert stage.named("eval", "own_questions_score")[0]["partial"] is True
     stage = run_here(write_request(tmp_path, recipe__core__tasks=["say"]))
-    assert stage.named("eval", "core")[0]["partial"] is True
+    assert stage.named("eval", "own_questions_score")[0]["partial"] is True
 
 
 def slow_recipe(tmp_path: Path, seconds: float) -> Path:

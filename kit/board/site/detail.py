@@ -131,14 +131,11 @@ def commands(board: Board, document: Document) -> Document:
 def _facts(row: Document) -> list[tuple[str, str | None, str]]:
     """The headline: name, value, what stands below it."""
     found = headline(row)
+    name = row["score"]["name"].capitalize() if row["score"] else "CORE"
     core, low, high, n = found["core"], found["low"], found["high"], found["n"]
     below = "not scored"
     if core is not None:
         below = "" if low is None else f"95 %: {score(low)} to {score(high)}"
-        if row["core"] and row["core"]["bundle"] != "core":
-            below = "the kit's own questions, not CORE"
-        elif row["core"] and row["core"]["partial"]:
-            below += ", partial" if below else "partial"
     seconds = found["total_s"]
     split = []
     if row["pretrain_s"] is not None:
@@ -149,7 +146,7 @@ def _facts(row: Document) -> list[tuple[str, str | None, str]]:
     training = row["training"] or {}
     speed, mfu = training.get("tokens_per_s"), training.get("mfu")
     return [
-        ("CORE", None if core is None else score(core), below),
+        (name, None if core is None else score(core), below),
         ("Hours, everything counted", None if seconds is None else number(seconds / 3600, 2),
          "; ".join(split)),
         ("val_bpb", None if row["val_bpb"] is None else score(row["val_bpb"]),
@@ -220,7 +217,7 @@ def _evidence(finding: Finding) -> str:
 
 
 def _tasks(row: Document) -> list[TaskBar]:
-    core = row["core"]
+    core = row["core"] or row["score"]
     if core is None:
         return []
     family = _family() if core["bundle"] == "core" else {}

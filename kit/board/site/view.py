@@ -92,11 +92,8 @@ def index_row(document: Document, kwh_price: float = 0.0) -> Row:
     figures = headline(row)
     core, low, high = figures["core"], figures["low"], figures["high"]
     seconds = figures["total_s"]
-    own = row["core"] or {}
-    full = core is not None and (reference or (own.get("bundle") == "core" and not own["partial"]))
-    note = None
-    if core is not None and not full:
-        note = "partial CORE" if own.get("bundle") == "core" else "own questions, not CORE"
+    full = core is not None and row["score"] is None
+    note = f"{score(core)} {row['score']['name']}" if core is not None and not full else None
     recipe = (row["recipe"] or {}).get("name")
     gpu = gpu_name(row)
     date = (row["submitted_at"] or row["started_at"] or "")[:10] or None
@@ -114,9 +111,9 @@ def index_row(document: Document, kwh_price: float = 0.0) -> Row:
     kwh = row["kwh"]
     data = {
         "rank": row["rank"],
-        "core": core,
-        "low": low,
-        "high": high,
+        "core": core if full else None,
+        "low": low if full else None,
+        "high": high if full else None,
         "hours": None if seconds is None else seconds / 3600,
         "n": figures["n"],
         "kwh": kwh,
@@ -137,8 +134,8 @@ def index_row(document: Document, kwh_price: float = 0.0) -> Row:
         tier=row["tier"],
         tier_title=": ".join(TIERS[row["tier"]]) if row["tier"] else "",
         chips=chips(row),
-        core=None if core is None else score(core),
-        spread=None if low is None or high is None else f"±{(high - low) / 2:.4f}",
+        core=score(core) if core is not None and full else None,
+        spread=None if not full or low is None or high is None else f"±{(high - low) / 2:.4f}",
         core_note=note,
         interval=_interval(core, low, high) if full else None,
         hours=None if seconds is None else hours(seconds),
@@ -157,18 +154,22 @@ def index_row(document: Document, kwh_price: float = 0.0) -> Row:
 
 
 def headline(row: Document) -> Document:
-    """Mean, interval, hours and number of runs: pooled where the table pools, else the run's."""
-    pooled, core = row["pooled"], row["core"]
+    """Mean, interval, hours and number of runs: pooled where the table pools, else the run's.
+
+    `core` is the row's score, whatever its name is; `row["score"]` is set where it is not CORE.
+    """
+    pooled, core = row["pooled"], row["core"] or row["score"]
     found: Document = {"core": None, "low": None, "high": None, "total_s": row["total_s"], "n": 1}
     if core is not None:
         found |= {"core": core["value"], "low": core["low"], "high": core["high"]}
     if pooled is not None:
         found |= {"total_s": pooled["total_s"], "n": pooled["n"]}
-        if pooled["core"] is not None:
+        kind = "core" if pooled["core"] is not None else "score"
+        if pooled[kind] is not None:
             found |= {
-                "core": pooled["core"],
-                "low": pooled["core_low"],
-                "high": pooled["core_high"],
+                "core": pooled[kind],
+                "low": pooled[f"{kind}_low"],
+                "high": pooled[f"{kind}_high"],
             }
     if row["kind"] == "reference":
         found["n"] = pooled["n"] if pooled else None
