@@ -19,6 +19,7 @@ class Card:
     Args:
         peak_flops: Dense bf16 with fp32 accumulation, FLOP/s; None for a measured machine.
         flops_per_s: Of the model's own FLOPs in nanochat's count, while training.
+        speed_range: Lowest and highest speed to expect, as factors of `flops_per_s` (95 %).
     """
 
     name: str
@@ -26,15 +27,29 @@ class Card:
     peak_flops: float | None
     flops_per_s: float
     source: str
+    speed_range: tuple[float, float]
 
     @property
     def mfu(self) -> float | None:
         return self.flops_per_s / self.peak_flops if self.peak_flops else None
 
 
-def _card(name: str, device: str, vram_gib: float, mfu: float, source: str) -> Card:
+ASSUMED_RANGE = (0.5, 1.15)  # where nobody has published a speed
+MEASURED_RANGE = (0.97, 1.03)  # of a speed that was measured on the machine at hand
+
+
+def _card(
+    name: str,
+    device: str,
+    vram_gib: float,
+    mfu: float,
+    source: str,
+    mfu_range: tuple[float, float] | None = None,
+) -> Card:
+    """A card of the table; `mfu_range` are the lowest and highest published utilisations."""
     peak = PEAK_BF16_FLOPS[device]
-    return Card(name, vram_gib, peak, mfu * peak, source)
+    low, high = mfu_range or (ASSUMED_RANGE[0] * mfu, ASSUMED_RANGE[1] * mfu)
+    return Card(name, vram_gib, peak, mfu * peak, source, (low / mfu, high / mfu))
 
 
 _LIKE_4090 = f"{ASSUMED_MFU:.0%}: assumed like the RTX 4090's, no measurement known"
@@ -47,7 +62,8 @@ CARDS = {
             24,
             ASSUMED_MFU,
             f"{ASSUMED_MFU:.0%}: nanochat's d20 of October 2025 was measured at 80.5 % "
-            "(karpathy/nanochat issue 157); windowed attention and a smaller head cost some of it",
+            "(karpathy/nanochat issue 157), d12 at 40 % (issue 828); between them by assumption",
+            mfu_range=(0.40, 0.805),
         ),
         _card("rtx3090", "NVIDIA GeForce RTX 3090", 24, ASSUMED_MFU, _LIKE_4090),
         _card("rtx5090", "NVIDIA GeForce RTX 5090", 32, ASSUMED_MFU, _LIKE_4090),
@@ -65,6 +81,7 @@ CARDS = {
             80,
             0.593,
             "59.3 %: nanochat's record run 6, eight cards, fp8 (dev/LEADERBOARD.md at 92d63d4)",
+            mfu_range=(0.5, 0.62),
         ),
         _card(
             "a100",

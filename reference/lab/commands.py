@@ -65,8 +65,10 @@ def plan(
     """
     from dataclasses import replace
 
-    from reference.lab.cards import find_card
+    from reference.lab.cards import MEASURED_RANGE, find_card
+    from reference.lab.odds import known_levers, simulate
     from reference.lab.plan import (
+        TARGET_CORE,
         Setting,
         candidates,
         choose,
@@ -82,10 +84,12 @@ def plan(
     card = find_card(gpu)
     if mfu is not None and card.peak_flops:
         source = f"{mfu:.0%}: as given"
-        card = replace(card, flops_per_s=mfu * card.peak_flops, source=source)
+        speed = mfu * card.peak_flops
+        card = replace(card, flops_per_s=speed, source=source, speed_range=MEASURED_RANGE)
     if bench is not None:
         card = measured_card(bench, card)
-    setting = Setting.of(base_recipe(base))
+    written = base_recipe(base)
+    setting = Setting.of(written)
     points = (published_points() if published else []) + own_points(list(runs))
     laws = fit_laws(points, OWN_FAMILY if runs else "climbmix")
     room = vram or card.vram_gib
@@ -94,6 +98,8 @@ def plan(
     expected = forecast(best, laws)
     cards = compare_cards(hours, laws, setting, OTHER_CARDS)
     remarks = notes(best, laws)
+    levers = [lever for lever in known_levers() if lever.is_on(written)]
+    odds = simulate(best, card, laws, levers, target=TARGET_CORE)
 
     name = f"plan-{card.name}-{hours:g}h".replace(".", "-")
     recipe_path = out or Path(f"{name}.toml")
@@ -117,9 +123,13 @@ def plan(
         write_recipe(recipe_path, document, comment)
         write_plan_page(page_path, title, best, expected, options, laws, cards, remarks)
     if as_json:
-        click.echo(json.dumps(plan_json(card, best, expected, laws, cards, remarks), indent=2))
+        click.echo(
+            json.dumps(
+                plan_json(card, best, expected, laws, cards, remarks, odds, levers), indent=2
+            )
+        )
         return
-    print_plan(card, hours, best, expected, options, laws, cards, remarks)
+    print_plan(card, hours, best, expected, options, laws, cards, remarks, odds, levers)
     if not no_files:
         click.echo(
             f"\nrecipe: {recipe_path}\npage:   {page_path}\n"

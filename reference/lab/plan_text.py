@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from reference.config.model import ModelConfig
 from reference.config.resolve import resolve_recipe
 from reference.errors import TrainerError
-from reference.lab.cards import Card
+from reference.lab.cards import MEASURED_RANGE, Card
+from reference.lab.odds import Lever, Odds
 from reference.lab.plan import TARGET_CORE, Candidate, Forecast, Laws
 from reference.model.cost import count_flops
 
@@ -35,6 +37,7 @@ def measured_card(bench: Path, card: Card) -> Card:
         peak_flops=None if on_cpu else card.peak_flops,
         flops_per_s=count_flops(config).nanochat * tokens_per_s,
         source=f"measured: recipe {name} at {tokens_per_s:,.0f} tokens/s",
+        speed_range=MEASURED_RANGE,
     )
 
 
@@ -45,6 +48,8 @@ def plan_json(
     laws: Laws,
     cards: list[dict[str, Any]],
     remarks: list[str],
+    odds: Odds | None,
+    levers: Sequence[Lever],
 ) -> dict[str, Any]:
     return {
         "card": {"name": card.name, "flops_per_s": card.flops_per_s, "assumes": card.source},
@@ -66,6 +71,8 @@ def plan_json(
             "core_one_run_95": expected.core_run,
             "best_tokens_per_parameter_95": expected.ratio,
             "flops_for_target": laws.core.flops(TARGET_CORE) if laws.core else None,
+            "odds": None if odds is None else asdict(odds),
+            "levers": [asdict(lever) for lever in levers],
         },
         "law": {
             "E": laws.loss.E,
@@ -90,6 +97,8 @@ def print_plan(
     laws: Laws,
     cards: list[dict[str, Any]],
     remarks: list[str],
+    odds: Odds | None,
+    levers: Sequence[Lever],
 ) -> None:
     from rich.console import Console
 
@@ -123,6 +132,18 @@ def print_plan(
             "target",
             f"{TARGET_CORE} needs {needed:.3g} FLOPs, {needed / best.flops:.2g} times these",
         )
+    if odds is not None:
+        table.add_row(
+            "with speed",
+            f"CORE {odds.median_core:.3f}; one run {odds.core.low:.3f} to {odds.core.high:.3f}, "
+            f"from {odds.tokens.low / 1e9:.2f} to {odds.tokens.high / 1e9:.2f} B tokens",
+        )
+        chain = " → ".join(f"{what} {flops:.3g}" for what, flops in odds.steps)
+        table.add_row("effective", f"{chain} FLOPs (median)")
+        table.add_row("odds", f"P(CORE >= {TARGET_CORE}) = {100 * odds.p_target:.0f} %")
+    for lever in levers:
+        kind = "bet" if lever.bet else "lever"
+        table.add_row(kind, f"{lever.name}: {lever.low:g} to {lever.high:g}; {lever.evidence}")
     others = ", ".join(f"d{o.config.n_layer} {o.val_bpb:.4f}" for o in near)
     table.add_row("within 0.1 %", others)
     table.add_row("speed", card.source)
