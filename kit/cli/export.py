@@ -15,10 +15,65 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 
 @click.group()
 def export() -> None:
-    """Write a result as DSSE, MLPerf log or model index.
+    """Write a model for other programs, or a result in other formats.
 
-    The result is verified first; one that is refused is not exported.
+    A result is verified first; one that is refused is not exported.
     """
+
+
+@export.command("model")
+@click.argument("run", type=RUN)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["hf", "gguf"]),
+    default="hf",
+    show_default=True,
+    help="hf: transformers. gguf: llama.cpp and Ollama.",
+)
+@click.option("--out", type=RUN, help="Folder to write; default: `hf` or `gguf` in RUN.")
+@click.option(
+    "--part",
+    type=click.Choice(["auto", "chat", "base"]),
+    default="auto",
+    show_default=True,
+    help="Which model of the run; auto: the chat model if there is one.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16"]),
+    default="auto",
+    show_default=True,
+    help="Of the stored weights; auto: what training computed in.",
+)
+@click.option("--push", metavar="REPO", help="Also upload to this model repository of the Hub.")
+def model(run: Path, form: str, out: Path | None, part: str, dtype: str, push: str | None) -> None:
+    """The model of RUN as a folder that other programs load.
+
+    hf: safetensors, fast tokenizer, chat template and, where no class of transformers computes the
+    same, modelling code that is loaded with trust_remote_code.
+
+    gguf: model.gguf and a Modelfile. Only for recipes whose model llama.cpp can compute; others
+    are refused with the recipe lines that would do.
+    """
+    from kit.model_export import export_model, find_source, push_folder, usage
+
+    source = find_source(run, part)
+    out = run / form if out is None else out
+    name = run.resolve().name
+    files = export_model(source, out, form, name=name, dtype=dtype)
+    if push is not None:
+        url = push_folder(out, push, chat=source.chat, tell=lambda text: click.echo(text, err=True))
+        click.echo(f"pushed to {url}", err=True)
+    for file in files:
+        click.echo(f"{out / file}")
+    click.echo("", err=True)
+    if form == "hf":
+        remote = any(file.endswith(".py") for file in files)
+        click.echo(usage(f'"{out}"', chat=source.chat, remote_code=remote), err=True, nl=False)
+    else:
+        click.echo(f"llama-cli -m {out / 'model.gguf'}", err=True)
+        click.echo(f"ollama create {name.lower()} -f {out / 'Modelfile'}", err=True)
 
 
 @export.command("dsse")

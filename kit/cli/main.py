@@ -35,7 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "board": ("kit.cli.board:board", "The leaderboard: judge, derive, state doubts."),
     "keys": ("kit.cli.keys:keys", "Make, show and revoke signing keys."),
     "fingerprint": ("kit.cli.fingerprint:fingerprint", "Measure this machine."),
-    "export": ("kit.cli.export:export", "Write a result as DSSE, MLPerf log or model index."),
+    "export": ("kit.cli.export:export", "Write a model or a result for other programs."),
     "canon": ("kit.cli.verify:canon", "Print the signed bytes of a result."),
 }
 

@@ -1,0 +1,178 @@
+"""A run's model in the forms of other programs; the trainer that made it knows how.
+
+A checkpoint's `config.json` names its loader. The exporter of the same name, an entry point of
+`n4090_kit.exporters`, writes the files:
+
+    export(checkpoint, out, form, *, name, chat, dtype) -> names of the files in `out`
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kit.core_eval.loaders import read_config
+from kit.errors import KitError, PrerequisiteError, SchemaError
+
+GROUP = "n4090_kit.exporters"
+FORMS = ("hf", "gguf")
+# Part of a run -> the folder of its checkpoint, the chat model first.
+PARTS = {"chat": "checkpoints/sft", "base": "checkpoints/pretrain"}
+
+
+class Source(NamedTuple):
+    """A checkpoint folder, and whether it was finetuned on conversations."""
+
+    folder: Path
+    chat: bool
+
+
+def find_source(run: Path, part: str = "auto") -> Source:
+    """The checkpoint that `run` means: of a run folder the chat model if there is one.
+
+    Args:
+        run: A run folder or a checkpoint folder.
+        part: "chat", "base", or "auto".
+
+    Raises:
+        PrerequisiteError: There is no such checkpoint.
+    """
+    if (run / "config.json").is_file():
+        return Source(run, run.name != "pretrain" if part == "auto" else part == "chat")
+    for name, place in PARTS.items():
+        if part in ("auto", name) and (run / place / "config.json").is_file():
+            return Source(run / place, name == "chat")
+    where = "checkpoints/sft or checkpoints/pretrain" if part == "auto" else PARTS[part]
+    raise PrerequisiteError(
+        f"{run} has no {where}" if run.is_dir() else f"there is no folder {run}",
+        hint="Name a folder such as runs/RUN or runs/RUN/checkpoints/sft.",
+    )
+
+
+def export_model(
+    source: Source, out: Path, form: str, *, name: str, dtype: str = "auto"
+) -> list[str]:
+    """Writes the model into the folder `out`, which appears whole or not at all.
+
+    Args:
+        form: One of `FORMS`.
+        name: The model's name, for the files that carry one.
+        dtype: Of the stored weights: "float32", "bfloat16", or "auto" for the trainer's choice.
+
+    Returns:
+        Names of the files in `out`.
+
+    Raises:
+        KitError: The trainer has no exporter, `out` is in use, or the form cannot hold this model.
+    """
+    export = _exporter(source.folder)
+    if out.is_dir() and any(out.iterdir()):
+        raise PrerequisiteError(
+            f"{out} is not empty", hint="Name another folder with --out, or remove this one."
+        )
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        files = export(source.folder, partial, form, name=name, chat=source.chat, dtype=dtype)
+        if out.is_dir():
+            out.rmdir()
+        partial.rename(out)
+    except ModuleNotFoundError as error:
+        raise PrerequisiteError(
+            f"package {error.name} is missing", hint='in the checkout: pip install ".[train,eval]"'
+        ) from error
+    except (KitError, OSError):
+        raise
+    except Exception as error:
+        message = getattr(error, "message", None)
+        if not isinstance(message, str):
+            raise
+        raise SchemaError(message, hint=getattr(error, "hint", None) or None) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return sorted(files)
+
+
+def has_exporter(checkpoint: Path) -> bool:
+    """Whether the checkpoint's trainer is installed and can export it."""
+    try:
+        _exporter(checkpoint)
+    except KitError:
+        return False
+    return True
+
+
+def _exporter(checkpoint: Path) -> Any:
+    config = read_config(checkpoint)
+    loader = config.get("loader")
+    installed = {entry.name: entry for entry in entry_points(group=GROUP)}
+    if not isinstance(loader, str) or loader not in installed:
+        if "model_type" in config:
+            raise SchemaError(
+                f"{checkpoint.name} is a model of transformers already",
+                hint="Name a run folder, or a checkpoint that a run has written.",
+            )
+        raise PrerequisiteError(
+            f"no exporter is installed for the trainer {loader!r}",
+            hint=f"Installed: {', '.join(sorted(installed)) or 'none'} (entry points {GROUP}).",
+        )
+    try:
+        return installed[loader].load()
+    except ModuleNotFoundError as error:
+        raise PrerequisiteError(
+            f"package {error.name} is missing", hint='in the checkout: pip install ".[train,eval]"'
+        ) from error
+
+
+def push_folder(
+    folder: Path, repository: str, *, chat: bool, tell: Callable[[str], None] = lambda text: None
+) -> str:
+    """Uploads an exported folder with a card and returns the repository's address.
+
+    Files that are there already with the same content are not sent again.
+
+    Raises:
+        KitError: There is no token, or the Hub refuses; says what to do.
+    """
+    from kit.board.hub import Hub, client, same
+    from kit.board.package import Item
+
+    hub = Hub(client(), tell=tell)
+    hub.who()
+    hub.make_model_repository(repository)
+    remote_code = any(folder.glob("*.py"))
+    front = "---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n"
+    lines = usage(f'"{repository}"', chat=chat, remote_code=remote_code)
+    if (folder / "model.gguf").is_file():
+        front = "---\npipeline_tag: text-generation\n---\n"
+        lines = f"ollama run hf.co/{repository}\n"
+    title = repository.split("/")[-1]
+    card = f"{front}\n# {title}\n\nTrained with n4090-kit.\n\n```\n{lines}```\n"
+    items = [Item(path.name, path) for path in sorted(folder.iterdir()) if path.is_file()]
+    items.append(Item("README.md", card.encode()))
+    there = hub.there(repository, "model", [item.path for item in items], "main")
+    missing = [i for i in items if i.path not in there or not same(there[i.path], i)]
+    if missing:
+        hub.commit(repository, "model", missing, "Export by n4090-kit")
+    return f"{hub.api.endpoint}/{repository}"
+
+
+def usage(place: str, *, chat: bool, remote_code: bool) -> str:
+    """The Python lines that run the exported model with transformers.
+
+    Args:
+        place: A Python expression: the folder's path.
+        remote_code: Whether the folder brings modelling code of its own.
+    """
+    options = ", trust_remote_code=True" if remote_code else ""
+    asked = '[{"role": "user", "content": "Hello!"}]' if chat else '"Once upon a time"'
+    answer = '["generated_text"][-1]["content"]' if chat else '["generated_text"]'
+    return (
+        "from transformers import pipeline\n"
+        f'model = pipeline("text-generation", {place}{options})\n'
+        f"print(model({asked})[0]{answer})\n"
+    )

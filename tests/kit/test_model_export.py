@@ -1,0 +1,111 @@
+"""`export model`: which checkpoint it takes, what it leaves behind, and how it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from kit.cli.main import cli
+from kit.errors import KitError
+from kit.model_export import find_source, usage
+from reference.model.gpt import GPT, ModelConfig
+from reference.tokenizer.bpe import Tokenizer
+from reference.train.checkpoint import save_model
+
+pytest.importorskip("safetensors", reason="safetensors is not installed (train)")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with a base and a chat checkpoint, as the trainer writes them."""
+    run = tmp_path_factory.mktemp("export") / "runs" / "a-run"
+    tokenizer = Tokenizer.train(["the quick brown fox jumps over the lazy dog " * 9], 300)
+    tokenizer.save(run / "tokenizer")
+    config = ModelConfig(
+        tokenizer.vocab_size, n_layer=2, n_embd=32, n_head=2, n_kv_head=2, seq_len=32
+    )
+    for seed, stage in enumerate(("pretrain", "sft")):
+        model = GPT(config)
+        model.init_weights(seed)
+        with torch.no_grad():
+            model.lm_head.weight.normal_(generator=torch.Generator().manual_seed(seed))
+        save_model(run / "checkpoints" / stage, model.place(), config, run / "tokenizer")
+    return run
+
+
+def export(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(cli, ["export", "model", *map(str, arguments)])
+
+
+def test_the_chat_model_is_taken_and_the_base_when_asked(finished: Path, tmp_path: Path) -> None:
+    for part, chat in (("auto", True), ("chat", True), ("base", False)):
+        out = tmp_path / part
+        done = export(finished, "--part", part, "--out", out)
+        assert done.exit_code == 0, done.output
+        assert (out / "chat_template.jinja").exists() == chat
+        assert sorted(done.stdout.split()) == sorted(str(path) for path in out.iterdir())
+    assert find_source(finished).folder == finished / "checkpoints" / "sft"
+    assert not find_source(finished / "checkpoints" / "pretrain").chat
+
+
+def test_the_lines_it_prints_run(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("transformers", reason="transformers is not installed (eval)")
+    monkeypatch.setattr(
+        "transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "code")
+    )
+    for part in ("chat", "base"):
+        out = tmp_path / part
+        done = export(finished, "--part", part, "--out", out)
+        lines = done.stderr.strip()
+        assert lines == usage(f'"{out}"', chat=part == "chat", remote_code=True).strip()
+        said: list[str] = []
+        exec(lines, {"print": said.append})
+        assert len(said) == 1 and isinstance(said[0], str)
+
+
+def test_weights_are_stored_in_the_type_asked_for(finished: Path, tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    for dtype, stored in (("auto", "F32"), ("bfloat16", "BF16")):
+        export(finished, "--out", tmp_path / dtype, "--dtype", dtype)
+        with safe_open(tmp_path / dtype / "model.safetensors", "pt") as file:
+            assert {file.get_slice(name).get_dtype() for name in file.keys()} == {stored}  # noqa: SIM118
+
+
+def test_a_model_that_does_not_map_is_refused_and_leaves_nothing(
+    finished: Path, tmp_path: Path
+) -> None:
+    done = export(finished, "--format", "gguf", "--out", tmp_path / "gguf")
+    assert done.exit_code != 0
+    assert isinstance(done.exception, KitError)
+    assert "value embeddings" in done.exception.message
+    assert "[model] value_embeddings = false" in str(done.exception.hint)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_places_are_one_error(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "mine.txt").write_text("keep")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text(json.dumps({"loader": "nobody"}))
+    hf = tmp_path / "hf"
+    assert export(finished, "--out", hf).exit_code == 0
+    for arguments, message in (
+        ((tmp_path / "nowhere",), "there is no folder"),
+        ((tmp_path,), "has no checkpoints/sft or checkpoints/pretrain"),
+        ((finished, "--out", tmp_path / "used"), "is not empty"),
+        ((tmp_path / "other", "--out", tmp_path / "x"), "no exporter is installed"),
+        ((hf, "--out", tmp_path / "x"), "a model of transformers already"),
+    ):
+        done = export(*arguments)
+        assert isinstance(done.exception, KitError), (arguments, done.output)
+        assert message in done.exception.message
+        assert done.exception.hint
+    assert (tmp_path / "used" / "mine.txt").read_text() == "keep"
+    assert not list(tmp_path.glob(".*.partial"))
