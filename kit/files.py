@@ -6,8 +6,12 @@ import ctypes
 import errno
 import json
 import os
+import stat
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
+
+from kit.errors import SchemaError
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 # What stands in the way of a file at the place that was named.
@@ -39,6 +43,46 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes `value` as indented JSON with a final newline, atomically."""
     write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """The regular file at `path`, open for reading; a link, device or pipe is refused at once.
+
+    Raises:
+        OSError: It cannot be opened.
+        SchemaError: It is a symbolic link or not a regular file.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    try:
+        descriptor = os.open(path, flags | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
+    except OSError as error:
+        if path.is_symlink():
+            raise SchemaError(f"`{path.name}` is a symbolic link") from error
+        if error.errno == errno.ENXIO:  # a socket, or a device without a driver
+            raise SchemaError(f"`{path.name}` is not a regular file") from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise SchemaError(f"`{path.name}` is not a regular file")
+    return os.fdopen(descriptor, "rb")
+
+
+def read_regular(path: Path, max_bytes: int) -> bytes:
+    """What the regular file at `path` holds; never more than `max_bytes` of it are read.
+
+    Raises:
+        OSError: It cannot be read.
+        SchemaError: It is not a regular file, is larger than `max_bytes`, or grows while it is
+            read.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > max_bytes:
+            raise SchemaError(f"`{path.name}` is too large", bytes=size, limit=max_bytes)
+        data = file.read(size + 1)
+    if len(data) != size:
+        raise SchemaError(f"`{path.name}` changed while it was read")
+    return data
 
 
 def sync_folder(folder: Path) -> None:

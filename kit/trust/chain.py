@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from kit.errors import PrerequisiteError, SchemaError
-from kit.files import keep_space
+from kit.files import keep_space, open_regular
 from kit.trust.canonical import canonical_bytes
 from kit.trust.digest import sha256_bytes
 from kit.trust.json_lines import parse_line, parse_lines
@@ -95,12 +95,13 @@ def scan_blocks(
 ) -> Chain:
     """As `scan_chain`, but hands over some hundreds of records at a time, in order."""
     chain = Chain(head=chain_seed(kind))
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > max_bytes:
             raise SchemaError(f"`{path.name}` is too large", bytes=size, limit=max_bytes)
-        rest = b""
-        while data := file.read(_BLOCK_BYTES):
+        rest, left = b"", size  # what is added while it is read is not followed
+        while data := file.read(min(_BLOCK_BYTES, left)):
+            left -= len(data)
             first_end = data.find(b"\n")
             if len(rest) + (len(data) if first_end < 0 else first_end) > MAX_LINE_BYTES:
                 chain.torn = size - chain.bytes

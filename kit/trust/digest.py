@@ -13,12 +13,12 @@ import hashlib
 import json
 import os
 import re
-import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from kit.errors import SchemaError
+from kit.files import open_regular
 
 _CHUNK_BYTES = 4 * 2**20
 DIGEST_PATTERN = re.compile(r"sha256:[0-9a-f]{64}")
@@ -84,9 +84,8 @@ def sha256_file(
         OSError: It cannot be read.
         SchemaError: It is a link or no regular file, or it changed while being read.
     """
-    descriptor = _open_regular(path)
-    with os.fdopen(descriptor, "rb", buffering=0) as file:
-        before = os.fstat(descriptor)
+    with open_regular(path) as file:
+        before = os.fstat(file.fileno())
         known = cache.get(before) if cache else None
         if known is not None:
             if progress:
@@ -99,31 +98,17 @@ def sha256_file(
         while count := file.readinto(buffer):
             digest.update(view[:count])
             read += count
+            if read > before.st_size:
+                break  # a file that grows has no end
             if progress:
                 progress(count)
-        after = os.fstat(descriptor)
+        after = os.fstat(file.fileno())
     if read != before.st_size or after.st_mtime_ns != before.st_mtime_ns:
         raise SchemaError(f"`{path.name}` changed while it was read")
     found = "sha256:" + digest.hexdigest()
     if cache:
         cache.put(after, found)
     return found
-
-
-def _open_regular(path: Path) -> int:
-    """A descriptor of the regular file `path`; a link, device or pipe is refused without waiting on
-    it.
-    """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        if path.is_symlink():
-            raise SchemaError(f"`{path.name}` is a symbolic link") from error
-        raise
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise SchemaError(f"`{path.name}` is no regular file")
-    return descriptor
 
 
 def tree_files(root: Path, patterns: Iterable[str] = ("*",)) -> Iterator[str]:

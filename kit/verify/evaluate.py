@@ -6,11 +6,15 @@ safetensors; a recipe that brings loader code of its own is not run.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from kit.errors import KitError, SchemaError
+from kit.files import read_regular
+from kit.trust.canonical import parse_strict
 from kit.verify.evidence import Evidence, Irrelevant
 from kit.verify.finding import Check, Finding, fail, missing, ok
 from kit.verify.thresholds import (
@@ -18,6 +22,12 @@ from kit.verify.thresholds import (
     RE_EVALUATION_BPB,
     RE_EVALUATION_CORE,
 )
+from kit.verify.weights import BrokenWeights, read_weights
+
+MAX_CONFIG_BYTES = 2**20
+# Bases of rotary frequencies and reaches are no sizes of a tensor.
+_LEAST_LIMIT = 2**28
+_LAYERS = re.compile(r"layer|depth|block", re.IGNORECASE)
 
 if TYPE_CHECKING:
     from kit.core_eval.model import EvalModel
@@ -164,6 +174,7 @@ def _model(evidence: Evidence) -> EvalModel:
     if ":" in loader:
         raise Irrelevant("the recipe's loader is code of its own, and verify runs none")
     folder = evidence.artifact_folder("pretrain", skip="snapshots/")
+    _check_config(folder)
     dtype = evidence.recipe.section("model").get("dtype", "auto")
     model: EvalModel = _load(folder, loader, evidence.options.device, dtype)
     return model
@@ -173,7 +184,57 @@ def _model(evidence: Evidence) -> EvalModel:
 def _load(folder: Path, loader: str, device: str, dtype: str) -> Any:
     from kit.core_eval.loaders import load_model
 
-    return load_model(folder, loader=loader, device=device, dtype=dtype)
+    try:
+        return load_model(folder, loader=loader, device=device, dtype=dtype)
+    except KitError:
+        raise
+    except (Exception, RecursionError) as error:  # whatever a hostile checkpoint makes torch raise
+        reason = (str(error).splitlines() or [""])[0]
+        raise SchemaError(
+            f"the checkpoint cannot be loaded: {type(error).__name__}: {reason[:200]}"
+        ) from error
+
+
+def _check_config(folder: Path) -> None:
+    """Refuses a config that asks for more than its weights hold, before anything is built from it.
+
+    No size that a config names is larger than the number of the weights, and no count of layers
+    is larger than the number of their tensors.
+
+    Raises:
+        SchemaError: It does, or it is not a JSON object of reasonable size.
+    """
+    config = parse_strict(
+        read_regular(folder / "config.json", MAX_CONFIG_BYTES), name="config.json of the checkpoint"
+    )
+    if not isinstance(config, dict):
+        raise SchemaError("config.json of the checkpoint is not a JSON object")
+    tensors = elements = 0
+    for path in folder.glob("*.safetensors"):
+        try:
+            found = read_weights(path)
+        except BrokenWeights as error:
+            raise SchemaError(f"{path.name} is not a whole safetensors file: {error}") from error
+        tensors, elements = tensors + len(found.shapes), elements + found.parameters
+    for name, value in _numbers(config):
+        limit = tensors if _LAYERS.search(name) else max(elements, _LEAST_LIMIT)
+        if not abs(value) <= limit:
+            raise SchemaError(
+                "config.json of the checkpoint asks for more than its weights hold",
+                place=f"checkpoints/pretrain/config.json: {name}",
+                limit=limit,
+            )
+
+
+def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _numbers(inner, str(key))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _numbers(inner, name)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield name, value
 
 
 CHECKS = (

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from kit.errors import SchemaError
 from kit.events import Event
+from kit.files import read_regular
 from kit.recipe import Recipe, parse_recipe
 from kit.result import Story, chat_section, core_section
 from kit.run.telemetry import TELEMETRY_KIND, Summary
@@ -306,10 +307,10 @@ class Evidence:
         relative = f"{artifact['folder']}/{entry['path']}"
         if not safe_path(relative) or not self.inside(relative):
             raise Refused(f"{relative!r} leads out of the run folder (V21)")
-        path = self.file(relative)
-        if path.stat().st_size > MAX_EVALUATION_BYTES:
-            raise Refused(f"{relative} is too large (V21)")
-        data = path.read_bytes()
+        try:
+            data = read_regular(self.file(relative), MAX_EVALUATION_BYTES)
+        except SchemaError as error:
+            raise Refused(f"{relative}: {error.message} (V21)") from None
         if sha256_bytes(data) != entry["sha256"]:
             raise Refused(f"{relative} is not the file that the log names (V21)")
         parsed = parse_strict(data, max_bytes=MAX_EVALUATION_BYTES, name=relative)
@@ -328,7 +329,7 @@ class Evidence:
         if not safe_path(relative) or not self.inside(relative):
             raise Refused(f"{relative!r} leads out of the run folder (V21)")
         path = self.file(relative)
-        if self.digest(relative) != entry["sha256"]:
+        if path.stat().st_size != entry["bytes"] or self.digest(relative) != entry["sha256"]:
             raise Refused(f"{relative} is not the file that the log names (V21)")
         return path
 
@@ -384,11 +385,8 @@ def read_result(path: Path) -> Any:
         OSError: It cannot be read.
         SchemaError: It is a link, no strict JSON, or larger than a result can be.
     """
-    if path.is_symlink():
-        raise SchemaError(f"{path.name} is a symbolic link")
-    if path.stat().st_size > MAX_RESULT_BYTES:
-        raise SchemaError("the result is too large", limit=MAX_RESULT_BYTES)
-    document = parse_strict(path.read_bytes(), max_bytes=MAX_RESULT_BYTES, name="the result")
+    data = read_regular(path, MAX_RESULT_BYTES)
+    document = parse_strict(data, max_bytes=MAX_RESULT_BYTES, name="the result")
     pending, count = [document], 0
     while pending:
         value = pending.pop()

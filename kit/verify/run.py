@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import struct
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -29,6 +30,7 @@ from kit.verify.checks import (
 )
 from kit.verify.evidence import Absent, Evidence, Irrelevant, Options, Refused, read_result
 from kit.verify.finding import Check, Finding, Report, fail, missing, ok, skip
+from kit.verify.weights import BrokenWeights
 
 # What a hostile log or file can make arithmetic on it raise. Each becomes a refusal.
 MALFORMED = (
@@ -39,8 +41,11 @@ MALFORMED = (
     TypeError,
     ValueError,
     AssertionError,
-    RecursionError,
+    RuntimeError,  # torch's, and RecursionError
+    MemoryError,
     OSError,
+    struct.error,
+    BrokenWeights,
 )
 
 

@@ -43,30 +43,36 @@ policy = "random"
 kind = "folder"
 
 [tokenizer]
-vocab_size = 49152
+vocab_size = 8192
 
 [model]
-n_layer = 20
-n_embd = 1280
-n_head = 10
-n_kv_head = 10
-seq_len = 2048
+n_layer = 30
+n_embd = 64
+n_head = 2
+n_kv_head = 2
+seq_len = 131072
+window_pattern = "L"
+value_embeddings = false
 
 [pretrain]
 hours = 20.0
-device_batch_size = 4
+device_batch_size = 1
 total_batch_size = 524288
 
 [sft]
 num_steps = 22
-device_batch_size = 4
+device_batch_size = 1
 total_batch_size = 524288
 """
+VOCABULARY = 8192
+# A model of a d20's work a token and of few parameters, so that its weights can lie beside each
+# synthetic run: long rows instead of wide layers.
+PARAMETERS = 2_523_222
 
 BOOT, SECOND_BOOT = "b007" * 4, "b008" * 4
 
 
-def safetensors(seed: int, size: int = 4096) -> bytes:
+def safetensors(seed: int, size: int = PARAMETERS) -> bytes:
     """A small but whole safetensors file."""
     header = json.dumps({"w": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
     return struct.pack("<Q", len(header)) + header + random.Random(seed).randbytes(size)
@@ -352,13 +358,13 @@ class Synthesis:
         )
 
     def describe(self) -> None:
-        model = {**self.recipe.section("model"), "vocab_size": 49152}
+        model = {**self.recipe.section("model"), "vocab_size": VOCABULARY}
         self.say(
             "trainer",
             "model",
-            parameters=560_988_160,
+            parameters=PARAMETERS,
             flops_per_token=flops_per_token(model),
-            vocab_size=49152,
+            vocab_size=VOCABULARY,
             config=model,
             device="cuda:0",
             initial_weights=sha256_bytes(b"weights of the seed"),
@@ -376,7 +382,9 @@ class Synthesis:
             self.wait(max(0.1, rng.gauss(plan.step_s, 0.012)))
             share = step / plan.steps
             self.step(
-                step, math.log(49152) * (1 - 0.72 * share**0.15) + rng.gauss(0, 0.02), plan.batch
+                step,
+                math.log(VOCABULARY) * (1 - 0.72 * share**0.15) + rng.gauss(0, 0.02),
+                plan.batch,
             )
             step += 1
             if plan.fail_at == step:

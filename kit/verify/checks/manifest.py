@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import stat
-import struct
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+from kit.files import open_regular
 from kit.run.contract import stage_outputs
 from kit.trust.digest import FileDigest, manifest_digest
 from kit.verify.checks.numbers import differences
 from kit.verify.evidence import Document, Evidence, Irrelevant, safe_path
 from kit.verify.finding import Check, Finding, fail, missing, ok, skip, warn
+from kit.verify.weights import BrokenWeights, read_weights
 
 _STAGES = {"tokenizer": "tokenizer", "base": "pretrain", "chat": "sft"}
-# Nothing here is executed when a model is loaded.
+# The only kinds of file that a checkpoint may hold: none of them is executed when it is loaded.
 _PLAIN = {
     ".safetensors",
     ".json",
@@ -25,40 +25,25 @@ _PLAIN = {
     ".model",
     ".md",
     ".toml",
-    ".bin.json",
     ".tiktoken",
 }
-_RUNNABLE = {
-    ".pkl",
-    ".pickle",
-    ".pt",
-    ".pth",
-    ".ckpt",
-    ".bin",
-    ".npy",
-    ".npz",
-    ".py",
-    ".pyc",
-    ".so",
-    ".sh",
-    ".zip",
-    ".gz",
-    ".tar",
-    ".h5",
-    ".joblib",
-    ".dill",
-}
+# A trainer's own state for resuming; no loader reads it, and no manifest lists it.
+_STATE = "state"
 _MAGIC = {
-    b"\x80\x02": "a pickle",
-    b"\x80\x03": "a pickle",
-    b"\x80\x04": "a pickle",
-    b"\x80\x05": "a pickle",
     b"PK\x03\x04": "a zip archive (torch.save)",
     b"\x7fELF": "a program",
+    b"MZ": "a program",
     b"\x1f\x8b": "a gzip archive",
+    b"BZh": "a bzip2 archive",
+    b"\xfd7zXZ": "an xz archive",
+    b"\x28\xb5\x2f\xfd": "a zstd archive",
+    b"\x93NUMPY": "a NumPy array, which may hold a pickle",
+    b"\x89HDF": "an HDF5 file",
     b"#!": "a script",
 }
-_MAX_HEADER_BYTES = 100 * 2**20
+_LEAST_BYTES = 0.5  # of a parameter: four bits
+_PICKLE_PROTOCOLS = range(6)
+_TEXT_BYTES = 2**20  # of a text file, that are looked at
 
 
 def checkpoint(evidence: Evidence) -> Iterator[Finding]:
@@ -82,6 +67,8 @@ def checkpoint(evidence: Evidence) -> Iterator[Finding]:
         found, files, gone = _one(evidence, stage, artifact)
         findings += found
         counted += files
+        if not found and stage in ("pretrain", "sft"):
+            findings += _parameters(evidence, artifact)
         if files == 0 and stage in _STAGES.values():
             elsewhere += gone  # a submission holds text; its weights lie in a model repository
         else:
@@ -116,12 +103,15 @@ def _one(evidence: Evidence, stage: str, artifact: Document) -> tuple[list[Findi
             )
         elif path.casefold() in names:
             findings.append(fail("a name twice, or twice but for its case", place, found=path))
-        elif _suffix(path) in _RUNNABLE:
-            findings.append(
-                fail("a kind of file that can run when it is loaded", place, found=path)
-            )
         elif _suffix(path) not in _PLAIN:
-            findings.append(warn("a kind of file that no loader needs", place, found=path))
+            findings.append(
+                fail(
+                    "a kind of file that a checkpoint may not hold",
+                    place,
+                    expected=", ".join(sorted(_PLAIN)),
+                    found=path,
+                )
+            )
         names.add(path.casefold())
     if any(finding.status == "fail" for finding in findings):
         return findings, 0, 0
@@ -151,7 +141,7 @@ def _one(evidence: Evidence, stage: str, artifact: Document) -> tuple[list[Findi
             continue
         counted += 1
         if not path.is_file():
-            findings.append(fail("no regular file", relative))
+            findings.append(fail("not a regular file", relative))
             continue
         size = path.stat().st_size
         if size != file["bytes"]:
@@ -171,59 +161,79 @@ def _one(evidence: Evidence, stage: str, artifact: Document) -> tuple[list[Findi
     return findings, counted, absent
 
 
+def _parameters(evidence: Evidence, artifact: Document) -> Iterator[Finding]:
+    """The weights are the model of the log; judged by their sizes where they lie elsewhere."""
+    models = evidence.story.of("pretrain", "model")
+    names = [f for f in artifact["files"] if _suffix(f["path"]) == ".safetensors"]
+    names = [file for file in names if not file["path"].startswith("snapshots/")]
+    if not models or not names:
+        return
+    stated, folder = models[-1]["data"]["parameters"], artifact["folder"]
+    listed = sum(file["bytes"] for file in names)
+    if listed < stated * _LEAST_BYTES:
+        yield fail(
+            "the weights are too small for the model",
+            f"artifacts of {artifact['stage']}",
+            expected=f"at least {stated * _LEAST_BYTES:,.0f} bytes for {stated:,} parameters",
+            found=f"{listed:,}",
+        )
+        return
+    paths = [evidence.folder / folder / file["path"] for file in names]
+    if not all(path.is_file() for path in paths):
+        return
+    held = sum(read_weights(path).parameters for path in paths)
+    # Another trainer may count tied tables twice, or keep buffers beside its parameters.
+    slack = 0 if evidence.reference_trainer else 0.5
+    if abs(held - stated) > slack * stated:
+        yield fail(
+            "the weights are not those of the model in the log",
+            f"{folder}: parameters",
+            expected=stated,
+            found=held,
+        )
+
+
 def _suffix(path: str) -> str:
     return Path(path).suffix.lower()
 
 
 def _content(path: Path, relative: str) -> Iterator[Finding]:
-    with path.open("rb") as file:
-        start = file.read(8)
+    """What is wrong with a file's content; its name says what it should be."""
     if _suffix(relative) == ".safetensors":
-        problem = safetensors_problem(path)
-        if problem:
-            yield fail(f"no whole safetensors file: {problem}", relative)
-        return
+        try:
+            read_weights(path)
+        except BrokenWeights as error:
+            yield fail(f"not a whole safetensors file: {error}", relative)
+    else:
+        what = foreign_content(path)
+        if what:
+            yield fail(f"holds {what}", relative)
+            return
+    if zipfile.is_zipfile(path):  # also one behind other content
+        yield fail("a zip archive at the end of the file", relative)
+
+
+def foreign_content(path: Path) -> str:
+    """What a file that should be text holds instead; empty for text."""
+    with open_regular(path) as file:
+        start = file.read(_TEXT_BYTES)
     for magic, what in _MAGIC.items():
         if start.startswith(magic):
-            yield fail(f"holds {what}", relative)
-
-
-def safetensors_problem(path: Path) -> str:
-    """What is wrong with a safetensors file's layout; empty when its tensors tile it exactly."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        prefix = file.read(8)
-        if len(prefix) < 8:
-            return "shorter than its header"
-        length = struct.unpack("<Q", prefix)[0]
-        if length > min(size - 8, _MAX_HEADER_BYTES):
-            return "header longer than the file"
-        try:
-            header = json.loads(file.read(length))
-        except (ValueError, RecursionError):
-            return "header is not JSON"
-    if not isinstance(header, dict):
-        return "header is no object"
-    spans: list[tuple[int, int]] = []
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        span = _offsets(entry.get("data_offsets") if isinstance(entry, dict) else None)
-        if span is None:
-            return f"tensor {name[:60]!r} has no offsets"
-        spans.append(span)
-    end = 0
-    for begin, stop in sorted(spans):
-        if begin != end or stop < begin:
-            return "tensors overlap or leave holes"
-        end = stop
-    return "" if end == size - 8 - length else "bytes that belong to no tensor"
-
-
-def _offsets(value: Any) -> tuple[int, int] | None:
-    if isinstance(value, list) and len(value) == 2 and all(type(v) is int for v in value):
-        return value[0], value[1]
-    return None
+            return what
+    if len(start) > 1 and start[0] == 0x80 and start[1] in _PICKLE_PROTOCOLS:
+        return "a pickle"
+    if _suffix(path.name) == ".model":
+        return ""  # SentencePiece writes a protocol buffer
+    if b"\0" in start or start[257:262] == b"ustar":
+        return "no text"
+    try:
+        start.decode()
+    except UnicodeDecodeError as error:
+        if error.start < len(start) - 4:  # the last character may be cut
+            return "no text"
+    if start.lstrip().startswith((b"(lp", b"(dp", b"c__builtin__", b"cos\n", b"cposix\n")):
+        return "a pickle"
+    return ""
 
 
 def _strangers(evidence: Evidence, folder: str, names: set[str]) -> Iterator[Finding]:
@@ -231,14 +241,22 @@ def _strangers(evidence: Evidence, folder: str, names: set[str]) -> Iterator[Fin
     root = evidence.folder / folder
     for entry in evidence.listing(folder):
         relative = Path(entry.path).relative_to(root).as_posix()
-        if relative.startswith("state"):
+        if relative.split("/")[0] == _STATE:
             continue
         mode = entry.stat(follow_symlinks=False).st_mode
         if stat.S_ISLNK(mode):
             yield fail("a symbolic link among the outputs", f"{folder}/{relative}")
         elif stat.S_ISREG(mode) and relative.casefold() not in names:
-            say = fail if _suffix(relative) in _RUNNABLE else warn
+            plain = _suffix(relative) in _PLAIN and not foreign_content(Path(entry.path))
+            say = warn if plain or _unfinished(relative) else fail
             yield say("a file that the manifest does not list", f"{folder}/{relative}")
+        elif not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            yield fail("not a regular file", f"{folder}/{relative}")
+
+
+def _unfinished(relative: str) -> bool:
+    """Whether the name is that of a file which a killed process had not yet renamed."""
+    return relative.endswith(".tmp")
 
 
 CHECKS = (
