@@ -6,10 +6,10 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from kit.board.model_index import CardFacts, end_of_run, model_index
 from kit.board.row import title_of
 from kit.core_eval.naming import is_core, score_name
 from kit.text import markdown, plain
-from kit.trust.export import model_index
 
 Document = dict[str, Any]
 Points = list[tuple[float, float]]
@@ -78,11 +78,15 @@ def _panel(name: str, points: Points, top: int) -> Iterator[str]:
 
 
 def model_card(
-    result: Document, series: dict[str, Points], repository: str, board: str, result_id: str
+    result: Document,
+    series: dict[str, Points],
+    repository: str,
+    board: str,
+    result_id: str,
+    facts: CardFacts | None = None,
 ) -> str:
     """README.md of the model repository."""
-    front = model_index(result).splitlines()
-    front[1:1] = ["library_name: n4090-kit", "pipeline_tag: text-generation"]
+    front = model_index(result, facts).splitlines()
     return (
         "\n".join([*front, "", f"# {markdown(repository.split('/')[-1], 200)}", ""])
         + f"\nTrained from scratch by recipe {markdown(result['recipe']['name'], 120)} "
@@ -160,19 +164,34 @@ def curve_table(series: dict[str, Points], rows: int = 10) -> str:
     return "\n".join(lines) + "\n"
 
 
-def eval_results(result: Document, dataset: str) -> str:
+def eval_results(
+    result: Document, dataset: str, *, revision: str | None = None, source_url: str | None = None
+) -> str | None:
     """`.eval_results/core.yaml`: the CORE score in the Hub's own format, JSON being YAML.
 
     The Hub ranks bigger values first and knows one task, `core`: bits per byte and smaller scores
-    are left out. The list is empty for a result without a CORE score.
+    are left out.
+
+    Args:
+        dataset: The board's dataset on the Hub, and `revision` its commit.
+        source_url: The signed result, at the commit of the model repository that holds it.
+
+    Returns:
+        The file's text, or None for a result without a CORE score.
     """
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
-    core = result["quality"]["core"]
-    entries = []
-    if is_core(core):
-        note = "self-reported; signed in result.json"
-        entries.append(
-            EvalResultEntry(dataset_id=dataset, task_id="core", value=core["value"], notes=note)
-        )
-    return json.dumps(eval_result_entries_to_yaml(entries), indent=2) + "\n"
+    core, end = result["quality"]["core"], end_of_run(result)
+    if not is_core(core):
+        return None
+    entry = EvalResultEntry(
+        dataset_id=dataset,
+        task_id="core",
+        value=core["value"],
+        dataset_revision=revision,
+        date=None if end is None else end.date().isoformat(),
+        source_url=source_url,
+        source_name="signed result" if source_url else None,
+        notes="self-reported",
+    )
+    return json.dumps(eval_result_entries_to_yaml([entry]), indent=2) + "\n"

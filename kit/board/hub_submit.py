@@ -10,14 +10,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kit.board.card import eval_results
 from kit.board.hub import Hub, same
 from kit.board.layout import BOARD_FOLDER
-from kit.board.package import Item, Package, document_items
+from kit.board.package import Item, Package, document_items, tag_name
 from kit.errors import KitError
 
 Document = dict[str, object]
 # Written anew by every version of the kit, so an earlier one's are as good.
-_PAGES = ("README.md", "curves.svg", ".eval_results/core.yaml")
+_PAGES = ("README.md", "curves.svg")
+_SCORES = ".eval_results/core.yaml"
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ def submit_to_hub(hub: Hub, board: str, package: Package) -> Submitted:
     hub.settings(board, main)
     _refuse_taken(hub, board, package, main)
     revision = _publish_model(hub, package) if package.repository else None
+    if revision:
+        _publish_scores(hub, package, board, revision, main)
     items = [
         Item(f"{BOARD_FOLDER}/{item.path}", item.source)
         for item in package.board_items(package.repository, revision)
@@ -151,7 +155,7 @@ def _publish_model(hub: Hub, package: Package) -> str:
     if missing:
         hub.tell(f"sending {len(missing)} files to {repository}")
         hub.commit(repository, "model", missing, f"Result {package.id}")
-    revision = hub.head(repository, "model")
+    revision = _tagged(hub, package) or hub.head(repository, "model")
     there = hub.there(repository, "model", paths, revision)
     for item in package.model:
         info = there.get(item.path)
@@ -162,5 +166,35 @@ def _publish_model(hub: Hub, package: Package) -> str:
                 expected=item.digest,
                 found=None if info is None else info.lfs and info.lfs.sha256,
             )
-    hub.tag(repository, f"n4090-{package.id}", revision)
+    hub.tag(repository, tag_name(package.id), revision)
     return revision
+
+
+def _tagged(hub: Hub, package: Package) -> str | None:
+    """The commit that an earlier submission of this result tagged, if there is one."""
+    from kit.errors import PrerequisiteError
+
+    assert package.repository is not None
+    try:
+        return hub.head(package.repository, "model", tag_name(package.id))
+    except PrerequisiteError:
+        return None
+
+
+def _publish_scores(hub: Hub, package: Package, board: str, revision: str, main: str) -> None:
+    """The Hub's own file of scores: a commit of its own, because it names the result's commit."""
+    repository = package.repository
+    assert repository is not None
+    if hub.there(repository, "model", [_SCORES], "main"):
+        return
+    url = f"{hub.api.endpoint}/{repository}/blob/{revision}/result.json"
+    text = eval_results(package.result, board, revision=main, source_url=url)
+    if text is not None:
+        item = Item(_SCORES, text.encode())
+        hub.commit(
+            repository,
+            "model",
+            [item],
+            f"Scores of {package.id}",
+            found=lambda: hub.there(repository, "model", [_SCORES], "main") or None,
+        )

@@ -13,6 +13,7 @@ from kit.board import card
 from kit.board.documents import check_document, kind_of, relative_path
 from kit.board.layout import MAX_DOCUMENT_BYTES, TEXT_LIMITS, SubmissionPath, is_name
 from kit.board.load import read_document
+from kit.board.model_index import CardFacts
 from kit.errors import KitError, PrerequisiteError, SchemaError
 from kit.run_log import LOG_KIND
 from kit.text import plain
@@ -125,9 +126,13 @@ def pack(
     repository: str | None = None,
     weights: bool = True,
     documents: list[Document] | None = None,
+    facts: CardFacts | None = None,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Package:
     """Packs the run at `run` (a folder or its result.json) for `submitter`.
+
+    Args:
+        facts: What the model card states beside the result: licence, language, the grid's CO2.
 
     Raises:
         KitError: It is not verified, a file is too large, or is missing.
@@ -155,12 +160,19 @@ def pack(
     package.documents = documents or []
     _refuse_large(package.text, TEXT_LIMITS)
     if package.repository is not None:
-        package.model = _model_items(package, series, board)
+        package.model = _model_items(package, series, board, facts or CardFacts())
         _refuse_large(package.model, {})
     return package
 
 
-def _model_items(package: Package, series: dict[str, card.Points], board: str) -> list[Item]:
+def tag_name(result_id: str) -> str:
+    """The tag of the model repository's commit that holds a result and its files."""
+    return f"n4090-{result_id}"
+
+
+def _model_items(
+    package: Package, series: dict[str, card.Points], board: str, facts: CardFacts
+) -> list[Item]:
     result, folder = package.result, package.run
     assert package.repository is not None
     items = []
@@ -182,13 +194,13 @@ def _model_items(package: Package, series: dict[str, card.Points], board: str) -
     for path in (*_TEXT, *_SMALL, *_BESIDE):
         if (folder / path).is_file():
             items.append(Item(path, folder / path))
-    readme = card.model_card(result, series, package.repository, board, package.id)
-    dataset = board if "/" in board and not board.startswith(("/", ".")) else "n4090/leaderboard"
+    url = f"https://huggingface.co/{package.repository}/blob/{tag_name(package.id)}/result.json"
+    facts = facts._replace(source_url=url)
+    readme = card.model_card(result, series, package.repository, board, package.id, facts)
     return [
         *items,
         Item("README.md", readme.encode()),
         Item("curves.svg", card.curves_svg(series).encode()),
-        Item(".eval_results/core.yaml", card.eval_results(result, dataset).encode()),
     ]
 
 

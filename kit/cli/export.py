@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,23 @@ import click
 
 RUN = click.Path(path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+def card_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options for what a model card states beside the result."""
+    for option in (
+        click.option("--license", help="The model's licence [that of a known corpus]."),
+        click.option("--language", help="Language of the text, ISO 639 [of a known corpus]."),
+        click.option(
+            "--grid-co2",
+            "grid_g_per_kwh",
+            type=click.FloatRange(0, 2000),
+            envvar="N4090_GRID_CO2",
+            help="Grams of CO2 a kWh causes here [the world's mean].",
+        ),
+    ):
+        command = option(command)
+    return command
 
 
 @click.group()
@@ -108,11 +126,30 @@ def mllog(run: Path, benchmark: str) -> None:
 
 @export.command("model-index")
 @click.argument("run", type=RUN)
-def model_index(run: Path) -> None:
+@card_options
+def model_index(run: Path, **stated: Any) -> None:
     """YAML front matter for a model card."""
-    from kit.trust.export import model_index as front_matter
+    from kit.board.model_index import CardFacts
+    from kit.board.model_index import model_index as front_matter
 
-    sys.stdout.write(front_matter(_checked(run)))
+    sys.stdout.write(front_matter(_checked(run), CardFacts(**stated)))
+
+
+@export.command("eee")
+@click.argument("run", type=RUN)
+@click.option("--by", "developer", required=True, help="Who trained the model: a name on the Hub.")
+@click.option("--out", type=RUN, default=Path(), help="Folder for the files [.].")
+@click.option("--core", type=RUN, help="The run's questions; adds one line an item.")
+def eee(run: Path, developer: str, out: Path, core: Path | None) -> None:
+    """An evaluation file of Every Eval Ever 0.3.0."""
+    from kit.board.eee import export_eee
+
+    result = _checked(run)
+    folder = run if run.is_dir() else run.parent
+    for path in export_eee(folder, result, out, developer=developer, core=core):
+        click.echo(path)
+    if core is None:
+        click.echo("note: no line an item; --core DIR adds them", err=True)
 
 
 def _checked(run: Path) -> dict[str, Any]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from kit.cli.export import card_options
 
 if TYPE_CHECKING:
     from kit.board.package import Package
@@ -34,6 +36,7 @@ YES = click.option("--yes", "-y", is_flag=True, help="Publish without asking; fo
 @click.option("--no-weights", is_flag=True, help="Text only; such a row stays at tier T1.")
 @click.option("--dry-run", is_flag=True, help="Show every file, size and request; send nothing.")
 @YES
+@card_options
 @click.option("--json", "as_json", is_flag=True, help="The outcome as JSON.")
 def submit(
     what: Path,
@@ -44,6 +47,7 @@ def submit(
     dry_run: bool,
     yes: bool,
     as_json: bool,
+    **stated: Any,
 ) -> None:
     """Submit a run (folder or result.json), or a signed reproduction, to the leaderboard.
 
@@ -51,6 +55,7 @@ def submit(
     the board gets a pull request of small text files, pinned to that commit. Broken off, it goes
     on where it stopped; done twice, it does nothing.
     """
+    from kit.board.model_index import CardFacts
     from kit.board.package import pack, read_input
     from kit.errors import PrerequisiteError
 
@@ -79,6 +84,7 @@ def submit(
             repository=repo,
             weights=not no_weights,
             documents=documents,
+            facts=CardFacts(**stated),
             tell=_tell,
         )
     if dry_run:
@@ -175,6 +181,7 @@ def _show_plan(
 ) -> None:
     """Every file and request, in order."""
     from kit.board.package import document_items
+    from kit.core_eval.naming import is_core
 
     prefix = "" if folder else "submissions/"
     plan: list[dict[str, object]] = []
@@ -189,6 +196,8 @@ def _show_plan(
         if not folder:
             plan.append({"request": f"one commit to {package.repository}"})
             plan.append({"request": f"tag n4090-{package.id}"})
+            if is_core(package.result["quality"]["core"]):
+                plan.append({"request": f".eval_results/core.yaml to {package.repository}"})
     items = package.board_items(package.repository, None) if package else document_items(documents)
     plan += [
         {"to": board, "file": f"{prefix}{i.path}", "bytes": i.size_bytes, "sha256": i.digest}

@@ -1,4 +1,4 @@
-"""A result in other people's formats: DSSE with an in-toto statement, an MLPerf log, a model index.
+"""A result in other people's formats: DSSE with an in-toto statement, an MLPerf log.
 
 Each is derived from a verified run folder and says so; the signed result stays the original.
 """
@@ -14,10 +14,8 @@ from typing import Any
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding
 
-from kit.core_eval.naming import OWN_SCORE, PARTIAL_SCORE, score_key, score_name
 from kit.errors import PrerequisiteError
 from kit.run_log import LOG_KIND
-from kit.text import plain
 from kit.trust.canonical import canonical_bytes
 from kit.trust.chain import read_chain
 from kit.trust.keys import Signer
@@ -25,12 +23,6 @@ from kit.trust.keys import Signer
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 PREDICATE_TYPE = "https://n4090-kit/result/v1"
-# What each score was measured on.
-_DATASETS = {
-    "CORE": "CORE bundle",
-    PARTIAL_SCORE: "some items of the evaluation bundle",
-    OWN_SCORE: "questions made by n4090-kit",
-}
 
 Document = dict[str, Any]
 
@@ -160,36 +152,3 @@ def mllog(folder: Path, result: Document, benchmark: str = "n4090") -> Iterator[
 def _eval_samples(result: Document) -> int:
     core = result["quality"]["core"]
     return sum(task["n"] for task in core["tasks"]) if core else 0
-
-
-def model_index(result: Document) -> str:
-    """YAML front matter for a model card: `model-index` with the result's scores."""
-    quality = result["quality"]
-    metrics: list[tuple[str, str, str, float]] = []
-    if quality["core"]:
-        label, kind = score_name(quality["core"]), score_key(quality["core"])
-        metrics.append((label, kind, _DATASETS[label], quality["core"]["value"]))
-    if quality["val_bpb"]:
-        metrics.append(
-            ("bits per byte", "bits_per_byte", "validation shard", quality["val_bpb"]["last"])
-        )
-    if quality["chat"] and quality["chat"]["value"] is not None:
-        metrics.append(("chat score", "accuracy", "chat evaluation", quality["chat"]["value"]))
-    name = json.dumps(plain(f"{result['recipe']['name']} ({result['runs']['id']})", 200))
-    lines = ["---", "tags:", "  - n4090-kit", "model-index:", f"  - name: {name}", "    results:"]
-    for label, kind, dataset, value in metrics:
-        lines += [
-            "      - task:",
-            "          type: text-generation",
-            "        dataset:",
-            f"          name: {json.dumps(dataset)}",
-            f"          type: {json.dumps(dataset.lower().replace(' ', '-'))}",
-            "        metrics:",
-            f"          - type: {json.dumps(kind)}",
-            f"            name: {json.dumps(label)}",
-            f"            value: {value!r}",
-            "            verified: false",
-        ]
-    if not metrics:
-        lines[-1] = "    results: []"
-    return "\n".join([*lines, "---"]) + "\n"

@@ -44,8 +44,9 @@ def assert_sound(hub: GitHub, run: Path) -> str:
     model, board = hub.path("models", f"alice/n4090-d20-{row}"), hub.path("datasets", BOARD)
     for repo in (model, board):
         git(repo, "fsck", "--strict", "--no-dangling")
-    commit = git(model, "rev-parse", "main").strip()
-    assert git(model, "rev-parse", f"n4090-{row}").strip() == commit
+    commit = git(model, "rev-parse", f"n4090-{row}").strip()
+    assert git(model, "rev-parse", "main~1").strip() == commit
+    assert git(model, "diff", "--name-only", commit, "main").split() == [".eval_results/core.yaml"]
     for path in ("checkpoints/pretrain/model.safetensors", "checkpoints/sft/model.safetensors"):
         stored = hub.content("models", f"alice/n4090-d20-{row}", commit, path)
         assert stored == (run / path).read_bytes()
@@ -101,8 +102,10 @@ def test_the_published_model_verifies_as_it_is_downloaded(
     card = ModelCard((local / "README.md").read_text())
     assert card.data.eval_results
     assert {one.metric_name for one in card.data.eval_results} >= {"CORE", "bits per byte"}
-    entries = parse_eval_result_entries(json.loads((local / ".eval_results/core.yaml").read_text()))
-    assert [entry.task_id for entry in entries] == ["core"]
+    scores = hub.content("models", repository, "main", ".eval_results/core.yaml")
+    [entry] = parse_eval_result_entries(json.loads(scores))
+    assert entry.task_id == "core" and entry.dataset_revision
+    assert entry.source_url == f"{hub.url}/{repository}/blob/{commit}/result.json"
     assert "<svg" in (local / "curves.svg").read_text()
     assert "n4090-kit chat" in card.text
 

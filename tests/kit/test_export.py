@@ -13,10 +13,11 @@ import pytest
 import tamper
 from click.testing import CliRunner, Result
 
+from kit.board.model_index import model_index
 from kit.cli.main import cli
 from kit.errors import PrerequisiteError
 from kit.trust.canonical import parse_strict
-from kit.trust.export import dsse, mllog, model_index, public_pem
+from kit.trust.export import dsse, mllog, public_pem
 from kit.trust.keys import Signer, load_or_create_signer
 
 

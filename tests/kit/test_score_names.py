@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 from kit.board import card
 from kit.board.layout import SubmissionPath
+from kit.board.model_index import model_index
 from kit.board.row import submission_row
 from kit.board.site.detail import _facts as headings
 from kit.board.site.view import index_row
@@ -22,7 +23,6 @@ from kit.cli import progress
 from kit.cli.main import cli
 from kit.cli.run import summary
 from kit.core_eval.naming import is_core, score_name
-from kit.trust.export import model_index
 from kit.verify import verify_result
 from kit.verify.html import page
 
@@ -57,7 +57,7 @@ def published(result: dict[str, Any]) -> dict[str, str]:
     return {
         "model index": model_index(result),
         "card": card.facts_table(result),
-        "eval results": card.eval_results(result, "me/board"),
+        "eval results": card.eval_results(result, "me/board") or "",
         "row": json.dumps({"core": row["core"]}),
         "index": json.dumps([shown.core, shown.data.get("core")]),
         "heading": json.dumps(headings(row)[0]),
