@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -23,16 +23,41 @@ from reference.kernels.autotune import apply
 from reference.kernels.cpu import cpu_library
 from reference.model.cost import count_flops, peak_flops
 from reference.model.gpt import GPT, ModelConfig
-from reference.optim.optimizer import MuonAdamW, parameter_groups
-from reference.optim.schedule import ScheduleConfig, schedule_at
+from reference.optim.schedule import ScheduleConfig
 from reference.train.curriculum import Curriculum
 from reference.train.device import peak_memory_bytes
+from reference.train.loop import TrainState, new_optimizer
 from reference.train.metrics import mfu
-from reference.train.step import maybe_compile, train_step
+from reference.train.step import maybe_compile
 
 Batches = list[tuple[Tensor, Tensor]]
 ALONE_STEPS = 5
 WARMUP_STEPS = 2  # untimed: allocations, autotuning, and where asked for compiling
+
+
+class GivenRows:
+    """Rows for a step that somebody else has drawn: set `batches` before each step."""
+
+    uneven, by_row, waited_s = True, False, 0.0
+
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size = batch_size
+        self.batches: Iterator[tuple[Tensor, Tensor]] = iter(())
+
+    def at(self, progress: float) -> None:
+        """The rows do not depend on it."""
+
+    def resize(self, batch_size: int, seq_len: int) -> None:
+        """The rows are what they are."""
+
+    def next_batch(self) -> tuple[Tensor, Tensor]:
+        return next(self.batches)
+
+    def learned(self, losses: Tensor) -> dict[str, Any]:
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
 
 
 class Timing(NamedTuple):
@@ -98,14 +123,18 @@ def bench_training(
     model.place(device)
     compiled = maybe_compile(model, setting, device, tokens=section["num_steps"] * tokens_per_step)
     apply(model, section, alone.decisions, Curriculum.from_recipe(config, section).at(1.0))
-    optimizer = MuonAdamW(
-        parameter_groups(model, section),
-        compiled=section["compile_optimizer"] and where.type == "cuda",
+    rows = GivenRows(micro_batch)
+    state = TrainState.constant(
+        model,
+        new_optimizer(model, section, None),
+        ScheduleConfig.from_recipe(section),
+        rows,
+        batch_tokens=tokens_per_step,
     )
-    schedule = ScheduleConfig.from_recipe(section)
 
     def ours(step: int, batches: Batches) -> float:
-        return train_step(model, optimizer, batches, schedule_at(0.0, step, schedule))
+        rows.batches = iter(batches)
+        return state.step(0.0, step).loss
 
     trainers: dict[str, Callable[[int, Batches], float]] = {"ours": ours}
     if compare:

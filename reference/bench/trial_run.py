@@ -1,8 +1,8 @@
 """A short training run without files: what `bench` times and what the levers are compared by.
 
-The same parts in the same order as stage `pretrain`: decisions, phases, rows packed ahead, and
-steps that survive a lack of memory. Only the text is made up, from a chain of tokens that a model
-can learn: so losses mean something, if only beside each other.
+The same state and the same steps as in stage `pretrain` (`reference.train.loop`). Only the text is
+made up, from a chain of tokens that a model can learn: so losses mean something, if only beside
+each other.
 """
 
 from __future__ import annotations
@@ -15,16 +15,14 @@ import numpy as np
 import torch
 
 from reference.config.model import ModelConfig
-from reference.kernels.autotune import apply, decide, precompile
 from reference.model.gpt import GPT
-from reference.optim.optimizer import MuonAdamW, parameter_groups
-from reference.optim.schedule import ScheduleConfig, schedule_at
 from reference.rows.packing import PackedLoader
-from reference.train.curriculum import Curriculum, rows_at
-from reference.train.device import memory_limit_bytes, peak_memory_bytes
-from reference.train.memory import fitting_micro_batch, plan_vram
+from reference.train.curriculum import rows_at
+from reference.train.device import peak_memory_bytes
+from reference.train.loop import TrainState
+from reference.train.memory import plan_vram
 from reference.train.metrics import evaluate_bpb
-from reference.train.step import Stepper, compiled_graphs, maybe_compile
+from reference.train.step import compiled_graphs
 
 BOS = 0
 FOLLOWERS = 8  # tokens that may come after each token of the made text
@@ -90,80 +88,66 @@ def trial_run(
     The phases of the recipe's ramps are passed through in these few steps. Losses are those of all
     steps; times leave the untimed ones out.
     """
-    section = recipe["pretrain"]
-    where = torch.device(device)
+    section, where = recipe["pretrain"], torch.device(device)
     config = ModelConfig.from_recipe(recipe["model"], recipe["tokenizer"]["vocab_size"])
-    T, total = config.seq_len, warmup + steps
-    limit = memory_limit_bytes(where, section["vram_cap_gib"])
-    micro_batch = fitting_micro_batch(config, section, limit)
+    total = warmup + steps
     if where.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(where)
     notes: list[str] = []
     began, before = time.perf_counter(), compiled_graphs()
+    state = TrainState.of_recipe(
+        config, section, device=where, seed=0, horizon_tokens=None, on_device=True
+    )
 
-    model = GPT.empty(config, device)
-    model.init_weights(0, on_device=True)
-    model.place(device)
-    compiled = section["compile_optimizer"] and where.type == "cuda"
-    optimizer = MuonAdamW(parameter_groups(model, section), compiled=compiled)
-    curriculum, schedule = (
-        Curriculum.from_recipe(config, section),
-        ScheduleConfig.from_recipe(section),
-    )
-    compiling = maybe_compile(model, compile_setting or section["compile"], device)
-    decisions = decide(
-        model, section, micro_batch=micro_batch, say=lambda text, **_: notes.append(text)
-    )
-    bos = BOS if section["document_mask"] else None
-    if compiling:
-        shapes = [(phase, rows_at(phase, micro_batch, T)) for phase in curriculum.phases]
-        precompile(model, section, decisions, shapes[::-1], bos)
+    def say(text: str, **_: Any) -> None:
+        notes.append(text)
+
+    state.prepare(say, compile_setting=compile_setting, bos=BOS)
     text = MadeText(config.vocab_size, min(1 << 20, total * section["total_batch_size"]))
-    phase = curriculum.at(0.0)
-    rows = rows_at(phase, micro_batch, T)
+    rows = rows_at(state.phase, state.micro_batch, config.seq_len)
     loader = PackedLoader(
-        text, rows, phase.seq_len, 0, device=device, prefetch=section["prefetch"], bos=bos
+        text,
+        rows,
+        state.phase.seq_len,
+        0,
+        device=device,
+        prefetch=section["prefetch"],
+        bos=BOS if section["document_mask"] else None,
     )
-    stepper = Stepper(model, optimizer)
+    state.rows = loader
     _synchronize(where)
     prepared = time.perf_counter()
     ready = compiled_graphs()
 
     losses, step_s, wait_s, tokens = [], [], [], []
     for step in range(total):
-        progress = max(0, step - warmup) / steps
-        phase = curriculum.at(progress)
-        apply(model, section, decisions, phase)
-        loader.resize(rows_at(phase, micro_batch, T), phase.seq_len)
-        count = phase.batch_tokens // (loader.batch_size * phase.seq_len)
-        multipliers = schedule_at(progress, step, schedule)
-        multipliers = multipliers._replace(lr=multipliers.lr * curriculum.lr_scale(phase))
-        start, waited_s = time.perf_counter(), loader.waited_s
-        batches = (loader.next_batch() for _ in range(count))
-        losses.append(stepper.step(batches, multipliers, count=phase.batch_tokens))
+        start = time.perf_counter()
+        made = state.step(max(0, step - warmup) / steps, step)
         _synchronize(where)
+        losses.append(made.loss)
+        notes += made.notes
         if step >= warmup:
             step_s.append(time.perf_counter() - start)
-            wait_s.append(loader.waited_s - waited_s)
-            tokens.append(phase.batch_tokens)
+            wait_s.append(made.wait_s)
+            tokens.append(made.tokens)
     loader.close()
     peak = peak_memory_bytes(where) if where.type == "cuda" else None
-    model.set_windows(config.windows)
+    state.model.set_windows(config.windows)
     return TrialRun(
         losses=losses,
         step_s=step_s,
         wait_s=wait_s,
         tokens=tokens,
-        micro_batch=micro_batch,
-        parts=stepper.parts,
+        micro_batch=state.micro_batch,
+        parts=state.parts,
         prepare_s=prepared - began,
         graphs=(ready - before, compiled_graphs() - ready),
         peak_bytes=peak,
-        planned_bytes=sum(plan_vram(config, micro_batch, section).values()),
-        val_bpb=_made_bpb(model, config, micro_batch, where),
-        notes=notes + stepper.notes,
-        decisions=decisions,
+        planned_bytes=sum(plan_vram(config, state.micro_batch, section).values()),
+        val_bpb=_made_bpb(state.model, config, state.micro_batch, where),
+        notes=notes,
+        decisions=state.decisions or {},
     )
 
 

@@ -293,10 +293,10 @@ def _train(
 
     from reference.model.gpt import GPT, ModelConfig
     from reference.optim.optimizer import MuonAdamW, parameter_groups
-    from reference.optim.schedule import ScheduleConfig, schedule_at
+    from reference.optim.schedule import ScheduleConfig
     from reference.rows.packing import PackedLoader, validation_batches
+    from reference.train.loop import TrainState
     from reference.train.metrics import evaluate_bpb
-    from reference.train.step import train_step
 
     section = _defaults() | RATES | {"num_steps": steps}
     documents = TokenizedTexts(_first_texts(corpus, steps * BATCH * SEQ_LEN), tokenizer)
@@ -307,12 +307,10 @@ def _train(
     optimizer = MuonAdamW(parameter_groups(model, section))
     schedule = ScheduleConfig.from_recipe(section)
     loader = PackedLoader(documents, BATCH, SEQ_LEN, seed, prefetch=False)
-    losses = [
-        train_step(
-            model, optimizer, [loader.next_batch()], schedule_at(step / steps, step, schedule)
-        )
-        for step in range(steps)
-    ]
+    state = TrainState.constant(
+        model, optimizer, schedule, loader, batch_tokens=BATCH * SEQ_LEN, seq_len=SEQ_LEN
+    )
+    losses = [state.step(step / steps, step).loss for step in range(steps)]
     token_bytes = torch.from_numpy(tokenizer.token_bytes())
     scores = {
         name: evaluate_bpb(

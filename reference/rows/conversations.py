@@ -94,6 +94,8 @@ class ConversationLoader:
         state: Continue from a `state_dict`.
     """
 
+    uneven, by_row, waited_s = True, False, 0.0
+
     def __init__(
         self,
         conversations: Sequence[Rendered],
@@ -105,7 +107,7 @@ class ConversationLoader:
         state: dict[str, Any] | None = None,
     ) -> None:
         self._conversations = conversations
-        self._batch_size, self._seq_len, self._pad_id = batch_size, seq_len, pad_id
+        self.batch_size, self._seq_len, self._pad_id = batch_size, seq_len, pad_id
         self._device = torch.device(device)
         lengths = np.array([len(item.ids) for item in conversations])
         self._buffer = ShuffledBuffer(lengths, BUFFER_CONVERSATIONS, seed)
@@ -114,11 +116,20 @@ class ConversationLoader:
 
     def next_batch(self) -> Batch:
         """(tokens, targets), each (B, T) int64."""
-        rows = [self.next_row() for _ in range(self._batch_size)]
-        return padded_batch(rows, self._batch_size, self._seq_len, self._pad_id, self._device)
+        rows = [self.next_row() for _ in range(self.batch_size)]
+        return padded_batch(rows, self.batch_size, self._seq_len, self._pad_id, self._device)
 
     def state_dict(self) -> dict[str, Any]:
         return self._buffer.state_dict()
+
+    def at(self, progress: float) -> None:
+        """All of a run reads the same conversations."""
+
+    def resize(self, batch_size: int, seq_len: int) -> None:
+        """Makes batches of another number of rows; rows keep their length."""
+        if seq_len != self._seq_len:
+            raise ValueError(f"conversations were cut for rows of {self._seq_len} tokens")
+        self.batch_size = batch_size
 
     def next_row(self) -> Rendered:
         """Whole conversations, at most seq_len + 1 tokens."""

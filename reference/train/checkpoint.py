@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 
 from reference.errors import TrainerError
 from reference.model.gpt import GPT, ModelConfig
+from reference.request import Request
 
 MODEL_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
@@ -203,6 +204,15 @@ def load_latest_state(
             "Check the disk; remove the folder to begin this stage again.",
         )
     return None
+
+
+def latest_state(request: Request) -> dict[str, Any]:
+    """The checkpoint to resume from, or the state before the first step; later ones are removed."""
+    out = request.path("out")
+    latest = load_latest_state(out, request.resume_step) if request.attempt else None
+    step, state = latest or (0, {"loader": None, "tokens": 0})
+    drop_states_after(out, step)
+    return {"parts": 1, **state, "step": step}
 
 
 def drop_states_after(folder: Path, step: int) -> None:

@@ -5,10 +5,9 @@ follows the elapsed share of it. By steps a run is a function of recipe and seed
 interrupted one, resumed, has the same losses to the bit on a CPU. By time every card finishes when
 the budget says so; each step's progress is logged, so that a replay can follow it.
 
-What changes on the way (sequence length, windows, batch, precision) is
-`reference.train.curriculum`; the model itself where it grows,
-`reference.experiments.growth.growth`; what is decided by measuring before the first step,
-`reference.kernels.autotune`.
+How a step is made is `reference.train.loop`; what changes on the way (sequence length, windows,
+batch, precision) is `reference.train.curriculum`; what is decided by measuring before the first
+step, `reference.kernels.autotune`.
 
 References:
     nanochat's training script is the starting point: https://github.com/karpathy/nanochat
@@ -16,362 +15,282 @@ References:
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from typing import Any
 
 import torch
 
+from reference.config.model import ModelConfig
 from reference.errors import TrainerError
 from reference.events import Events
-from reference.experiments.growth.growth import Trainee
-from reference.kernels.autotune import apply, decide, precompile
-from reference.model.cost import RunCost, count_flops, count_parameters, estimate, peak_flops
-from reference.model.gpt import GPT, ModelConfig
-from reference.optim.optimizer import MuonAdamW
-from reference.optim.schedule import ScheduleConfig, schedule_at
+from reference.model.cost import count_flops, count_parameters, peak_flops
 from reference.request import Request
 from reference.rows.documents import Documents, token_folder
 from reference.rows.mixing import MixedLoader
 from reference.rows.packing import validation_batches
-from reference.rows.training_rows import open_training_rows
+from reference.rows.training_rows import Loader, open_training_rows
 from reference.stage import Stopped, stop_requested
 from reference.tokenizer.bpe import Tokenizer
 from reference.train.checkpoint import (
     BackgroundSaver,
     Saved,
     clear_states,
-    drop_states_after,
     is_complete,
+    latest_state,
     load_latest_state,
     save_model,
 )
-from reference.train.curriculum import Phase, rows_at
-from reference.train.device import (
-    DeviceTimer,
-    make_deterministic,
-    memory_limit_bytes,
-    peak_memory_bytes,
-    set_up_device,
-)
-from reference.train.divergence import Divergence
-from reference.train.memory import fitting_micro_batch, plan_vram
-from reference.train.metrics import evaluate_bpb
+from reference.train.collector import quiet_collector
+from reference.train.curriculum import rows_at
+from reference.train.device import peak_memory_bytes
+from reference.train.horizon import Horizon
+from reference.train.loop import StepReport, TrainState, micro_batch_note
 from reference.train.snapshot import save_snapshot
-from reference.train.step import Stepper, compiled_graphs, maybe_compile
 
-# Of a horizon in time, kept back for the last evaluation and checkpoint.
-RESERVE_SHARE = 0.01
-RESERVE_EVALS = 3.0
-RESERVE_S = 10.0
 MEMORY_EVERY = 100  # steps between memory events
 
 
 def run(request: Request, events: Events) -> None:
-    """Leaves the base model in `paths.out`; goes on from the latest state when there is one."""
-    out, recipe = request.path("out"), request.recipe
-    section = recipe["pretrain"]
+    """Leaves the base model in `paths.out`; resumes from the latest state if there is one."""
+    out, section = request.path("out"), request.recipe["pretrain"]
     if request.attempt and is_complete(out):
         clear_states(out)
         return
-    if section["deterministic"]:
-        make_deterministic()
-    device = set_up_device(request)
+    saved = latest_state(request)
     tokenizer = Tokenizer.load(request.path("tokenizer"))
-    cache = token_folder(request.path("cache"), request.run_id)
-    validation = Documents.open(cache, "validation", tokenizer)
-
-    config = ModelConfig.from_recipe(recipe["model"], tokenizer.vocab_size)
-    T = config.seq_len
-    horizon = Horizon(request)
-    trainee = Trainee(
-        config,
-        section,
-        seed=request.seed,
-        device=device,
-        tokens=horizon.tokens,
-        compiled=section["compile_optimizer"] and device.type == "cuda",
+    state = TrainState.open(request, tokenizer.vocab_size)
+    report = PretrainReport(events, state)
+    report.model()
+    if saved["step"]:
+        state.load_state_dict(saved)
+    horizon, step = Horizon(request), saved["step"]
+    rows = open_rows(
+        request, state, tokenizer, horizon.progress(step), saved["loader"], report.note
     )
-    divergence = Divergence(section["divergence_nats"], section["rollbacks"])
-    schedule = ScheduleConfig.from_recipe(section)
-    cost = RunCost.from_recipe(config, section)
-    report_model(events, config, device, trainee.initial_weights)
+    validation, first_step = Validation(request, state, tokenizer), step
 
-    def say(text: str, **figures: Any) -> None:
-        events.emit("note", text=text, **figures)
+    with ExitStack() as stack:
+        stack.enter_context(closing(rows))
+        saver = BackgroundSaver(out, background=section["background_checkpoints"])
+        stack.enter_context(closing(saver))
+        collector = stack.enter_context(quiet_collector())
+        while (progress := horizon.progress(step)) < 1.0:
+            model = state.model
+            report.changes(step, state.reach(progress))
+            if state.model is not model:
+                collector.forget_what_was_set_aside()
+            if due(step, section["eval_every"], first=True):
+                horizon.reserve(report.evaluation(step, validation, between=step > 0))
+                collector.collect()
+            if stop_requested():
+                report.saved(saver.save(step, state.checkpoint_dict()) + saver.wait())
+                raise Stopped
+            if step > first_step and due(step, section["checkpoint_every"]):
+                report.saved(saver.save(step, state.checkpoint_dict()))
+            if due(step, section["snapshot_every"]):
+                save_snapshot(out, step, state.state_dict())
 
-    state = latest_state(request)
-    if state["step"]:
-        trainee.load_state_dict(state)
-    divergence.load_state_dict(state.get("divergence", {}))
-    first_step, tokens_seen, flops = state["step"], state["tokens"], state.get("flops", 0.0)
-    micro_batch = choose_micro_batch(config, section, device, say)
-    bos = tokenizer.bos_id if section["document_mask"] else None
+            made = state.step(progress, step)
+            if made.diverged:
+                report.saved(saver.wait())
+                go_back(state, made, request, report)
+                continue  # the step is made again, with other data
+            report.step(made, first=step == first_step)
+            report.saved(saver.finished())
+            collector.set_aside()
+            step += 1
+            if due(step, MEMORY_EVERY):
+                report.memory(step)
 
-    def prepare(known: dict[str, Any] | None = None) -> dict[str, Any]:
-        """The decisions for the model in training, which is compiled where that is wanted."""
-        maybe_compile(trainee.model, section["compile"], device, tokens=horizon.tokens)
-        decisions = decide(trainee.model, section, micro_batch=micro_batch, say=say, known=known)
-        if device.type == "cuda" and section["compile"] != "off":
-            began, phases = time.perf_counter(), trainee.curriculum.phases
-            shapes = [(phase, rows_at(phase, micro_batch, T)) for phase in phases]
-            precompile(trainee.model, section, decisions, shapes[::-1], bos)
-            say(
-                f"{compiled_graphs()} graphs compiled beforehand for {len(shapes)} phase(s) of the "
-                "run",
-                compile_s=round(time.perf_counter() - began, 3),
-            )
-        return decisions
+        report.changes(step, state.reach(1.0))
+        if state.average.exists:  # the model of this run is the average
+            report.evaluation(step, validation, "val_bpb_weights")
+            state.average.put()
+        report.evaluation(step, validation)
+        report.saved(saver.wait())
 
-    decisions = prepare(state.get("decisions"))
-    phase = trainee.curriculum.at(horizon.progress(first_step))
-    loader = open_training_rows(
+    finish(state, request, report, step, rows)
+
+
+def due(step: int, every: int, *, first: bool = False) -> bool:
+    """Whether something that is done every so many steps (0: never) is due before `step`."""
+    return (step > 0 and every > 0 and step % every == 0) or (first and step == 0)
+
+
+def open_rows(
+    request: Request,
+    state: TrainState,
+    tokenizer: Tokenizer,
+    progress: float,
+    saved: dict[str, Any] | None,
+    say: Callable[..., None],
+) -> Loader:
+    """Decides on kernels, compiles, and gives `state` its training rows.
+
+    Args:
+        progress: Of the first step that will be made.
+        saved: The rows' state to resume from; None begins with the corpus.
+    """
+    section = state.section
+    if note := micro_batch_note(state):
+        say(note)
+    state.prepare(say, bos=tokenizer.bos_id)
+    phase = state.phase = state.curriculum.at(progress)
+    rows = open_training_rows(
         request,
         tokenizer,
-        cache,
-        rows=rows_at(phase, micro_batch, T),
+        token_folder(request.path("cache"), request.run_id),
+        rows=rows_at(phase, state.micro_batch, state.config.seq_len),
         seq_len=phase.seq_len,
-        device=device,
+        device=state.device,
         prefetch=section["prefetch"],
-        state=state["loader"],
+        state=saved,
         say=say,
     )
-    stepper = Stepper(trainee.model, trainee.optimizer, parts=state["parts"])
-    saver = BackgroundSaver(out, background=section["background_checkpoints"])
-    token_bytes = torch.from_numpy(tokenizer.token_bytes()).to(device)
+    state.rows = rows
+    return rows
 
-    def evaluate(step: int, name: str = "val_bpb", *, between: bool = False) -> None:
-        began = time.perf_counter()
-        # Always the finished model's reach: what a checkpoint of this moment would compute.
-        model = trainee.model
-        model.set_windows(model.config.windows)
-        tokens = (between and section["eval_tokens_between"]) or section["eval_tokens"]
-        batches = validation_batches(validation, micro_batch, T, max_tokens=tokens, device=device)
-        value = evaluate_bpb(model, batches, token_bytes)
-        model.set_windows(phase.windows)
-        elapsed_s = time.perf_counter() - began
-        horizon.reserve(elapsed_s * section["eval_tokens"] / tokens)
-        events.emit("eval", name=name, step=step, value=value, elapsed_s=elapsed_s)
 
-    def whole_state(step: int) -> dict[str, Any]:
-        return {
-            **trainee.state_dict(),
-            "loader": loader.state_dict() if step else None,
-            "tokens": tokens_seen,
-            "flops": flops,
-            "parts": stepper.parts,
-            "decisions": decisions,
-            "divergence": divergence.state_dict(),
-        }
+def go_back(state: TrainState, made: StepReport, request: Request, report: PretrainReport) -> None:
+    """Restores the weights of the last checkpoint after a step that diverged.
 
-    def checkpoint(step: int, *, wait: bool = False) -> None:
-        whole = {**whole_state(step), "average": trainee.average.state_dict()}
-        finished = saver.save(step, whole)
-        report_saved(events, finished + (saver.wait() if wait else []))
-
-    step, begun, graphs = first_step, False, compiled_graphs()
-    try:
-        while True:
-            progress = horizon.progress(step)
-            done = progress >= 1.0
-            grew = trainee.reach(1.0 if done else progress)
-            if grew:
-                say(f"step {step}: the model grows: {', '.join(grew)}")
-                decisions = prepare()
-                stepper.model, stepper.optimizer = trainee.model, trainee.optimizer
-                phase = trainee.curriculum.at(progress)
-                apply(trainee.model, section, decisions, phase)
-                loader.resize(rows_at(phase, micro_batch, T), phase.seq_len)
-                divergence.forget()  # the loss of a deeper model jumps and comes back
-                if begun:
-                    gc.unfreeze()  # the smaller model is among what was set aside
-                    gc.collect()
-                    gc.freeze()
-            if not done and trainee.teach(progress, decisions["attention"]):
-                say(f"step {step}: the weights of this moment are the teacher from here on")
-            if done or step == 0 or (section["eval_every"] and step % section["eval_every"] == 0):
-                if done and trainee.average.exists:  # the model of this run is the average
-                    evaluate(step, "val_bpb_weights")
-                    trainee.average.put()
-                evaluate(step, between=step > 0 and not done)
-                if begun:
-                    gc.collect()
-                graphs = compiled_graphs()
-            if done:
-                break
-            if stop_requested():
-                checkpoint(step, wait=True)
-                raise Stopped
-            if (
-                step > first_step
-                and section["checkpoint_every"]
-                and step % section["checkpoint_every"] == 0
-            ):
-                checkpoint(step)
-            if step and section["snapshot_every"] and step % section["snapshot_every"] == 0:
-                save_snapshot(out, step, whole_state(step))
-
-            before, phase = phase, trainee.curriculum.at(progress)
-            if phase != before or not begun:
-                if begun:
-                    say(f"step {step}: {difference(before, phase)}")
-                apply(trainee.model, section, decisions, phase)
-                loader.resize(rows_at(phase, micro_batch, T), phase.seq_len)
-            loader.at(progress)
-            step_tokens = phase.batch_tokens
-            micro_batches = step_tokens // (loader.batch_size * phase.seq_len)
-            multipliers = schedule_at(progress, step, schedule)
-            lr = multipliers.lr * trainee.curriculum.lr_scale(phase) * divergence.lr_factor
-            multipliers = multipliers._replace(lr=lr)
-            timer = DeviceTimer(device)
-            began, waited_s = time.perf_counter(), loader.waited_s
-            batches = (loader.next_batch() for _ in range(micro_batches))
-            counted = None if loader.uneven else step_tokens
-            loss = stepper.step(batches, multipliers, count=counted, by_row=loader.by_row)
-            cuda_s = timer.elapsed_s()
-            elapsed_s = time.perf_counter() - began
-            if divergence.seen(loss):
-                report_saved(events, saver.wait())
-                begins_again = divergence.may_go_back() and load_latest_state(out)
-                if not begins_again:
-                    raise TrainerError(
-                        "nan_loss",
-                        f"the loss is {loss} at step {step}",
-                        "Lower the learning rates or warm up longer; the last checkpoint is kept.",
-                    )
-                trainee.load_state_dict(begins_again[1])
-                stepper.model, stepper.optimizer = trainee.model, trainee.optimizer
-                divergence.went_back()
-                say(
-                    f"step {step}: loss {loss}; the weights are those of step {begins_again[0]} "
-                    f"again, the learning rate is {divergence.lr_factor:g} of the schedule's",
-                    rolled_back_step=step,
-                )
-                continue  # the step is done anew, with other data
-            of_rows = loader.learned(stepper.row_losses) if loader.by_row else {}
-            trainee.average.update(step, progress)
-            tokens_seen += step_tokens
-            flops += step_tokens * cost.at(progress).nanochat
-            events.emit(
-                "step",
-                step=step,
-                tokens=tokens_seen,
-                loss=loss,
-                lr=multipliers.lr,
-                progress=progress,
-                micro_batches=micro_batches * stepper.parts,
-                step_tokens=step_tokens,
-                **({"flops": flops} if cost.varies else {}),
-                dt_s=round(elapsed_s, 6),
-                wait_s=round(loader.waited_s - waited_s, 6),
-                cuda_s=cuda_s,
-                **of_rows,
-            )
-            if begun and compiled_graphs() > graphs:
-                say(f"step {step} compiled {compiled_graphs() - graphs} graph(s) on the way")
-            graphs = compiled_graphs()
-            report_saved(events, saver.finished())
-            for text in stepper.notes:
-                say(f"step {step}: {text}")
-            stepper.notes.clear()
-            if not begun:
-                # From here on garbage is collected at evaluations, not in the middle of a step.
-                gc.collect()
-                gc.freeze()
-                gc.disable()
-                begun = True
-            step += 1
-            if step % MEMORY_EVERY == 0:
-                events.emit("memory", step=step, peak_bytes=peak_memory_bytes(device))
-        report_saved(events, saver.wait())
-    finally:
-        gc.enable()
-        gc.unfreeze()
-        loader.close()
-        saver.close()
-
-    model = trainee.model
-    if model.tied and not config.tied:
-        model.untie()
-    events.emit("memory", step=step, peak_bytes=peak_memory_bytes(device))
-    say(
-        f"{loader.crop_rate:.1%} of the tokens read were cropped, {loader.epoch + 1} epoch(s) begun"
+    Raises:
+        TrainerError: The recipe allows no further rollback, or there is no checkpoint.
+    """
+    report.changes(made.step, made.notes)
+    divergence = state.divergence
+    latest = divergence.may_go_back() and load_latest_state(request.path("out"))
+    if not latest:
+        raise TrainerError(
+            "nan_loss",
+            f"the loss is {made.loss} at step {made.step}",
+            "Lower the learning rates or warm up longer; the last checkpoint is kept.",
+        )
+    step, saved = latest
+    state.load_weights(saved)
+    divergence.went_back()
+    report.note(
+        f"step {made.step}: loss {made.loss}; the weights are those of step {step} again, the"
+        f" learning rate is {divergence.lr_factor:g} of the schedule's",
+        rolled_back_step=made.step,
     )
-    if isinstance(loader, MixedLoader):
-        say(loader.summary)
-    save_model(out, model, config, request.path("tokenizer"))
+
+
+def finish(
+    state: TrainState, request: Request, report: PretrainReport, step: int, rows: Loader
+) -> None:
+    """Reports how the rows were read and writes the model that others load."""
+    model = state.model
+    if model.tied and not model.config.tied:
+        model.untie()
+    report.memory(step)
+    report.note(
+        f"{rows.crop_rate:.1%} of the tokens read were cropped, {rows.epoch + 1} epoch(s) begun"
+    )
+    if isinstance(rows, MixedLoader):
+        report.note(rows.summary)
+    out = request.path("out")
+    save_model(out, model, model.config, request.path("tokenizer"))
     clear_states(out)
 
 
-def choose_micro_batch(
-    config: ModelConfig, section: dict[str, Any], device: torch.device, say: Callable[[str], None]
-) -> int:
-    """Sequences of a micro-batch, by the memory plan; says where that is not the recipe's."""
-    limit = memory_limit_bytes(device, section["vram_cap_gib"])
-    micro_batch = fitting_micro_batch(config, section, limit)
-    wanted = section["device_batch_size"]
-    if limit is not None and micro_batch != wanted:
-        planned = sum(plan_vram(config, micro_batch, section).values())
-        say(
-            f"micro-batches of {micro_batch} sequences instead of {wanted or 'a stated number'}:"
-            f" planned {planned / 2**30:.1f} of {limit / 2**30:.1f} GiB"
+class Validation:
+    """The validation split, and how much of it an evaluation reads."""
+
+    def __init__(self, request: Request, state: TrainState, tokenizer: Tokenizer) -> None:
+        cache = token_folder(request.path("cache"), request.run_id)
+        self._documents = Documents.open(cache, "validation", tokenizer)
+        self._token_bytes = torch.from_numpy(tokenizer.token_bytes()).to(state.device)
+        self._state = state
+
+    def bits_per_byte(self, max_tokens: int) -> float:
+        """Of the state's weights, on the first `max_tokens` tokens at full length."""
+        state = self._state
+        batches = validation_batches(
+            self._documents,
+            state.micro_batch,
+            state.config.seq_len,
+            max_tokens=max_tokens,
+            device=state.device,
         )
-    return micro_batch
+        return state.evaluate(batches, self._token_bytes)
 
 
-def difference(before: Phase, after: Phase) -> str:
-    """What changes from one phase to the next, for the log."""
-    return ", ".join(
-        f"{name} {old} -> {new}"
-        for name, old, new in zip(Phase._fields, before, after, strict=True)
-        if old != new
-    )
+class PretrainReport:
+    """What pretraining reports to the supervisor."""
 
+    def __init__(self, events: Events, state: TrainState) -> None:
+        self._events, self._state = events, state
 
-def report_saved(events: Events, finished: list[Saved]) -> None:
-    """Tells the supervisor which states are on the disk."""
-    for saved in finished:
-        events.emit(
-            "checkpoint",
-            step=saved.step,
-            bytes=saved.bytes,
-            elapsed_s=saved.elapsed_s,
-            stalled_s=saved.stalled_s,
+    def note(self, text: str, **figures: Any) -> None:
+        self._events.emit("note", text=text, **figures)
+
+    def model(self) -> None:
+        state = self._state
+        report_model(self._events, state.config, state.device, state.initial_weights)
+
+    def changes(self, step: int, changes: list[str] | tuple[str, ...]) -> None:
+        for text in changes:
+            self.note(f"step {step}: {text}")
+
+    def step(self, made: StepReport, *, first: bool) -> None:
+        """One step; graphs compiled in any but the first step of a process get a note."""
+        state = self._state
+        varies = state.cost is not None and state.cost.varies
+        self.changes(made.step, made.notes)
+        self._events.emit(
+            "step",
+            step=made.step,
+            tokens=state.tokens,
+            loss=made.loss,
+            lr=made.lr,
+            progress=made.progress,
+            micro_batches=made.micro_batches,
+            step_tokens=made.tokens,
+            **({"flops": state.flops} if varies else {}),
+            dt_s=round(made.dt_s, 6),
+            wait_s=round(made.wait_s, 6),
+            cuda_s=made.cuda_s,
+            **made.figures,
         )
+        if made.graphs and not first:
+            self.note(f"step {made.step} compiled {made.graphs} graph(s) on the way")
 
+    def evaluation(
+        self,
+        step: int,
+        validation: Validation,
+        name: str = "val_bpb",
+        *,
+        between: bool = False,
+    ) -> float:
+        """Evaluates and reports; returns the seconds that a whole evaluation takes.
 
-class Horizon:
-    """How far a run is: by steps, or by the stage's clock."""
+        Args:
+            between: Neither the first nor the last evaluation of the run: it may be a shorter one.
+        """
+        section, began = self._state.section, time.perf_counter()
+        tokens = (between and section["eval_tokens_between"]) or section["eval_tokens"]
+        value = validation.bits_per_byte(tokens)
+        elapsed_s = time.perf_counter() - began
+        self._events.emit("eval", name=name, step=step, value=value, elapsed_s=elapsed_s)
+        return float(elapsed_s * section["eval_tokens"] / tokens)
 
-    def __init__(self, request: Request) -> None:
-        section = request.recipe["pretrain"]
-        self._request = request
-        self._num_steps: int = section["num_steps"]
-        self._seconds: float = section["hours"] * 3600
-        self._reserve_s = RESERVE_SHARE * self._seconds + RESERVE_S
-        # The weight decay's rule wants the horizon in tokens. By time that is the plan's guess:
-        # a figure of the recipe alone, so that it does not vary from card to card.
-        self.tokens: int = estimate(request.recipe)["tokens"]
+    def saved(self, finished: list[Saved]) -> None:
+        """Which states are on the disk."""
+        for saved in finished:
+            self._events.emit("checkpoint", **saved._asdict())
 
-    def reserve(self, eval_s: float) -> None:
-        """Keeps back enough time for another evaluation that takes `eval_s` seconds."""
-        wanted = RESERVE_EVALS * eval_s + RESERVE_S
-        self._reserve_s = min(0.5 * self._seconds, max(self._reserve_s, wanted))
-
-    def progress(self, step: int) -> float:
-        """The elapsed share of the horizon, 0 to 1, before step `step`."""
-        if self._num_steps:
-            share = step / self._num_steps
-            return 1.0 if self._request.remaining_s() <= 0 else share
-        usable_s = self._seconds - self._reserve_s
-        return min(1.0, self._request.stage_elapsed_s() / usable_s)
+    def memory(self, step: int) -> None:
+        self._events.emit("memory", step=step, peak_bytes=peak_memory_bytes(self._state.device))
 
 
 def report_model(
     events: Events, config: ModelConfig, device: torch.device, initial_weights: str | None = None
 ) -> None:
-    """Tells the supervisor what is trained, from which weights, and what a token of it costs.
+    """Reports what is trained, from which weights, and what a token of it costs.
 
     Where the model grows, `config` and all figures are the finished one's.
     """
@@ -389,26 +308,3 @@ def report_model(
         device=str(device),
         initial_weights=initial_weights,
     )
-
-
-def restore(
-    request: Request,
-    model: GPT,
-    optimizer: MuonAdamW,
-) -> dict[str, Any]:
-    """Puts the latest state in place; returns the rest of it: step, loader, tokens, parts, …"""
-    state = latest_state(request)
-    if state["step"]:
-        model.load_state_dict(state["model"])
-        model.tied = state.get("tied", model.tied)
-        optimizer.load_state_dict(state["optimizer"])
-    return state
-
-
-def latest_state(request: Request) -> dict[str, Any]:
-    """Where the interrupted attempt can be gone on from, or the state before the first step."""
-    out = request.path("out")
-    latest = load_latest_state(out, request.resume_step) if request.attempt else None
-    step, state = latest or (0, {"loader": None, "tokens": 0})
-    drop_states_after(out, step)
-    return {"parts": 1, **state, "step": step}

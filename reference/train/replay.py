@@ -9,6 +9,7 @@ that it had here; `validate` adds the bits per byte of the final weights. Nothin
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,46 +17,33 @@ import torch
 
 from reference.errors import TrainerError
 from reference.events import Events
-from reference.experiments.growth.growth import Trainee
-from reference.experiments.growth.plan import GrowthPlan
-from reference.kernels.autotune import apply, decide
-from reference.model.cost import estimate
-from reference.model.gpt import GPT, ModelConfig
-from reference.optim.schedule import ScheduleConfig, schedule_at
 from reference.request import Request
 from reference.rows.documents import Documents, find_shards, token_folder
 from reference.rows.packing import validation_batches
-from reference.rows.training_rows import open_training_rows
 from reference.stage import Stopped, stop_requested
 from reference.tokenizer.bpe import Tokenizer
 from reference.tokenizer.stage import tokenize_corpus
-from reference.train.checkpoint import load_model, weights_digest
-from reference.train.curriculum import rows_at
-from reference.train.device import memory_limit_bytes, set_up_device
-from reference.train.divergence import Divergence
-from reference.train.memory import fitting_micro_batch
+from reference.train.checkpoint import load_model
+from reference.train.loop import TrainState
 from reference.train.metrics import evaluate_bpb
-from reference.train.pretrain import report_model
+from reference.train.pretrain import open_rows, report_model
 from reference.train.snapshot import load_snapshot, snapshot_path
-from reference.train.step import Stepper, maybe_compile
 
 
 def run(request: Request, events: Events) -> None:
     """Reports the initial weights' digest, the windows' losses and, when asked, val_bpb."""
     asked = json.loads(request.path("replay").read_text())
-    device = set_up_device(request)
     tokenizer = Tokenizer.load(request.path("tokenizer"))
-    config = ModelConfig.from_recipe(request.recipe["model"], tokenizer.vocab_size)
-    model = GPT.empty(GrowthPlan.from_recipe(config, request.recipe["pretrain"]).configs[0])
-    model.init_weights(request.seed)
-    report_model(events, config, device, weights_digest(model))
-    del model
+    state = TrainState.open(request, tokenizer.vocab_size)
+    device = state.device
+    report_model(events, state.config, device, state.initial_weights)
+    del state
     if not asked["windows"] and not asked["validate"]:
         return
     cache = token_folder(request.path("cache"), request.run_id)
     _tokenize(request, cache, tokenizer, events, training=bool(asked["windows"]))
     for window in asked["windows"]:
-        _window(request, events, cache, tokenizer, device, config, window)
+        _window(request, events, tokenizer, window)
     if asked["validate"]:
         _validate(request, events, cache, tokenizer, device)
 
@@ -70,84 +58,27 @@ def _tokenize(
     tokenize_corpus(shards, cache, tokenizer, column, request.threads, events)
 
 
-def _window(
-    request: Request,
-    events: Events,
-    cache: Path,
-    tokenizer: Tokenizer,
-    device: torch.device,
-    config: ModelConfig,
-    window: dict[str, Any],
-) -> None:
-    """The same steps as in `reference.train.pretrain`, from a given start."""
-    section = request.recipe["pretrain"]
-    horizon = estimate(request.recipe)["tokens"]
-    T = config.seq_len
+def _window(request: Request, events: Events, tokenizer: Tokenizer, window: dict[str, Any]) -> None:
+    """The steps of one window, made as pretraining makes them."""
     first: int = window["step"]
-    state: dict[str, Any] = {"loader": None, "tokens": 0, "parts": 1}
+    state, position = TrainState.open(request, tokenizer.vocab_size), None
     if first:
-        state = {**state, **_snapshot(request, first)}
-    trainee = Trainee(config, section, seed=request.seed, device=device, tokens=horizon)
-    if first:
+        saved = _snapshot(request, first)
         try:
-            trainee.load_state_dict(state)
+            state.load_state_dict(saved)
+            position = saved["loader"]
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise _unfit(first, error) from error
-    divergence = Divergence(section["divergence_nats"], section["rollbacks"])
-    divergence.load_state_dict(state.get("divergence", {}))
-    schedule = ScheduleConfig.from_recipe(section)
-    micro_batch = fitting_micro_batch(config, section, memory_limit_bytes(device, 0))
 
-    def prepare(known: dict[str, Any] | None = None) -> dict[str, Any]:
-        maybe_compile(trainee.model, section["compile"], device, tokens=horizon)
-        return decide(
-            trainee.model,
-            section,
-            micro_batch=micro_batch,
-            say=lambda text, **_: events.emit("note", text=text),
-            known=known,
-        )
+    def say(text: str, **_: Any) -> None:
+        events.emit("note", text=text)
 
-    decisions = prepare(state.get("decisions"))
-    phase = trainee.curriculum.at(window["progress"][0])
-    loader = open_training_rows(
-        request,
-        tokenizer,
-        cache,
-        rows=rows_at(phase, micro_batch, T),
-        seq_len=phase.seq_len,
-        device=device,
-        prefetch=1,
-        state=state["loader"],
-        say=lambda text: events.emit("note", text=text),
-    )
-    stepper = Stepper(trainee.model, trainee.optimizer, parts=state["parts"])
-    tokens = state["tokens"]
-    try:
+    with closing(open_rows(request, state, tokenizer, window["progress"][0], position, say)):
         for step, progress in enumerate(window["progress"], start=first):
             if stop_requested():
                 raise Stopped
-            if trainee.reach(progress):
-                decisions = prepare()
-                stepper.model, stepper.optimizer = trainee.model, trainee.optimizer
-            trainee.teach(progress, decisions["attention"])
-            phase = trainee.curriculum.at(progress)
-            apply(trainee.model, section, decisions, phase)
-            loader.at(progress)
-            loader.resize(rows_at(phase, micro_batch, T), phase.seq_len)
-            micro_batches = phase.batch_tokens // (loader.batch_size * phase.seq_len)
-            batches = (loader.next_batch() for _ in range(micro_batches))
-            multipliers = schedule_at(progress, step, schedule)
-            lr = multipliers.lr * trainee.curriculum.lr_scale(phase) * divergence.lr_factor
-            multipliers = multipliers._replace(lr=lr)
-            count = None if loader.uneven else phase.batch_tokens
-            loss = stepper.step(batches, multipliers, count=count, by_row=loader.by_row)
-            if loader.by_row:
-                loader.learned(stepper.row_losses)
-            tokens += phase.batch_tokens
-            events.emit("step", step=step, tokens=tokens, loss=loss, window=first)
-    finally:
-        loader.close()
+            made = state.step(progress, step)
+            events.emit("step", step=step, tokens=state.tokens, loss=made.loss, window=first)
 
 
 def _snapshot(request: Request, step: int) -> dict[str, Any]:

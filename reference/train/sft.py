@@ -23,7 +23,7 @@ from reference.errors import TrainerError
 from reference.events import Events
 from reference.model.gpt import GPT
 from reference.optim.optimizer import MuonAdamW, parameter_groups
-from reference.optim.schedule import ScheduleConfig, schedule_at
+from reference.optim.schedule import ScheduleConfig
 from reference.request import Request
 from reference.rows.conversations import (
     ConversationLoader,
@@ -35,10 +35,18 @@ from reference.rows.conversations import (
 from reference.rows.packing import Batch
 from reference.stage import Stopped, stop_requested
 from reference.tokenizer.bpe import Tokenizer
-from reference.train.checkpoint import clear_states, is_complete, load_model, save_model, save_state
+from reference.train.checkpoint import (
+    clear_states,
+    is_complete,
+    latest_state,
+    load_model,
+    save_model,
+    save_state,
+)
 from reference.train.device import peak_memory_bytes, set_up_device
-from reference.train.pretrain import restore
-from reference.train.step import Stepper, maybe_compile
+from reference.train.loop import StepReport, TrainState
+from reference.train.pretrain import due
+from reference.train.step import maybe_compile
 
 WARMUP_SHARE = 0.05
 
@@ -68,23 +76,25 @@ def run(request: Request, events: Events) -> None:
         f"{conversations.dropped} left out (no answer within a row)",
     )
 
-    optimizer = MuonAdamW(sft_groups(model, request.recipe["pretrain"], section))
-    schedule = ScheduleConfig(
-        warmup_steps=math.ceil(WARMUP_SHARE * section["num_steps"]),
-        warmdown_ratio=section["warmdown_ratio"],
-        final_lr_frac=section["final_lr_frac"],
-    )
-    state = restore(request, model, optimizer)
-    first_step, loader_state = state["step"], state["loader"]
+    saved = latest_state(request)
     loader = ConversationLoader(
-        train, batch_size, T, request.seed, tokenizer.bos_id, device, loader_state
+        train, batch_size, T, request.seed, tokenizer.bos_id, device, saved["loader"]
     )
-    maybe_compile(
+    state = TrainState.constant(
         model,
-        request.recipe["pretrain"]["compile"],
-        device,
-        tokens=section["num_steps"] * step_tokens,
+        MuonAdamW(sft_groups(model, request.recipe["pretrain"], section)),
+        ScheduleConfig(
+            warmup_steps=math.ceil(WARMUP_SHARE * section["num_steps"]),
+            warmdown_ratio=section["warmdown_ratio"],
+            final_lr_frac=section["final_lr_frac"],
+        ),
+        loader,
+        batch_tokens=step_tokens,
     )
+    if saved["step"]:
+        state.load_state_dict(saved)
+    setting, horizon = request.recipe["pretrain"]["compile"], section["num_steps"] * step_tokens
+    maybe_compile(model, setting, device, tokens=horizon)
 
     def evaluate(step: int) -> None:
         began = time.perf_counter()
@@ -93,63 +103,53 @@ def run(request: Request, events: Events) -> None:
         elapsed_s = time.perf_counter() - began
         events.emit("eval", name="sft_val_loss", step=step, value=value, elapsed_s=elapsed_s)
 
-    stepper = Stepper(model, optimizer, parts=state["parts"])
-
     def checkpoint(step: int) -> None:
-        state = {
-            "parts": stepper.parts,
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-        }
-        size = save_state(out, step, {**state, "loader": loader.state_dict()})
+        size = save_state(out, step, state.state_dict())
         events.emit("checkpoint", step=step, bytes=size)
 
-    step, last = first_step, section["num_steps"]
-    while True:
-        out_of_time = request.remaining_s() <= 0
-        done = step >= last or out_of_time
-        if done or step == 0 or (section["eval_every"] and step % section["eval_every"] == 0):
+    step, last = saved["step"], section["num_steps"]
+    first_step = step
+    while step < last and request.remaining_s() > 0:
+        if due(step, section["eval_every"], first=True):
             evaluate(step)
-        if done:
-            break
         if stop_requested():
             checkpoint(step)
             raise Stopped
-        every = section["checkpoint_every"]
-        if step > first_step and every and step % every == 0:
+        if step > first_step and due(step, section["checkpoint_every"]):
             checkpoint(step)
-
-        began = time.perf_counter()
-        batches = [loader.next_batch() for _ in range(micro_batches)]
-        multipliers = schedule_at(step / last, step, schedule)
-        loss = stepper.step(batches, multipliers)
-        if not math.isfinite(loss):
+        made = state.step(step / last, step)
+        if made.diverged:
             raise TrainerError(
                 "nan_loss",
-                f"the loss is {loss} at step {step} of fine-tuning",
+                f"the loss is {made.loss} at step {step} of fine-tuning",
                 "Lower sft.lr_frac in the recipe; the last checkpoint is kept.",
             )
-        events.emit(
-            "step",
-            step=step,
-            tokens=(step + 1) * step_tokens,
-            loss=loss,
-            lr=multipliers.lr,
-            progress=step / last,
-            micro_batches=micro_batches * stepper.parts,
-            step_tokens=step_tokens,
-            dt_s=round(time.perf_counter() - began, 6),
-        )
-        for text in stepper.notes:
-            events.emit("note", text=f"step {step}: {text}")
-        stepper.notes.clear()
+        report_step(events, state, made)
         step += 1
+    evaluate(step)
 
-    if out_of_time and step < last:
+    if step < last:
         events.emit("note", text=f"the deadline ended fine-tuning after {step} of {last} steps")
     events.emit("memory", step=step, peak_bytes=peak_memory_bytes(device))
     save_model(out, model, config, request.path("tokenizer"))
     clear_states(out)
+
+
+def report_step(events: Events, state: TrainState, made: StepReport) -> None:
+    """One step, and what a reader of the log should know of it."""
+    events.emit(
+        "step",
+        step=made.step,
+        tokens=state.tokens,
+        loss=made.loss,
+        lr=made.lr,
+        progress=made.progress,
+        micro_batches=made.micro_batches,
+        step_tokens=made.tokens,
+        dt_s=round(made.dt_s, 6),
+    )
+    for text in made.notes:
+        events.emit("note", text=f"step {made.step}: {text}")
 
 
 def sft_groups(

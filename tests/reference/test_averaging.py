@@ -27,6 +27,7 @@ from reference.train import pretrain
 from reference.train.averaging import WeightAverage
 from reference.train.checkpoint import load_model
 from reference.train.divergence import Divergence
+from reference.train.step import Stepper
 
 TINY = Path(__file__).parent.parent / "assets" / "tiny.toml"
 
@@ -202,7 +203,7 @@ def test_a_resumed_run_ends_in_the_same_average(
 def test_divergence_goes_back_to_the_checkpoint_and_halves_the_rate(
     prepared: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = reference.train.pretrain.Stepper.step
+    step = Stepper.step
     count = 0
 
     def breaks_once(self: Any, *args: Any, **kwargs: Any) -> float:
@@ -215,7 +216,7 @@ def test_divergence_goes_back_to_the_checkpoint_and_halves_the_rate(
             return math.nan
         return loss
 
-    monkeypatch.setattr(reference.train.pretrain.Stepper, "step", breaks_once)
+    monkeypatch.setattr(Stepper, "step", breaks_once)
     events = trained(prepared, tmp_path / "out", rollbacks=1)
     steps = [data for ev, data in events if ev == "step"]
     assert [data["step"] for data in steps] == list(range(8))
@@ -234,6 +235,6 @@ def test_divergence_goes_back_to_the_checkpoint_and_halves_the_rate(
 def test_divergence_ends_a_run_that_may_not_go_back(
     prepared: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reference.train.pretrain.Stepper, "step", lambda *_, **__: math.nan)
+    monkeypatch.setattr(Stepper, "step", lambda *_, **__: math.nan)
     with pytest.raises(TrainerError, match="the loss is nan at step 0"):
         trained(prepared, tmp_path / "out")

@@ -16,6 +16,7 @@ import reference.commands
 from kit.recipe import parse_recipe
 from reference.bench.train import bench_training, nearest_rank
 from reference.model.gpt import GPT, ModelConfig
+from reference.train.loop import TrainState
 from reference.train.step import has_cpp_compiler, maybe_compile
 
 TEXT = """
@@ -67,14 +68,14 @@ def test_time_lost_between_steps_and_slow_steps_show(monkeypatch):
 
         return slow
 
-    real_step = reference.bench.train.train_step
+    real_step = TrainState.step
 
     def slow_step(*args):
         time.sleep(0.03)
         return real_step(*args)
 
     monkeypatch.setattr(reference.bench.train, "_drawer", slow_drawer)
-    monkeypatch.setattr(reference.bench.train, "train_step", slow_step)
+    monkeypatch.setattr(TrainState, "step", slow_step)
     result = bench_training(RECIPE, steps=3, compare=False)
     assert result["outside_steps_s"] > 5 * 0.05
     assert result["step_ms_median"] > 30

@@ -7,16 +7,18 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_training import defaults
 
 import reference.model.loss
 from kit.growth import growth_problems, teacher_share
+from reference.bench.train import GivenRows
 from reference.config.model import ModelConfig
 from reference.experiments.distill.teacher import SoftTargets, Teacher
 from reference.experiments.growth import plan as growth_plan
-from reference.experiments.growth.growth import Trainee
 from reference.model.cost import RunCost, count_flops
 from reference.model.gpt import GPT
 from reference.model.loss import softcapped_cross_entropy
+from reference.train.loop import TrainState
 from reference.train.memory import plan_vram
 
 CONFIG = ModelConfig(90, n_layer=2, n_embd=32, n_head=2, n_kv_head=2, seq_len=16, short_window=5)
@@ -86,22 +88,34 @@ def test_a_teacher_that_agrees_leaves_the_soft_part_without_gradient():
         assert model.loss(tokens, tokens).item() == pytest.approx(loss.item(), rel=1e-6)
 
 
+def opened() -> TrainState:
+    state = TrainState.of_recipe(
+        CONFIG,
+        {**defaults("pretrain"), **SECTION},
+        device=torch.device("cpu"),
+        seed=3,
+        horizon_tokens=1e4,
+    )
+    state.prepare(lambda text, **_: None, bos=0)
+    state.rows = GivenRows(1)
+    return state
+
+
 def test_the_teacher_is_renewed_and_may_be_smaller_than_its_student():
-    trainee = Trainee(CONFIG, SECTION, seed=3, device=torch.device("cpu"), tokens=1e4)
-    pair = ("auto", "auto")
-    assert not trainee.teach(0.3, pair) and trainee.teacher is None
-    assert trainee.teach(0.45, pair) and trainee.teacher.taken == 0.4
-    assert not trainee.teach(0.5, pair)
-    trainee.reach(0.6)
-    assert not trainee.teach(0.6, pair) and trainee.teacher.model.config.n_layer == 1
-    assert trainee.model.teacher is trainee.teacher and trainee.model.config.n_layer == 2
-    state = trainee.state_dict()
-    again = Trainee(CONFIG, SECTION, seed=3, device=torch.device("cpu"), tokens=1e4)
-    again.load_state_dict(state)
-    assert again.teacher.model.config.n_layer == 1 and not again.teach(0.6, pair)
-    assert again.teach(0.7, pair) and again.teacher.model.config.n_layer == 2
-    trainee.load_state_dict({k: v for k, v in state.items() if k != "teacher"})
-    assert trainee.teacher is None and trainee.model.teacher is None
+    state = opened()
+    lever = state.levers[1]
+    assert state.reach(0.3) == [] and lever.teacher is None
+    assert "the teacher from here on" in state.reach(0.45)[0] and lever.teacher.taken == 0.4
+    assert state.reach(0.5) == ["the model grows: n_layer 1 -> 2"]
+    assert state.reach(0.6) == [] and lever.teacher.model.config.n_layer == 1
+    assert state.model.teacher is lever.teacher and state.model.config.n_layer == 2
+    saved = state.state_dict()
+    again = opened()
+    again.load_state_dict(saved)
+    assert again.levers[1].teacher.model.config.n_layer == 1 and again.reach(0.6) == []
+    assert again.reach(0.7) and again.levers[1].teacher.model.config.n_layer == 2
+    state.load_state_dict({k: v for k, v in saved.items() if k != "teacher"})
+    assert lever.teacher is None and state.model.teacher is None
 
 
 def test_its_forward_pass_is_counted_and_its_memory_planned():

@@ -6,17 +6,20 @@ import dataclasses
 
 import pytest
 import torch
+from tiny_training import defaults
 
 from kit.growth import size_at
 from kit.verify.checks.physics import flops_per_token
+from reference.bench.train import GivenRows
 from reference.config.model import ModelConfig
-from reference.experiments.growth.growth import Trainee, carry_moments, grown, source_layers
+from reference.experiments.growth.growth import carry_moments, grown, source_layers
 from reference.experiments.growth.plan import GrowthPlan, sized
 from reference.lab.study import steps_of
 from reference.model.cost import RunCost, count_flops, estimate
 from reference.model.gpt import GPT
 from reference.optim.optimizer import MuonAdamW, parameter_groups
 from reference.optim.schedule import ScheduleConfig, schedule_at
+from reference.train.loop import TrainState
 from reference.train.step import train_step
 
 SMALL = ModelConfig(90, n_layer=2, n_embd=32, n_head=2, n_kv_head=2, seq_len=16, short_window=5)
@@ -215,13 +218,18 @@ def test_equal_flops_buy_a_grown_run_more_steps():
     assert plan["flops"]["nanochat"] == pytest.approx(100 * 32 * mean.nanochat)
 
 
-def test_a_trainee_goes_back_to_the_model_of_a_saved_state():
-    trainee = Trainee(FULL, {**RATES, **GROWTH}, seed=3, device=torch.device("cpu"), tokens=1e4)
-    assert trainee.reach(0.1) == []
-    start = {**trainee.state_dict()}
-    assert trainee.reach(0.7) == ["n_layer 2 -> 4", "n_embd 32 -> 64", "n_head 2 -> 4"]
-    assert trainee.model.config == FULL and len(trainee.curriculum.phases[0].windows) == 4
-    trainee.load_state_dict(start)
-    assert trainee.stage == 0 and trainee.model.config.n_layer == 2
+def test_a_training_goes_back_to_the_model_of_a_saved_state():
+    section = {**defaults("pretrain"), **RATES, **GROWTH}
+    state = TrainState.of_recipe(
+        FULL, section, device=torch.device("cpu"), seed=3, horizon_tokens=1e4
+    )
+    state.prepare(lambda text, **_: None, bos=0)
+    state.rows = GivenRows(1)
+    assert state.reach(0.1) == []
+    start = {**state.state_dict()}
+    assert state.reach(0.7) == ["the model grows: n_layer 2 -> 4, n_embd 32 -> 64, n_head 2 -> 4"]
+    assert state.model.config == FULL and len(state.curriculum.phases[0].windows) == 4
+    state.load_state_dict(start)
+    assert state.levers[0].stage == 0 and state.model.config.n_layer == 2
     with pytest.raises(ValueError, match="growth 5"):
-        trainee.load_state_dict({**start, "growth": 5})
+        state.load_state_dict({**start, "growth": 5})

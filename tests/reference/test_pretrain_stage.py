@@ -19,8 +19,9 @@ from reference.model.cost import RunCost
 from reference.model.gpt import GPT
 from reference.request import Request
 from reference.stage import Stopped
-from reference.train import pretrain, replay
+from reference.train import loop, pretrain, replay
 from reference.train.checkpoint import load_model
+from reference.train.step import Stepper
 
 
 @pytest.fixture(scope="module")
@@ -162,14 +163,14 @@ def test_a_taught_run_says_when_and_what_it_costs_and_can_be_done_again(
 def test_a_run_that_diverges_after_growing_goes_back_to_the_smaller_model(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, widths = pretrain.Stepper.step, []
+    real, widths = Stepper.step, []
 
     def breaks_once(self: Any, *args: Any, **options: Any) -> float:
         widths.append(self.model.config.n_layer)
         loss = real(self, *args, **options)
         return math.nan if len(widths) == 5 else loss
 
-    monkeypatch.setattr(pretrain.Stepper, "step", breaks_once)
+    monkeypatch.setattr(Stepper, "step", breaks_once)
     events = Recorder()
     changes = {"rollbacks": 1, "growth_width": [], "growth_layers": [[0, 2], [0.45, 4]]}
     pretrain.run(request(world, tmp_path / "out", "growth", **changes), events)
@@ -182,7 +183,7 @@ def test_phases_are_logged_and_evaluation_always_has_the_full_length(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[Any, ...]] = []
-    real = pretrain.evaluate_bpb
+    real = loop.evaluate_bpb
 
     def watched(model: GPT, batches: Any, token_bytes: torch.Tensor) -> float:
         batches = list(batches)
@@ -190,7 +191,7 @@ def test_phases_are_logged_and_evaluation_always_has_the_full_length(
         seen.append((batches[0][0].shape, windows))
         return real(model, batches, token_bytes)
 
-    monkeypatch.setattr(pretrain, "evaluate_bpb", watched)
+    monkeypatch.setattr(loop, "evaluate_bpb", watched)
     events = Recorder()
     pretrain.run(request(world, tmp_path / "out", "all ramps"), events)
     assert set(seen) == {(torch.Size([2, 32]), (16, 32))} and len(seen) == 3

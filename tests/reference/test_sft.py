@@ -21,6 +21,7 @@ from reference.stage import Stopped
 from reference.tokenizer.bpe import Tokenizer
 from reference.train import sft
 from reference.train.checkpoint import load_model, save_model
+from reference.train.step import Stepper
 
 TALKS = [
     [
@@ -197,7 +198,7 @@ def test_deadline_ends_the_stage_with_a_model_and_a_note(world: Path, tmp_path: 
 
 
 def test_nan_loss_is_named(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sft.Stepper, "step", lambda *arguments: math.nan)
+    monkeypatch.setattr(Stepper, "step", lambda *_, **__: math.nan)
     with pytest.raises(TrainerError, match="the loss is nan at step 0") as caught:
         sft.run(request(world, tmp_path / "out"), Recorder())
     assert caught.value.kind == "nan_loss"

@@ -10,38 +10,14 @@ from __future__ import annotations
 import tempfile
 import tomllib
 from pathlib import Path
-from typing import Any
 
 import torch
-from tiny_training import SWITCHES, Recorder, make_world, training_request
+from tiny_training import MORE_SWITCHES, SWITCHES, Recorder, make_world, training_request
 
 from reference.bench.trial_run import trial_run
 from reference.train import pretrain, sft
 
 ROOT = Path(__file__).parents[2]
-CASES: dict[str, dict[str, dict[str, Any]]] = {
-    **SWITCHES,
-    "muon2": {"pretrain": {"matrix_optimizer": "muon2"}},
-    "soap": {"pretrain": {"matrix_optimizer": "soap", "soap_max_dim": 64}},
-    "soap_muon": {"pretrain": {"matrix_optimizer": "soap_muon", "soap_refresh_steps": 2}},
-    "adamw": {"pretrain": {"matrix_optimizer": "adamw", "matrix_lr": 0.002}},
-    "average of the tail": {"pretrain": {"average": "tail", "average_share": 0.4}},
-    "scaled rates": {"pretrain": {"scale_lr": True, "warmup_steps": 3}},
-    "square decay": {"pretrain": {"decay": "square", "weight_decay_schedule": "linear"}},
-    "power decay, momentum": {
-        "pretrain": {"decay": "power", "warmdown_ratio": 1, "momentum": [0.5, 0.9, 0.6],
-                     "momentum_steps": 3},
-    },
-    "deterministic": {"pretrain": {"deterministic": True}},
-    "compiled optimizer, memory cap": {
-        "pretrain": {"compile_optimizer": True, "vram_cap_gib": 4},
-    },
-    "whole loss": {"pretrain": {"fused_loss": False}},
-    "micro-batch left open": {"pretrain": {"device_batch_size": 0}},
-    "bf16, no smear, no backout": {
-        "model": {"dtype": "bfloat16", "smear": False, "backout": False},
-    },
-}  # fmt: skip
 
 
 def show(case: str, events: Recorder) -> None:
@@ -61,7 +37,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         world = make_world(root)
-        for number, (case, changes) in enumerate(CASES.items()):
+        for number, (case, changes) in enumerate({**SWITCHES, **MORE_SWITCHES}.items()):
             events, out = Recorder(), root / f"out-{number}"
             pretrain.run(training_request(world, out, changes), events)
             show(case, events)

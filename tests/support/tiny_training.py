@@ -75,6 +75,35 @@ SWITCHES: dict[str, dict[str, dict[str, Any]]] = {
     },
 }  # fmt: skip
 
+# Switches that need no test of a resume of their own.
+MORE_SWITCHES: dict[str, dict[str, dict[str, Any]]] = {
+    "muon2": {"pretrain": {"matrix_optimizer": "muon2"}},
+    "soap": {"pretrain": {"matrix_optimizer": "soap", "soap_max_dim": 64}},
+    "soap_muon": {"pretrain": {"matrix_optimizer": "soap_muon", "soap_refresh_steps": 2}},
+    "adamw": {"pretrain": {"matrix_optimizer": "adamw", "matrix_lr": 0.002}},
+    "average of the tail": {"pretrain": {"average": "tail", "average_share": 0.4}},
+    "scaled rates": {"pretrain": {"scale_lr": True, "warmup_steps": 3}},
+    "square decay": {"pretrain": {"decay": "square", "weight_decay_schedule": "linear"}},
+    "power decay, momentum": {
+        "pretrain": {"decay": "power", "warmdown_ratio": 1, "momentum": [0.5, 0.9, 0.6],
+                     "momentum_steps": 3},
+    },
+    "deterministic": {"pretrain": {"deterministic": True}},
+    "compiled optimizer, memory cap": {
+        "pretrain": {"compile_optimizer": True, "vram_cap_gib": 4},
+    },
+    "whole loss": {"pretrain": {"fused_loss": False}},
+    "micro-batch left open": {"pretrain": {"device_batch_size": 0}},
+    "bf16, no smear, no backout": {
+        "model": {"dtype": "bfloat16", "smear": False, "backout": False},
+    },
+}  # fmt: skip
+
+
+def defaults(section: str) -> dict[str, Any]:
+    """Every field of a section of the tiny recipe."""
+    return parse_recipe(TEXT, folder=Path()).section(section)
+
 
 class Recorder(Events):
     """Keeps the events of a stage in memory."""

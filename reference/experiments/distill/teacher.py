@@ -17,9 +17,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from reference.config.model import ModelConfig
+from reference.experiments.growth.plan import GrowthPlan, teacher_share
 from reference.kernels.attention import Documents
 from reference.model.gpt import GPT
 from reference.model.loss import probabilities, scores_of
+from reference.train.loop import TrainState
+from reference.train.step import compile_blocks, is_compiled
 
 
 class SoftTargets(NamedTuple):
@@ -93,3 +97,48 @@ class Teacher:
             "tied": self.model.tied,
             "model": self.model.state_dict(),
         }
+
+
+class SelfDistillation:
+    """Takes a teacher when the recipe's `distill_from` and `distill_refresh` say, and keeps it."""
+
+    def __init__(self, config: ModelConfig, section: Mapping[str, Any]) -> None:
+        self._section = section
+        self._plan = GrowthPlan.from_recipe(config, section)
+        self.teacher: Teacher | None = None
+
+    def first_config(self, config: ModelConfig) -> ModelConfig:
+        return config
+
+    def reach(self, state: TrainState, progress: float) -> list[str]:
+        """Lets the teacher due at `progress` take part in the gradients of `state`'s model."""
+        share = teacher_share(self._section, progress)
+        if share is None or progress >= 1.0:
+            return []
+        known = self.teacher
+        if known is None or known.taken != share:
+            growth = self._plan.at(progress)
+            self.teacher = Teacher.copy_of(state.model, self._section, taken=share, growth=growth)
+            if is_compiled(state.model):
+                compile_blocks(self.teacher.model)
+        assert self.teacher is not None and state.decisions is not None
+        self.teacher.model.set_backends(*state.decisions["attention"])
+        state.model.teacher = self.teacher
+        if self.teacher is known:
+            return []
+        return ["the weights of this moment are the teacher from here on"]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.teacher is None else {"teacher": self.teacher.state_dict()}
+
+    def load_state_dict(self, state: TrainState, saved: Mapping[str, Any]) -> None:
+        self.teacher = state.model.teacher = None
+        kept = saved.get("teacher")
+        if kept is None:
+            return
+        model = GPT.empty(self._plan.configs[kept["growth"]]).place(state.device)
+        model.load_state_dict(kept["model"])
+        model.tied = kept["tied"]
+        self.teacher = Teacher(model, self._section, taken=kept["taken"], growth=kept["growth"])
+        if is_compiled(state.model):
+            compile_blocks(model)

@@ -33,14 +33,10 @@ import torch
 from torch import Tensor
 
 from reference.config.model import ModelConfig
-from reference.experiments.distill.teacher import Teacher
-from reference.experiments.growth.plan import GrowthPlan, teacher_share
+from reference.experiments.growth.plan import GrowthPlan
 from reference.model.gpt import GPT
-from reference.optim.optimizer import MuonAdamW, parameter_groups
-from reference.train.averaging import WeightAverage
-from reference.train.checkpoint import weights_digest
-from reference.train.curriculum import Curriculum
-from reference.train.step import compile_blocks, is_compiled
+from reference.optim.optimizer import MuonAdamW
+from reference.train.loop import TrainState
 
 NOISE = 1.0  # of the shares, relative to their own root mean square
 _NOISE_SEED = 1 << 32  # apart from the seeds of initial weights
@@ -227,113 +223,45 @@ def _carry_matrices(
         target.state[group["params"][0]] = {**fresh, "momentum": torch.stack(rows)}
 
 
-class Trainee:
-    """The model in training, its optimizer, average, curriculum and teacher, from the smallest on.
+class Growth:
+    """Grows the model in training as the recipe's `growth_layers` and `growth_width` say."""
 
-    Args:
-        config: The finished model.
-        section: The recipe's `[pretrain]`.
-        tokens: The horizon, for the optimizer's rules.
-    """
-
-    def __init__(
-        self,
-        config: ModelConfig,
-        section: Mapping[str, Any],
-        *,
-        seed: int,
-        device: torch.device,
-        tokens: float,
-        compiled: bool = False,
-    ) -> None:
+    def __init__(self, config: ModelConfig, section: Mapping[str, Any]) -> None:
         self.plan = GrowthPlan.from_recipe(config, section)
-        self._section, self._seed, self._device = section, seed, device
-        self._tokens, self._compiled = tokens, compiled
         self.stage = 0
-        self.teacher: Teacher | None = None
-        model = GPT.empty(self.plan.configs[0])
-        model.init_weights(seed)
-        self.initial_weights = weights_digest(model)
-        self._take(model)
 
-    def _take(self, model: GPT) -> None:
-        self.model = model.place(self._device)
-        self.optimizer = MuonAdamW(
-            parameter_groups(model, self._section, tokens=self._tokens), compiled=self._compiled
-        )
-        section = self._section
-        self.average = WeightAverage(model, section["average"], section["average_share"])
-        self.curriculum = Curriculum.from_recipe(model.config, section)
+    def first_config(self, config: ModelConfig) -> ModelConfig:
+        return self.plan.configs[0]
 
-    def reach(self, progress: float) -> list[str]:
-        """Grows as far as the plan says for `progress`; what was done, in words."""
-        said = []
+    def reach(self, state: TrainState, progress: float) -> list[str]:
+        """Grows as far as the plan says for `progress`."""
+        changes = []
         while self.stage < self.plan.at(progress):
-            before, optimizer = self.model, self.optimizer
+            before, optimizer = state.model, state.optimizer
             self.stage += 1
             config = self.plan.configs[self.stage]
-            self._take(grown(before, config, self._seed + self.stage))
-            carry_moments(before, optimizer, self.model, self.optimizer)
-            said += [
+            state.take(grown(before, config, state.seed + self.stage))
+            carry_moments(before, optimizer, state.model, state.optimizer)
+            changes += [
                 f"{name} {getattr(before.config, name)} -> {getattr(config, name)}"
                 for name in ("n_layer", "n_embd", "n_head")
                 if getattr(before.config, name) != getattr(config, name)
             ]
-        return said
-
-    def teach(self, progress: float, backends: tuple[Any, Any]) -> bool:
-        """Lets the teacher due at `progress` take part; whether it was taken just now.
-
-        Args:
-            backends: Its attention kernels, as decided for the model.
-        """
-        share = teacher_share(self._section, progress)
-        if share is None:
-            return False
-        known = self.teacher
-        if known is None or known.taken != share:
-            self.teacher = Teacher.copy_of(
-                self.model, self._section, taken=share, growth=self.stage
-            )
-            if is_compiled(self.model):
-                compile_blocks(self.teacher.model)
-        self.teacher.model.set_backends(*backends)
-        self.model.teacher = self.teacher
-        return self.teacher is not known
-
-    def _put_teacher(self, state: Mapping[str, Any] | None) -> None:
-        self.teacher = self.model.teacher = None
-        if state is not None:
-            model = GPT.empty(self.plan.configs[state["growth"]]).place(self._device)
-            model.load_state_dict(state["model"])
-            model.tied = state["tied"]
-            self.teacher = Teacher(
-                model, self._section, taken=state["taken"], growth=state["growth"]
-            )
-            if is_compiled(self.model):
-                compile_blocks(model)
+        return [f"the model grows: {', '.join(changes)}"] if changes else []
 
     def state_dict(self) -> dict[str, Any]:
-        """All but the average, which a snapshot leaves out."""
-        teacher = {} if self.teacher is None else {"teacher": self.teacher.state_dict()}
-        return {
-            **teacher,
-            "growth": self.stage,
-            "model": self.model.state_dict(),
-            "tied": self.model.tied,
-            "optimizer": self.optimizer.state_dict(),
-        }
+        return {"growth": self.stage}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes back or on to a saved state, of whatever model it is."""
-        stage = state.get("growth", 0)
-        if stage != self.stage:
-            if not 0 <= stage < len(self.plan.configs):
-                raise ValueError(f"a state of growth {stage}, the recipe has no such model")
-            self.stage = stage
-            self._take(GPT.empty(self.plan.configs[stage]))
-        self.model.load_state_dict(state["model"])
-        self.model.tied = state.get("tied", self.model.tied)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self._put_teacher(state.get("teacher"))
-        self.average.load_state_dict(state.get("average", {"count": 0, "average": {}}))
+    def load_state_dict(self, state: TrainState, saved: Mapping[str, Any]) -> None:
+        """Gives `state` an empty model of the saved model's size.
+
+        Raises:
+            ValueError: The recipe has no such model.
+        """
+        stage = saved.get("growth", 0)
+        if stage == self.stage:
+            return
+        if not 0 <= stage < len(self.plan.configs):
+            raise ValueError(f"a state of growth {stage}, the recipe has no such model")
+        self.stage = stage
+        state.take(GPT.empty(self.plan.configs[stage]))
