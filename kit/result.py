@@ -16,6 +16,7 @@ from typing import Any
 from kit.core_eval.naming import is_core
 from kit.errors import KitError
 from kit.recipe import parse_recipe
+from kit.run.limits import MAX_RESULT_NOTES
 from kit.run_log import LOG_KIND
 from kit.timing import utc_from_ms
 from kit.trust.chain import Chain, read_chain
@@ -24,6 +25,7 @@ from kit.trust.sign import result_id
 
 SCHEMA_VERSION = 1
 NANOCHAT_SKIPPED_STEPS = 10  # nanochat's own training time leaves these out
+_SHORTEST_STEP_S = 1e-6  # what a trainer rounds to; a rate over less has no meaning
 Event = dict[str, Any]
 
 
@@ -166,11 +168,18 @@ def build_result(run: Path) -> dict[str, Any]:
             "ranked": not (why := reasons_not_ranked(recipe.track, stop, timing, quality)),
             "why_not_ranked": why,
         },
-        "notes": [
-            event["data"]["text"] for stage in recipe.stages for event in story.of(stage, "note")
-        ],
+        "notes": notes_section(story, recipe.stages),
         "signatures": [],
     }
+
+
+def notes_section(story: Story, stages: Iterable[str]) -> list[str]:
+    """The first notes of the stages, and how many more the log has."""
+    notes = [event["data"]["text"] for stage in stages for event in story.of(stage, "note")]
+    if len(notes) <= MAX_RESULT_NOTES:
+        return notes
+    kept = notes[: MAX_RESULT_NOTES - 1]
+    return [*kept, f"{len(notes) - len(kept):,} more notes are in the log"]
 
 
 def timing_section(story: Story, budget_s: float) -> dict[str, Any]:
@@ -267,10 +276,15 @@ def training_section(story: Story) -> dict[str, Any]:
         "flops": _flops(steps, flops_per_token),
         "first_loss": steps[0]["loss"] if steps else None,
         "final_loss": steps[-1]["loss"] if steps else None,
-        "tokens_per_s": round(per_step / statistics.median(tail), 1) if tail else None,
+        "tokens_per_s": _rate(per_step, statistics.median(tail)) if tail else None,
         "mfu": facts.get("mfu"),
         "peak_memory_bytes": max(peaks) if peaks else None,
     }
+
+
+def _rate(tokens: float, seconds: float) -> float | None:
+    """Tokens a second; None where the trainer reports steps that took no time."""
+    return round(tokens / seconds, 1) if seconds >= _SHORTEST_STEP_S else None
 
 
 def _flops(steps: list[dict[str, Any]], flops_per_token: float | None) -> float | None:

@@ -56,9 +56,22 @@ def load_schema(name: str) -> dict[str, Any]:
 
 def problems(document: Any, name: str) -> list[Problem]:
     """In what `document` differs from schema `name`, in document order; at most a few hundred."""
+    return _problems(document, load_schema(name))
+
+
+def section_problems(section: Any, name: str, path: tuple[str, ...]) -> list[Problem]:
+    """As `problems`, for the part of a document at `path` in schema `name`."""
+    whole = load_schema(name)
+    rule: dict[str, Any] = whole
+    for key in path:
+        rule = rule["properties"][key]
+    return _problems(section, {**rule, "$defs": whole.get("$defs", {})})
+
+
+def _problems(document: Any, schema: dict[str, Any]) -> list[Problem]:
     import jsonschema
 
-    validator = jsonschema.Draft202012Validator(load_schema(name))
+    validator = jsonschema.Draft202012Validator(schema)
     found: list[Problem] = []
     for error in islice(validator.iter_errors(document), _ERRORS):
         found.extend(_explain(error))

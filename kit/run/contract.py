@@ -8,30 +8,51 @@ goes on from what it left, or does the stage over, with the same result. `resume
 step after the last one whose report is stored. A kill may have lost reports of later ones, so it
 goes on from there or from before.
 
-What a trainer says is testimony: it is stored, never trusted. Lines that are no JSON, too long, of
-an unknown kind or past the limit of a stage are counted and dropped.
+What a trainer says is testimony: it is stored, never trusted. A line that is not JSON, is too long,
+has an unknown kind, or holds a value that no result could state is counted and dropped. `limits.py`
+says how much one stage may report.
 """
 
 from __future__ import annotations
 
+import contextlib
+import getpass
 import json
+import re
+import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from kit import events
 from kit.errors import SchemaError
 from kit.recipe import Recipe
+from kit.run.limits import MAX_LINE_BYTES, MAX_TEXT
 from kit.timing import ClockSample, boottime_ns
 from kit.trust.digest import sha256_bytes
 
 CONTRACT = 1
 EVENTS_FD_VARIABLE = "N4090_EVENTS_FD"
-MAX_LINE_BYTES = 65_536
-MAX_EVENTS_PER_STAGE = 200_000
-MAX_TEXT = 2_000  # characters kept of one string
 
+# Names of evaluations whose value stands in the result.
+_STATED_EVALUATIONS = ("val_bpb", "sft_val_loss")
+# A result multiplies and adds figures of reports; larger ones would not stay finite.
+_MAX_NUMBER = 1e24
+_NOT_NEGATIVE = (
+    *("dt_s", "cuda_s", "flops", "flops_per_token", "mfu", "peak_flops", "step_tokens"),
+    "progress",
+)
+_MAX_KIND = 200  # characters of an error's kind, which becomes the result's reason
+# Reports that no check needs: they have a limit of their own, so that a flood of them ends nothing.
+REMARKS = ("note", "progress")
+_REPORT_FIELDS = frozenset(
+    item.name
+    for kind in events.EVENTS.values()
+    if kind.by == "stage"
+    for item in fields(kind)  # type: ignore[arg-type]
+)
+_COMMON_NAMES = {"root", "localhost"}  # they tell nothing
 INPUTS = ("data", "sft", "chat_eval", "core")
 STOPPED_EXIT = 3
 
@@ -50,6 +71,15 @@ def stage_outputs(stage: str) -> str:
         "core": "eval",
         "chat_eval": "eval",
     }[stage]
+
+
+def stage_inputs(stage: str, inputs: Mapping[str, Path | None]) -> dict[str, Path | None]:
+    """The inputs whose place a stage is told: questions of an evaluation go to that stage alone."""
+    return {
+        name: path
+        for name, path in inputs.items()
+        if name not in ("core", "chat_eval") or name == stage
+    }
 
 
 def stage_command(stage: str, recipe: Recipe, python: str) -> list[str]:
@@ -120,30 +150,62 @@ class StageReport:
 
 
 class Redactor:
-    """Replaces the places of this machine in what a trainer says; they never leave it."""
+    """Replaces places and names of this machine in what a trainer says; they never leave it.
 
-    def __init__(self, places: Mapping[str, Path | None]) -> None:
+    Args:
+        places: Folders by the word that replaces them; the rest of a longer path stays.
+        names: Names (of the host, the user) by the word that replaces them, where they stand as
+            whole words, in any case.
+    """
+
+    def __init__(
+        self, places: Mapping[str, Path | None], names: Mapping[str, str] | None = None
+    ) -> None:
+        folders = {str(path): name for name, path in places.items() if path is not None}
+        words = {path.lower(): f"<{name}>" for path, name in folders.items() if len(path) > 1}
         # Longest first, so that a folder inside another keeps its own name.
-        pairs = [(str(path), f"<{name}>") for name, path in places.items() if path is not None]
-        self._pairs = sorted(
-            ((path, name) for path, name in pairs if len(path) > 1),
-            key=lambda pair: len(pair[0]),
-            reverse=True,
-        )
-        # Nearly nothing that a trainer says is a path: one look tells.
-        self._mark = "/" if all("/" in path for path, _ in self._pairs) else ""
+        parts = [
+            rf"(?<![\w.-]){re.escape(folder)}(?![\w-])"
+            for folder in sorted(words, key=len, reverse=True)
+        ]
+        parts.append(r"/(?:home|users)/[^/\s\"'<>:]+")
+        for word, name in (names or {}).items():
+            words[name.lower()] = f"<{word}>"
+            parts.append(rf"(?<![^\W_]){re.escape(name)}(?![^\W_])")  # `_` may stand beside it
+        self._words = words
+        self._pattern = re.compile("|".join(parts), re.IGNORECASE)
 
     def __call__(self, value: Any) -> Any:
         if isinstance(value, str):
-            if self._mark in value:
-                for path, name in self._pairs:
-                    value = value.replace(path, name)
+            if value not in _STATED_EVALUATIONS:
+                value = self._pattern.sub(self._word, value)
             return value if len(value) <= MAX_TEXT else value[: MAX_TEXT - 1] + "…"
         if isinstance(value, list):
             return [self(item) for item in value]
         if isinstance(value, dict):
-            return {str(self(key)): self(item) for key, item in value.items()}
+            return {
+                key if key in _REPORT_FIELDS else str(self(key)): self(item)
+                for key, item in value.items()
+            }
         return value
+
+    def _word(self, match: re.Match[str]) -> str:
+        return self._words.get(match[0].lower(), "<home>")
+
+
+def machine_names() -> dict[str, str]:
+    """Names of this host and user that must not leave the machine, by what replaces them."""
+    host = socket.gethostname()
+    found = {"host": host, "short host": host.partition(".")[0], "user": ""}
+    with contextlib.suppress(KeyError, OSError):  # a user without an entry has no name
+        found["user"] = getpass.getuser()
+    named: dict[str, str] = {}
+    for word, name in found.items():
+        if len(name) > 1 and name.lower() not in _COMMON_NAMES | {
+            n.lower() for n in named.values()
+        }:
+            named[word] = name
+    return named
 
 
 def parse_report(line: bytes, redact: Redactor, at: ClockSample) -> StageReport | None:
@@ -163,6 +225,8 @@ def parse_report(line: bytes, redact: Redactor, at: ClockSample) -> StageReport 
         events.parse_report(ev, data)
     except SchemaError:
         return None
+    if not _statable(ev, data):
+        return None
     redacted = redact(data)
     assert isinstance(redacted, dict)
     return StageReport(ev, redacted, at)
@@ -176,6 +240,25 @@ def deadline_ns(start_ns: int, budget_s: float) -> int:
 def remaining_s(deadline: int) -> float:
     """Seconds left until `deadline`; negative when it has passed."""
     return (deadline - boottime_ns()) / 1e9
+
+
+def _statable(ev: str, data: Mapping[str, Any]) -> bool:
+    """Whether a result could state every figure that it takes from this report."""
+    if ev in ("step", "model"):
+        given = [data[name] for name in _NOT_NEGATIVE if data.get(name) is not None]
+        if not all(_is_number(value) and value >= 0 for value in given):
+            return False
+    if ev == "eval":
+        value = data.get("value", "")
+        return _is_number(value) or (value is None and data["name"] not in _STATED_EVALUATIONS)
+    if ev == "error":
+        return len(data["kind"]) <= _MAX_KIND
+    return ev != "step" or _is_number(data["loss"])
+
+
+def _is_number(value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and abs(value) <= _MAX_NUMBER
 
 
 def _no_constant(name: str) -> None:

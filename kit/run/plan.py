@@ -10,6 +10,7 @@ import json
 import os
 import secrets
 import shutil
+import site
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,8 +31,17 @@ from kit.timing import boottime_ns
 
 _PLAN = "plan.json"
 _PREPARE_S = 900
-# What a trainer has no use for and could give away.
-_SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "N4090_KEY", "SSH_AUTH_SOCK")
+# The variables of this process that a stage gets. The others (tokens, agents, proxies, names of
+# host and user) stays here.
+_PASSED = {
+    *("PATH", "LANG", "LANGUAGE", "TZ", "TMPDIR", "PYTHONPATH", "PYTHONWARNINGS", "VIRTUAL_ENV"),
+    *("LD_LIBRARY_PATH", "LD_PRELOAD", "MALLOC_CONF", "CC", "CXX"),
+    *("COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG"),
+}
+_PASSED_PREFIXES = (
+    *("LC_", "CUDA_", "NVIDIA_", "PYTORCH_", "TORCH", "TRITON_", "CUBLAS", "CUDNN_"),
+    *("OMP_", "GOMP_", "KMP_", "MKL_", "MALLOC_"),
+)
 
 
 @dataclass(frozen=True)
@@ -263,6 +273,12 @@ def save_plan(plan: RunPlan) -> None:
             "price": plan.price and vars(plan.price),
         },
     )
+    (plan.run / _PLAN).chmod(0o600)  # a trainer of another user's need not read it
+
+
+def _may_pass(name: str) -> bool:
+    secret = name.endswith(("TOKEN", "KEY", "SECRET", "PASSWORD"))
+    return name in _PASSED or (name.startswith(_PASSED_PREFIXES) and not secret)
 
 
 def compile_caches(run: Path) -> Path:
@@ -272,11 +288,18 @@ def compile_caches(run: Path) -> Path:
 
 
 def stage_environment(threads: int, run: Path) -> dict[str, str]:
-    """A stage's environment: this process's, without secrets, with what must not vary pinned."""
+    """A stage's environment: what it needs of this process's, and what must not vary pinned.
+
+    Its home is the run's own folder of compile caches: what an earlier run left in a home folder
+    must not save time on this clock.
+    """
     caches = compile_caches(run)
     return {
-        **{name: value for name, value in os.environ.items() if name not in _SECRETS},
-        **({"HOME": str(caches)} if trainer_user() else {}),
+        **{name: value for name, value in os.environ.items() if _may_pass(name)},
+        "HOME": str(caches),
+        "USER": "trainer",
+        "LOGNAME": "trainer",
+        **({"PYTHONUSERBASE": site.getuserbase()} if site.ENABLE_USER_SITE else {}),
         "PYTHONHASHSEED": "0",
         "PYTHONUNBUFFERED": "1",
         "OMP_NUM_THREADS": str(threads),

@@ -41,7 +41,9 @@ from kit.run.contract import (
     StageReport,
     build_request,
     deadline_ns,
+    machine_names,
     stage_command,
+    stage_inputs,
     stage_outputs,
 )
 from kit.run.environment import describe_environment
@@ -49,13 +51,14 @@ from kit.run.finished import keep_earlier_result, refuse_complete
 from kit.run.image import describe_image
 from kit.run.inputs import describe
 from kit.run.log import EventLog, Source
+from kit.run.outputs import list_outputs
 from kit.run.plan import RunPlan, compile_caches, save_plan, stage_environment
-from kit.run.process import StageOutcome, StopFlag, run_stage
+from kit.run.process import NotStarted, StageOutcome, StopFlag, run_stage
 from kit.run.separation import trainer_user
 from kit.run.telemetry import TelemetrySampler
 from kit.run_log import LOG_KIND
 from kit.trust.chain import read_chain
-from kit.trust.digest import manifest_digest, tree_digest, tree_manifest
+from kit.trust.digest import manifest_digest, tree_digest
 from kit.trust.identities import claimed_identities
 from kit.trust.keys import Signer
 from kit.trust.sign import sign_document
@@ -65,6 +68,7 @@ Observe = Callable[[dict[str, Any]], None]
 # its own.
 _RESERVE = ".reserve"
 _RESERVE_BYTES = 4 * 2**20
+_AFTER_ERROR = "`n4090-kit run --resume` tries again; report it if the error stays."
 _FULL_BYTES = 2**20  # a disk with less left than this is full
 
 
@@ -262,7 +266,7 @@ def _run_one_stage(
         run_id=run.name,
         run=run,
         cache=plan.cache,
-        inputs=plan.inputs.as_dict(),
+        inputs=stage_inputs(stage, plan.inputs.as_dict()),
         seed=plan.seed,
         attempt=attempt,
         resume_step=progress.resume_step.get(stage, 0),
@@ -277,6 +281,7 @@ def _run_one_stage(
     )
     request_path = run / f"request-{stage}.json"
     user = trainer_user()
+    redact = _redactor(plan)
     source: Source = "eval" if stage == "core" else "trainer"
 
     def store(report: StageReport) -> None:
@@ -292,23 +297,28 @@ def _run_one_stage(
             output=run / "logs" / f"{stage}.txt",
             deadline_ns=end_ns,
             grace_s=recipe.document["grace_s"],
-            redact=_redactor(plan),
+            redact=redact,
             stop=stop,
             on_report=store,
             user=user,
         )
-    except PrerequisiteError as error:
-        outcome = StageOutcome("failed", 127, "no_trainer", error.message, error.hint)
-    except OSError as error:
-        if error.errno not in DISK_FULL:
-            raise
-        outcome = _full(StageOutcome("failed", 127, "disk_full", f"stage {stage} did not start"))
+    except NotStarted as error:
+        message = str(redact(error.message))
+        outcome = StageOutcome("failed", 127, "no_trainer", message, error.hint)
+    except Exception as error:
+        # Whatever it is, the log is whole and the run has to end in a signed result.
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            outcome = _full(
+                StageOutcome("failed", 127, "disk_full", f"stage {stage} did not start")
+            )
+        else:
+            outcome = _unexpected(stage, error, redact)
     if outcome.reason == "crashed" and shutil.disk_usage(run).free < _FULL_BYTES:
         outcome = _full(outcome)
     if outcome.status == "complete":
         if user:
             user.take(run / stage_outputs(stage))
-        outcome = _store_artifacts(log, run, stage, outcome)
+        outcome = _store_artifacts(log, plan, stage, outcome)
     log.append(
         "sup",
         "stage_stop",
@@ -320,9 +330,21 @@ def _run_one_stage(
             "exit_code": outcome.exit_code,
             "accepted": outcome.accepted,
             "dropped": outcome.dropped,
+            **(
+                {"print_left_out_bytes": outcome.print_left_out_bytes}
+                if outcome.print_left_out_bytes
+                else {}
+            ),
         },
     )
     return outcome
+
+
+def _unexpected(stage: str, error: Exception, redact: Redactor) -> StageOutcome:
+    told = error.message if isinstance(error, KitError) else f"{type(error).__name__}: {error}"
+    hint = (error.hint if isinstance(error, KitError) else None) or _AFTER_ERROR
+    message = str(redact(f"the supervisor could not go on with stage {stage}: {told}"))
+    return StageOutcome("failed", 127, "supervisor_error", message, hint)
 
 
 def _full(outcome: StageOutcome) -> StageOutcome:
@@ -334,24 +356,17 @@ def _full(outcome: StageOutcome) -> StageOutcome:
     )
 
 
-def _store_artifacts(log: EventLog, run: Path, stage: str, outcome: StageOutcome) -> StageOutcome:
-    """Hashes what the stage left; an empty or unsafe folder makes the stage a failed one."""
-    folder = run / stage_outputs(stage)
+def _store_artifacts(
+    log: EventLog, plan: RunPlan, stage: str, outcome: StageOutcome
+) -> StageOutcome:
+    """Hashes what the stage left; outputs that no result could state make it a failed stage."""
+    folder = plan.run / stage_outputs(stage)
     try:
-        if stage in ("core", "chat_eval"):
-            name = "core.json" if stage == "core" else "chat.json"
-            files = [file for file in tree_manifest(folder, (name,)) if file.path == name]
-        else:
-            files = [file for file in tree_manifest(folder) if not file.path.startswith("state/")]
-    except FileNotFoundError:
-        files = []
+        files = list_outputs(stage, folder)
     except KitError as error:
-        return StageOutcome(
-            "failed", 0, "bad_output", f"outputs of {stage}: {error.message}", error.hint
-        )
-    if not files:
-        return StageOutcome(
-            "failed", 0, "bad_output", f"stage {stage} ended well but left no output"
+        message = str(_redactor(plan)(f"outputs of {stage}: {error.message}"))
+        return replace(
+            outcome, status="failed", reason="bad_output", message=message, hint=error.hint
         )
     listing = [{"path": file.path, "bytes": file.bytes, "sha256": file.digest} for file in files]
     log.append(
@@ -447,5 +462,6 @@ def _redactor(plan: RunPlan) -> Redactor:
             **{name: inputs[name] for name in INPUTS},
             "home": Path.home(),
             "python": Path(sys.prefix),
-        }
+        },
+        machine_names(),
     )

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kit.run.contract import MAX_LINE_BYTES, MAX_TEXT, Redactor, parse_report, stage_seed
+from kit.run.contract import Redactor, parse_report, stage_seed
+from kit.run.limits import MAX_LINE_BYTES, MAX_TEXT
 from kit.run.process import LineBuffer
 from kit.timing import ClockSample
 from kit.trust.canonical import canonical_bytes

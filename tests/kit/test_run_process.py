@@ -139,7 +139,7 @@ def test_a_stage_that_leaves_a_child_behind_does_not_hold_the_run(stage, monkeyp
 
 
 def test_a_flood_is_cut_off_and_counted(stage, monkeypatch) -> None:
-    monkeypatch.setattr(process, "MAX_EVENTS_PER_STAGE", 1000)
+    monkeypatch.setattr(process, "MAX_REMARKS_PER_STAGE", 1000)
     outcome, reports = stage(
         'line = b\'{"ev": "note", "data": {"text": "x"}}\\n\' * 1000\n'
         "for _ in range(1000):\n"

@@ -9,6 +9,7 @@ from typing import Any
 from kit.core_eval.statistics import TaskOutcomes, normal_interval
 from kit.result import (
     environment_section,
+    notes_section,
     quality_section,
     reasons_not_ranked,
     runs_section,
@@ -30,11 +31,7 @@ def headline(evidence: Evidence) -> Iterator[Finding]:
         "timing": timing_section(story, evidence.recipe.budget_s),
         "training": training_section(story),
         "environment": environment_section(story),
-        "notes": [
-            event["data"]["text"]
-            for stage in evidence.recipe.stages
-            for event in story.of(stage, "note")
-        ],
+        "notes": notes_section(story, evidence.recipe.stages),
     }
     quality: dict[str, Any] = dict(document["quality"])
     for part, stage in (("core", "core"), ("chat", "chat_eval")):
