@@ -76,6 +76,11 @@ def _model_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--out", type=click.Path(path_type=Path), help="Write the document here.")
 @click.option("--html", "page", type=click.Path(path_type=Path), help="Write a page with charts.")
 @click.option("--cache", type=click.Path(path_type=Path), help="Folder for encoded tasks.")
+@click.option(
+    "--controls",
+    is_flag=True,
+    help="Score again with swapped questions and passages: what remains is format.",
+)
 @_model_options
 def core(
     model: Path,
@@ -86,6 +91,7 @@ def core(
     out: Path | None,
     page: Path | None,
     cache: Path | None,
+    controls: bool,
     threads: int,
     batch_tokens: str,
     as_json: bool,
@@ -98,7 +104,14 @@ def core(
     import time
 
     from kit.core_eval.bundle import open_bundle
-    from kit.core_eval.evaluate import Settings, Stopped, TaskResult, Watch, evaluate_core
+    from kit.core_eval.evaluate import (
+        Settings,
+        Stopped,
+        TaskResult,
+        Watch,
+        evaluate_controls,
+        evaluate_core,
+    )
     from kit.core_eval.naming import score_name
     from kit.core_eval.report import html_page
     from kit.core_eval.score import threads as use_threads
@@ -137,6 +150,9 @@ def core(
         )
         try:
             document = evaluate_core(loaded, bundle, settings, watch)
+            if controls:
+                total, seen[:] = 0, []
+                document["controls"] = evaluate_controls(loaded, bundle, settings, watch)
         except Stopped:
             kept = "" if out is None else "; start it again to go on"
             click.echo(f"stopped{kept}", err=True)
@@ -286,6 +302,29 @@ def _print_core(document: Document) -> None:
         f"[bold]{score_name(document)} {document['core_metric']:.4f}[/bold]  95 % interval "
         f"{interval['low']:.4f} to {interval['high']:.4f}"
     )
+    if "controls" in document:
+        _print_controls(document)
+
+
+def _print_controls(document: Document) -> None:
+    """Centered accuracy of each task beside what is left of it under each control."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("centered accuracy", no_wrap=True)
+    for heading in ("asked", *(f"other {control}" for control in document["controls"])):
+        table.add_column(heading, justify="right")
+    for task in document["tasks"]:
+        left = [found.get(task["label"]) for found in document["controls"].values()]
+        table.add_row(
+            task["label"],
+            f"{task['centered']:.3f}",
+            *("" if value is None else f"{value['centered']:.3f}" for value in left),
+        )
+    console = Console()
+    console.print(table)
+    console.print("What stays with another item's question or passage is format, not reading.")
 
 
 def _print_chart(document: Document) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kit.core_eval.bundle import Bundle, Item, Task, TaskKind, load_items
+from kit.core_eval.controls import Control, partners, swapped
 from kit.core_eval.model import EvalModel, max_seq_len
 from kit.core_eval.prompts import render_prompts
 from kit.errors import SchemaError
@@ -55,15 +56,22 @@ def encode_task(
     max_per_task: int = -1,
     indices: Sequence[int] | None = None,
     cache: Path | None = None,
+    control: Control | None = None,
 ) -> list[EncodedItem]:
     """The items of `task` in evaluation order, ready to score.
 
     Args:
         indices: Only these items, their examples still drawn from all (for benchmarks).
         cache: A folder for encoded tasks; used when the model states its `tokenizer_digest`.
+        control: Ask every item with another item's text (`controls`); never cached.
     """
     path = None
-    if cache is not None and indices is None and hasattr(model, "tokenizer_digest"):
+    if (
+        cache is not None
+        and indices is None
+        and control is None
+        and hasattr(model, "tokenizer_digest")
+    ):
         path = cache / f"core-{_cache_key(model, bundle, task, max_per_task)}.npz"
         if path.is_file():
             try:
@@ -71,26 +79,45 @@ def encode_task(
             except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
                 path.unlink(missing_ok=True)  # a torn file of an earlier crash is made anew
     items = load_items(bundle, task, max_per_task=max_per_task)
-    encoded = encode_items(model, task, items, range(len(items)) if indices is None else indices)
+    asked = None
+    if control is not None:
+        others = partners(task, items, control)
+        asked = [swapped(task, items[i], items[other], control) for i, other in enumerate(others)]
+    chosen = range(len(items)) if indices is None else indices
+    encoded = encode_items(model, task, items, chosen, asked=asked)
     if path is not None:
         _save(path, encoded)
     return encoded
 
 
 def encode_items(
-    model: EvalModel, task: Task, items: Sequence[Item], indices: Sequence[int]
+    model: EvalModel,
+    task: Task,
+    items: Sequence[Item],
+    indices: Sequence[int],
+    *,
+    asked: Sequence[Item] | None = None,
 ) -> list[EncodedItem]:
-    """The items at `indices`, their examples drawn from all of `items`."""
+    """The items at `indices`, their examples drawn from all of `items`.
+
+    Args:
+        asked: For each of `items`, what is asked in its place.
+    """
     encoded: list[EncodedItem] = []
     for begin in range(0, len(indices), _ITEMS_AT_ONCE):
-        encoded += _encode_some(model, task, items, indices[begin : begin + _ITEMS_AT_ONCE])
+        some = indices[begin : begin + _ITEMS_AT_ONCE]
+        encoded += _encode_some(model, task, items, some, asked or items)
     return encoded
 
 
 def _encode_some(
-    model: EvalModel, task: Task, items: Sequence[Item], indices: Sequence[int]
+    model: EvalModel,
+    task: Task,
+    items: Sequence[Item],
+    indices: Sequence[int],
+    asked: Sequence[Item],
 ) -> list[EncodedItem]:
-    prompts = [render_prompts(task, items, index) for index in indices]
+    prompts = [render_prompts(task, items, index, asked[index]) for index in indices]
     tokens = iter(model.encode([text for texts in prompts for text in texts]))
     encoded = []
     for index, texts in zip(indices, prompts, strict=True):

@@ -10,11 +10,12 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from kit.core_eval.bundle import Bundle, Task, TaskKind, core_facts
+from kit.core_eval.bundle import Bundle, Task, TaskKind, core_facts, load_items
+from kit.core_eval.controls import CONTROLS, Control, has_control
 from kit.core_eval.encode import EncodedItem, encode_task
 from kit.core_eval.grouping import Slot
 from kit.core_eval.model import EvalModel, Paths, max_seq_len, model_device
@@ -85,6 +86,7 @@ class Settings:
     identity: str = ""  # of the model: a journal of another model is not continued
     paths: Paths | None = None
     indices: Mapping[str, list[int]] = field(default_factory=dict)  # for benchmarks: only these
+    control: Control | None = None  # ask with another item's text; gives no CORE
 
 
 def evaluate_core(
@@ -101,6 +103,44 @@ def evaluate_core(
     """
     results = score_tasks(model, bundle, settings or Settings(), watch or Watch())
     return document(model, bundle, results, settings or Settings())
+
+
+def evaluate_controls(
+    model: EvalModel, bundle: Bundle, settings: Settings, watch: Watch
+) -> dict[str, Any]:
+    """What of the score remains when the deciding text comes from another item (`controls`).
+
+    Returns:
+        For each control the tasks it applies to, in bundle order, with n, accuracy and the
+        accuracy centred on chance.
+    """
+    found: dict[str, Any] = {}
+    for control in CONTROLS:
+        tasks = tuple(
+            task
+            for task in bundle.selected
+            if has_control(
+                task, load_items(bundle, task, max_per_task=settings.max_per_task), control
+            )
+        )
+        if not tasks:
+            continue
+        journal = settings.journal
+        own = replace(
+            settings,
+            control=control,
+            journal=journal and journal.with_name(f"{journal.name}.{control}"),
+        )
+        results = score_tasks(model, replace(bundle, selected=tasks), own, watch)
+        found[control] = {
+            result.task.label: {
+                "n": len(result.outcomes),
+                "accuracy": result.accuracy,
+                "centered": centered(result.accuracy, result.task.baseline),
+            }
+            for result in results
+        }
+    return found
 
 
 def score_tasks(
@@ -123,6 +163,7 @@ def score_tasks(
         "max_seq_len": max_seq_len(model),
         "paths": list(paths),
         "batch_tokens": settings.batch_tokens,
+        **({} if settings.control is None else {"control": settings.control}),
     }
     journal = _Journal(settings.journal, identity)
     budget = Budget(
@@ -139,6 +180,7 @@ def score_tasks(
             max_per_task=settings.max_per_task,
             indices=settings.indices.get(task.label),
             cache=settings.cache,
+            control=settings.control,
         )
 
     try:
@@ -363,6 +405,7 @@ __all__ = [
     "Watch",
     "auto_batch_tokens",
     "document",
+    "evaluate_controls",
     "evaluate_core",
     "is_correct",
     "score_tasks",

@@ -23,9 +23,15 @@ def draw_examples(index: int, count: int, shots: int) -> list[int]:
     return [position + (position >= index) for position in positions]
 
 
-def render_prompts(task: Task, items: Sequence[Item], index: int) -> list[str]:
-    """The prompts of item `index`: one an option; `[without, with]` continuation for LM tasks."""
-    item = items[index]
+def render_prompts(
+    task: Task, items: Sequence[Item], index: int, asked: Item | None = None
+) -> list[str]:
+    """The prompts of item `index`: one an option; `[without, with]` continuation for LM tasks.
+
+    Args:
+        asked: Stands in for the item itself, after the same examples (see `controls`).
+    """
+    item = items[index] if asked is None else asked
     shown = [items[e] for e in draw_examples(index, len(items), task.shots)] if task.shots else []
     if task.kind == "multiple_choice":
         before = "".join(
