@@ -78,7 +78,9 @@ def memory_limit_bytes(device: torch.device, cap_gib: float) -> int | None:
         return None
     total = torch.cuda.get_device_properties(device).total_memory
     if cap_gib and cap_gib * 2**30 < total:
-        torch.cuda.set_per_process_memory_fraction(cap_gib * 2**30 / total, device)
+        # This function alone of torch.cuda takes no device without an index.
+        index = torch.cuda.current_device() if device.index is None else device.index
+        torch.cuda.set_per_process_memory_fraction(cap_gib * 2**30 / total, index)
         return int(cap_gib * 2**30)
     return int(total)
 
