@@ -33,8 +33,8 @@ def bench_kernels(
 ) -> None:
     """Time matrix products in four precisions, and attention kernels.
 
-    Every product includes the rounding of its factors; the profiler has to have seen an 8-bit
-    kernel, or the row names what ran instead.
+    Every product includes the rounding of its factors; a kind whose results are wrong is
+    not timed, and --json names the kernels that ran.
     """
     import time
 

@@ -37,6 +37,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
+from reference.kernels.compiling import compiled
 from reference.kernels.cpu_window import blocked_attention
 
 Backend = Literal["auto", "sdpa", "cudnn", "varlen", "flex", "fa2", "fa3", "blocks", "mask"]
@@ -153,7 +154,7 @@ def takes(backend: Backend, T: int, window: int, documents: bool) -> bool:
 
 @cache
 def windowed_kernel_exists() -> bool:
-    """Whether this PyTorch's varlen attention takes a window (2.11 and later, CUDA builds)."""
+    """Whether this PyTorch's varlen attention takes windows and grouped key heads."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
@@ -273,7 +274,7 @@ def flex_tiles(device: torch.device) -> dict[str, int] | None:
 
 @cache
 def _compiled_flex() -> Callable[..., Any]:
-    return torch.compile(flex_attention, dynamic=False)
+    return compiled(flex_attention)
 
 
 def _flex_function(q: Tensor) -> Callable[..., Any]:

@@ -22,6 +22,7 @@ from reference.kernels.attention import (
     prepare_flex,
     takes,
 )
+from reference.kernels.compiling import compiled_alone
 
 TOLERANCE = 0.03  # largest difference from the formula, as a share of the largest value, in bf16
 CANDIDATES: tuple[Backend, ...] = tuple(
@@ -94,7 +95,7 @@ def try_backend(
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return causal_attention(q, k, v, window, documents=bounds, backend=backend)
 
-    function = torch.compile(attend, dynamic=False) if device.type == "cuda" else attend
+    function = compiled_alone(attend) if device.type == "cuda" else attend
     dy = torch.randn_like(q)
 
     def both() -> Tensor:
@@ -112,9 +113,13 @@ def try_backend(
                 return Row(window, backend, None, f"{name} differs from the formula by {error:.3g}")
         return Row(window, backend, timer(both), None)
     except Exception as error:  # any kernel may refuse in its own way: the reason is reported
-        return Row(
-            window, backend, None, f"{type(error).__name__}: {str(error).splitlines()[0]}"[:200]
-        )
+        return Row(window, backend, None, short_reason(error))
+
+
+def short_reason(error: Exception) -> str:
+    """The type of an error and the first line of its text, which may be empty."""
+    first = (str(error).splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first}"[:200]
 
 
 def _inputs(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from reference.errors import TrainerError
 from reference.experiments.soap import soap
+from reference.kernels.compiling import compiled as compiled_function
 from reference.model.gpt import GPT
 from reference.optim.muon import advance, muon_update, orthogonal_step
 from reference.optim.schedule import Schedule
@@ -48,8 +49,8 @@ class MuonAdamW(torch.optim.Optimizer):
         self.updates = 0  # begun by this object: whether a failed step can be done again
         self._muon_update, self._orthogonal_step = muon_update, orthogonal_step
         if compiled:
-            self._muon_update = torch.compile(muon_update, dynamic=False)
-            self._orthogonal_step = torch.compile(orthogonal_step, dynamic=False)
+            self._muon_update = compiled_function(muon_update)
+            self._orthogonal_step = compiled_function(orthogonal_step)
         self._compiled = compiled
         for group in self.param_groups:
             if group["kind"] not in (*MATRIX_KINDS, "adamw"):

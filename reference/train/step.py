@@ -13,14 +13,11 @@ from torch import Tensor
 
 from reference.errors import TrainerError
 from reference.kernels.attention import Documents, find_documents
+from reference.kernels.compiling import allow_recompiles
 from reference.model.cost import count_flops
 from reference.model.gpt import GPT
 from reference.optim.optimizer import MuonAdamW
 from reference.optim.schedule import Schedule
-
-# Of a code object: windows, value embeddings, sequence lengths, precision, with and without
-# gradients each give blocks of another kind. Past the limit PyTorch would silently stop compiling.
-RECOMPILE_LIMIT = 128
 
 
 class Micro(NamedTuple):
@@ -238,8 +235,7 @@ def maybe_compile(
 
 def compile_blocks(model: GPT) -> None:
     """Has the blocks compiled at their next use."""
-    limits = torch._dynamo.config
-    limits.recompile_limit = max(limits.recompile_limit, RECOMPILE_LIMIT)
+    allow_recompiles()
     for block in model.blocks:
         block.compile(dynamic=False)
 

@@ -9,10 +9,17 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from reference.config.model import ModelConfig
+from reference.kernels import compiling
 from reference.kernels.eight_bit import KINDS, product, quantize
-from reference.kernels.matmul_trial import choose_products, time_product
+from reference.kernels.matmul_trial import (
+    choose_products,
+    probe,
+    profiled_kernels,
+    time_product,
+)
 from reference.model.gpt import GPT
 from reference.model.linear import PASSES, PLAIN, Linear, Products, eligible, set_products
 from reference.model.loss import softcapped_cross_entropy
@@ -173,7 +180,8 @@ def test_an_uncapped_loss_takes_8_bit_logits_too():
     assert rounded.item() == pytest.approx(plain.item(), rel=0.02) and rounded != plain
 
 
-def test_the_trial_takes_the_fastest_and_refuses_what_runs_no_8_bit_kernel():
+@pytest.mark.parametrize("names", [["nvjet_sm90_qqtst_128x256_128x4"], ["cutlass_80_gemm"], []])
+def test_the_trial_takes_the_fastest_whatever_its_kernels_are_called(names):
     cpu = torch.device("cpu")
     order = iter([3.0, 1.0, 2.0, 5.0, 9.0, 7.0, 2.0, 4.0, 6.0])
     chosen, rows = choose_products(
@@ -182,20 +190,68 @@ def test_the_trial_takes_the_fastest_and_refuses_what_runs_no_8_bit_kernel():
         device=cpu,
         timer=lambda function: next(order),
         kinds=("bf16", "fp8", "int8"),
-        kernels=lambda function: ["sm89_xmma_gemm_e4m3bf16_e4m3f32_f32_tn_n"],
+        kernels=lambda function: names,
     )
     assert chosen == {"32x16": Products("fp8", "bf16", "bf16")}
     assert [row.ms for row in rows] == [3.0, 1.0, 2.0, 5.0, 9.0, 7.0, 2.0, 4.0, 6.0]
-    chosen, rows = choose_products(
-        [(32, 16)],
-        32,
-        device=cpu,
-        timer=lambda function: 1.0,
-        kinds=("bf16", "fp8"),
-        kernels=lambda function: ["cutlass_80_tensorop_bf16_s16816gemm"],
+    noted = rows[1].kernels
+    assert noted == tuple(names) if names else "CUPTI" in noted[0]
+    assert not any(row.kernels for row in rows if row.kind == "bf16")
+
+
+@pytest.mark.parametrize("kind", EIGHT_BIT)
+@pytest.mark.parametrize("which", PASSES)
+def test_a_kind_is_refused_for_its_results_alone(kind, which, monkeypatch):
+    cpu = torch.device("cpu")
+    probe.cache_clear()
+    assert probe(which, kind, cpu) is None
+
+    def wrong(a, b, *_, **__):
+        return 1.05 * (a.bfloat16() @ b.bfloat16().T)
+
+    def unrounded(a, b, *_, **__):
+        return (a.double() @ b.double().T).bfloat16()
+
+    refusals = {}
+    for name, function in (("wrong", wrong), ("unrounded", unrounded)):
+        probe.cache_clear()
+        monkeypatch.setattr("reference.kernels.matmul_trial.product", function)
+        row = time_product(32, 16, 32, which, kind, cpu, lambda f: 1.0, lambda f: ["e4m3 imma"])
+        assert row.ms is None
+        refusals[name] = row.reason
+    probe.cache_clear()
+    assert "differs from its rounded factors" in refusals["wrong"]
+    # One of int8's results is too close to the unrounded product to fail the first comparison.
+    assert "differs from" in refusals["unrounded"] or "not rounded" in refusals["unrounded"]
+
+
+def test_a_profiler_that_is_refused_drops_no_kind(monkeypatch):
+    class Refused:
+        def __init__(self, **_):
+            raise RuntimeError("CUPTI_ERROR_INSUFFICIENT_PRIVILEGES")
+
+    monkeypatch.setattr("torch.profiler.profile", Refused)
+    probe.cache_clear()
+    row = time_product(
+        32, 16, 32, "forward", "fp8", torch.device("cpu"), lambda f: 1.0, profiled_kernels
     )
-    assert chosen == {"32x16": PLAIN}
-    assert "no 8-bit kernel ran: cutlass_80" in rows[1].reason
+    assert row.ms == 1.0 and row.reason is None and "CUPTI" in row.kernels[0]
+
+
+def test_more_products_than_dynamos_limit_are_each_compiled(monkeypatch):
+    """`bench kernels` compiles more variants of one function than Dynamo keeps by default."""
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
+    monkeypatch.setattr(torch._dynamo.config, "accumulated_recompile_limit", 256)
+    monkeypatch.setattr(compiling, "RECOMPILE_LIMIT", 8)
+    compiler = CompileCounter()
+    for size in range(12):
+
+        def double(x: torch.Tensor, size: int = size) -> torch.Tensor:
+            return 2 * x + size
+
+        compiling.compiled_alone(double, backend=compiler)(torch.ones(size + 2))
+    torch._dynamo.reset()
+    assert compiler.frame_count == 12
 
 
 def test_the_trial_leaves_passes_that_are_switched_off_in_bf16_and_reports_failures():
