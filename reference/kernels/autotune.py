@@ -15,6 +15,7 @@ import torch
 from reference.errors import TrainerError
 from reference.kernels.attention import automatic, lacks, prepare_flex, takes
 from reference.kernels.attention_trial import choose_backends, cuda_milliseconds
+from reference.kernels.gradient_check import check_compiled_gradients
 from reference.kernels.matmul_trial import choose_products, profiled_kernels
 from reference.model.gpt import GPT
 from reference.model.linear import PLAIN, Products, eligible, set_products
@@ -167,11 +168,15 @@ def precompile(
 ) -> None:
     """Compiles the blocks for every shape that the run will meet, evaluation's among them.
 
-    One micro-batch of made-up tokens forward and backward for each; weights stay as they are.
+    One micro-batch of made-up tokens forward and backward for each; weights stay as they are. With
+    8-bit factors the compiled gradients are compared with eager ones.
 
     Args:
         phases: Every phase with the rows of its micro-batch, the one to start with last.
         bos: Where rows hold documents: their first token.
+
+    Raises:
+        TrainerError: Compiled blocks compute other gradients than eager ones.
     """
     from reference.kernels.attention import find_documents
 
@@ -187,6 +192,7 @@ def precompile(
             documents = find_documents(tokens.cpu().numpy(), bos).to(model.device)
         model.loss(tokens, tokens, documents=documents).backward()
         model.zero_grad(set_to_none=True)
+        check_compiled_gradients(model, rows, phase.seq_len, documents)
 
 
 def apply_shape(

@@ -341,8 +341,7 @@ class GPT(nn.Module):
         B, T = tokens.shape
         x = norm(F.embedding(tokens, self.wte.weight).to(self.dtype))  # (B, T, C)
         if cache is None:
-            self._grow_rope(T)
-            rope = self._rope_rows(slice(0, T))
+            rope = self.rope(T)
             if self.config.smear:
                 previous = x[:, :-1]
                 if documents is not None:
@@ -450,6 +449,11 @@ class GPT(nn.Module):
     # Rotary tables
 
     @torch.inference_mode(False)  # a table born in an evaluation must also serve training
+    def rope(self, T: int) -> tuple[Tensor, Tensor]:
+        """The angle tables of positions 0 to T - 1, (T, 1, D/2) each."""
+        self._grow_rope(T)
+        return self._rope_rows(slice(0, T))
+
     def _grow_rope(self, length: int) -> None:
         """Makes the tables cover `length` positions and fit the model's device and dtype."""
         cos = self.rope_cos
