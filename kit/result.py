@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kit.core_eval.likelihood import mean_likelihood
 from kit.core_eval.naming import is_core
 from kit.errors import KitError
 from kit.recipe import parse_recipe
@@ -337,7 +338,9 @@ def core_section(document: dict[str, Any] | None) -> dict[str, Any] | None:
             }
         )
     interval = document["interval"]
+    likelihood = mean_likelihood(document["tasks"])  # earlier kits did not measure it
     return {
+        **({"answer_bpb": likelihood.value} if likelihood else {}),
         "value": sum(task["centered"] for task in tasks) / len(tasks),
         "partial": document["partial"],
         "bundle": document["bundle"]["kind"],

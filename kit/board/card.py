@@ -137,6 +137,8 @@ def facts_table(result: Document) -> str:
             else ""
         )
         rows.append((score_name(core), f"{core['value']:.4f}{between}"))
+        if core.get("answer_bpb") is not None:
+            rows.append(("bits per byte of right answers", f"{core['answer_bpb']:.4f}"))
     if quality["val_bpb"]:
         rows.append(("bits per byte", f"{quality['val_bpb']['last']:.4f}"))
     if quality["chat"] and quality["chat"]["value"] is not None:

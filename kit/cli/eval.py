@@ -302,6 +302,11 @@ def _print_core(document: Document) -> None:
         f"[bold]{score_name(document)} {document['core_metric']:.4f}[/bold]  95 % interval "
         f"{interval['low']:.4f} to {interval['high']:.4f}"
     )
+    if likelihood := document.get("answer_bpb"):
+        console.print(
+            f"[bold]answer likelihood {likelihood['value']:.4f} bits per byte[/bold]  "
+            f"95 % interval {likelihood['low']:.4f} to {likelihood['high']:.4f}, less is better"
+        )
     if "controls" in document:
         _print_controls(document)
 

@@ -251,7 +251,11 @@ def print_summary(result: dict[str, Any], path: Path) -> None:
         table.add_row("val_bpb", f"{first:.4f} before, {last:.4f} after")
     if quality["core"]:
         core = quality["core"]
-        table.add_row(score_name(core), f"{core['value']:.4f}")
+        low, high = core["interval"] or (None, None)
+        between = "" if low is None else f", 95 % interval {low:.4f} to {high:.4f}"
+        table.add_row(score_name(core), f"{core['value']:.4f}{between}")
+        if core.get("answer_bpb") is not None:
+            table.add_row("answer likelihood", f"{core['answer_bpb']:.4f} bits per byte")
     if quality["chat"] and quality["chat"]["value"] is not None:
         chat = quality["chat"]
         table.add_row("chat", f"{chat['value']:.4f}, turns ended {chat['ended_rate']:.0%}")

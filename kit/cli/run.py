@@ -142,6 +142,7 @@ def summary(result: dict[str, Any], path: Path) -> dict[str, Any]:
         "stages": {part["stage"]: part["elapsed_s"] for part in result["timing"]["stages"]},
         "val_bpb": quality["val_bpb"],
         **named_scores(core),
+        "answer_bpb": core and core.get("answer_bpb"),
         "chat": chat and {key: chat[key] for key in ("value", "ended_rate")},
         "tokens_per_s": training["tokens_per_s"],
         "energy": {key: result["energy"].get(key) for key in ("kwh", "cost", "currency")},

@@ -117,7 +117,8 @@ def run_stage(request: dict[str, Any], events: Events, stop: threading.Event) ->
 
         def on_task(result: TaskResult) -> None:
             values = result.to_json()
-            del values["outcomes"], values["file"]
+            for name in ("outcomes", "file", "answer_bits", "answer_bytes"):
+                del values[name]
             task = values.pop("label")
             events.emit("eval", name="core_task", task=task, value=result.accuracy, **values)
 
@@ -155,6 +156,7 @@ def run_stage(request: dict[str, Any], events: Events, stop: threading.Event) ->
         "eval",
         name=score_key(document),
         value=document["core_metric"],
+        answer_bpb=document["answer_bpb"] and document["answer_bpb"]["value"],
         low=document["interval"]["low"],
         high=document["interval"]["high"],
         partial=document["partial"],

@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 
 from kit.core_eval.bundle import Bundle, Item, Task, TaskKind, load_items
 from kit.core_eval.controls import Control, partners, swapped
+from kit.core_eval.likelihood import answer_bytes
 from kit.core_eval.model import EvalModel, max_seq_len
 from kit.core_eval.prompts import render_prompts
 from kit.errors import SchemaError
 
 Tokens = NDArray[np.int32]
 _ITEMS_AT_ONCE = 64  # bounds the Python lists alive while a task is encoded
-_CACHE_FORMAT = 1
+_CACHE_FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,7 @@ class EncodedItem:
     suffixes: tuple[Tokens, ...]
     starts: tuple[int, ...]
     gold: int  # 0 for language modeling
+    answer_bytes: int = 1  # UTF-8 bytes of the right answer's scored part
 
     def sequence(self, i: int) -> Tokens:
         return np.concatenate((self.prefix, self.suffixes[i]))
@@ -133,10 +135,15 @@ def _encode_some(
                 prefix=sequences[0][:common],
                 suffixes=tuple(sequence[common:] for sequence in sequences),
                 starts=tuple(starts),
-                gold=int(items[index].get("gold", 0)) if task.kind != "language_modeling" else 0,
+                gold=(gold := _gold(task, items[index])),
+                answer_bytes=answer_bytes(task.kind, texts, gold),
             )
         )
     return encoded
+
+
+def _gold(task: Task, item: Item) -> int:
+    return 0 if task.kind == "language_modeling" else int(item.get("gold", 0))
 
 
 def scored_regions(kind: TaskKind, sequences: Sequence[Tokens]) -> tuple[list[Tokens], list[int]]:
@@ -222,6 +229,7 @@ def _save(path: Path, items: Sequence[EncodedItem]) -> None:
             starts=np.array([start for item in items for start in item.starts], dtype=np.int32),
             sequences=np.array([len(item.suffixes) for item in items], dtype=np.int32),
             gold=np.array([item.gold for item in items], dtype=np.int32),
+            answer_bytes=np.array([item.answer_bytes for item in items], dtype=np.int32),
         )
     temporary.replace(path)
 
@@ -231,16 +239,18 @@ def _load(path: Path) -> list[EncodedItem]:
         tokens, starts = stored["tokens"], stored["starts"].tolist()
         parts = np.split(tokens, np.cumsum(stored["part_lengths"])[:-1])
         sequences, gold = stored["sequences"].tolist(), stored["gold"].tolist()
+        sizes = stored["answer_bytes"].tolist()
     if len(parts) != sum(sequences) + len(sequences) or len(starts) != sum(sequences):
         raise ValueError("lengths disagree")
     items, part, start = [], 0, 0
-    for count, answer in zip(sequences, gold, strict=True):
+    for count, answer, size in zip(sequences, gold, sizes, strict=True):
         items.append(
             EncodedItem(
                 prefix=parts[part],
                 suffixes=tuple(parts[part + 1 : part + 1 + count]),
                 starts=tuple(starts[start : start + count]),
                 gold=answer,
+                answer_bytes=size,
             )
         )
         part, start = part + 1 + count, start + count

@@ -18,6 +18,7 @@ from kit.core_eval.bundle import Bundle, Task, TaskKind, core_facts, load_items
 from kit.core_eval.controls import CONTROLS, Control, has_control
 from kit.core_eval.encode import EncodedItem, encode_task
 from kit.core_eval.grouping import Slot
+from kit.core_eval.likelihood import mean_likelihood, task_likelihood, to_bits
 from kit.core_eval.model import EvalModel, Paths, max_seq_len, model_device
 from kit.core_eval.naming import score_name
 from kit.core_eval.probes import check_fast_path
@@ -33,21 +34,28 @@ from kit.core_eval.statistics import (
 )
 
 FORMAT = 1
+_JOURNAL = 2  # version of the journal's lines
 
 
 @dataclass(frozen=True)
 class TaskResult:
-    """One scored task; `scores` are per item and option (nats per token, or exact match)."""
+    """One scored task; `scores` are per item and option (nats per token, or exact match).
+
+    `answer_bits` and `answer_bytes` are each item's right answer; None: no token of it is scored.
+    """
 
     task: Task
     scores: list[list[float]]
     outcomes: str
+    answer_bits: list[float | None]
+    answer_bytes: list[int]
 
     @property
     def accuracy(self) -> float:
         return accuracy(self.outcomes)
 
     def to_json(self) -> dict[str, Any]:
+        likelihood = task_likelihood(self.answer_bits, self.answer_bytes)
         n, error = len(self.outcomes), standard_error(self.accuracy, len(self.outcomes))
         return {
             "label": self.task.label,
@@ -62,6 +70,9 @@ class TaskResult:
             "centered": centered(self.accuracy, self.task.baseline),
             "centered_standard_error": error / (1.0 - 0.01 * self.task.baseline),
             "outcomes": self.outcomes,
+            "answer_bpb": likelihood and likelihood.value,
+            "answer_bits": self.answer_bits,
+            "answer_bytes": self.answer_bytes,
         }
 
 
@@ -156,7 +167,7 @@ def score_tasks(
         if why:
             watch.note(why)
     identity = {
-        "format": FORMAT,
+        "journal": _JOURNAL,
         "model": settings.identity,
         "bundle": bundle.digest,
         "max_per_task": settings.max_per_task,
@@ -224,21 +235,39 @@ def _score_task(
     journal: _Journal,
     watch: Watch,
 ) -> TaskResult:
+    done = journal.scores(task.label)
+    nats = {slot: entry.nats for slot, entry in done.items()}
+
+    def report(batch: list[SlotScore]) -> None:
+        nats.update({entry.slot: entry.nats for entry in batch})
+        journal.add(task.label, batch)
+
     scores = score_items(
         model,
         task.kind,
         items,
         budget=budget,
         paths=paths,
-        done=journal.scores(task.label),
-        report=lambda batch: journal.add(task.label, batch),
+        done={slot: entry.score for slot, entry in done.items()},
+        report=report,
         should_stop=watch.should_stop,
     )
     outcomes = "".join(
         "1" if is_correct(task.kind, row, item.gold) else "0"
         for row, item in zip(scores, items, strict=True)
     )
-    return TaskResult(task, scores, outcomes)
+    bits = [_answer_bits(item, index, nats) for index, item in enumerate(items)]
+    return TaskResult(task, scores, outcomes, bits, [item.answer_bytes for item in items])
+
+
+def _answer_bits(item: EncodedItem, index: int, nats: Mapping[Slot, float]) -> float | None:
+    """Bits of the right answer; None without a scored token. Of equal options one was scored."""
+    suffix, start = item.suffixes[item.gold].tobytes(), item.starts[item.gold]
+    for option, other in enumerate(item.suffixes):
+        found = nats.get(Slot(index, option))
+        if found is not None and (other.tobytes(), item.starts[option]) == (suffix, start):
+            return to_bits(found)
+    return None
 
 
 def is_correct(kind: TaskKind, scores: list[float], gold: int) -> bool:
@@ -259,6 +288,8 @@ def document(
     outcomes = [
         TaskOutcomes(r.task.label, r.task.file, r.task.baseline, r.outcomes) for r in results
     ]
+    tasks = [result.to_json() for result in results]
+    likelihood = mean_likelihood(tasks)
     partial = not bundle.whole or settings.max_per_task > 0 or bool(settings.indices)
     core = bundle.kind == "core"
     scored = {"bundle": bundle.kind, "partial": partial, "tasks": results}
@@ -271,6 +302,7 @@ def document(
         "metric": score_name(scored),
         "core_metric": core_metric(outcomes),
         "interval": to_json(bootstrap_core(outcomes)),
+        "answer_bpb": likelihood and likelihood.to_json(),
         "core_metric_v2": core_metric(second) if core else None,
         "partial": partial,
         "max_per_task": settings.max_per_task,
@@ -282,7 +314,7 @@ def document(
             "dtype": str(getattr(model, "dtype", "unknown")).removeprefix("torch."),
             "device": model_device(model).split(":")[0],
         },
-        "tasks": [result.to_json() for result in results],
+        "tasks": tasks,
     }
 
 
@@ -343,7 +375,7 @@ class _Journal:
         self._path = path
         self._identity = identity
         self._file: Any = None
-        self._scores: dict[str, dict[Slot, float]] = {}
+        self._scores: dict[str, dict[Slot, SlotScore]] = {}
         self.batch_tokens = 0
         self._length = 0
         if path is not None and path.is_file():
@@ -356,11 +388,12 @@ class _Journal:
             header, *lines = [json.loads(line) for line in data.splitlines()]
             if header["identity"] != self._identity:
                 return
-            scores: dict[str, dict[Slot, float]] = {}
+            scores: dict[str, dict[Slot, SlotScore]] = {}
             for line in lines:
                 of_task = scores.setdefault(line["task"], {})
-                for item, sequence, score in line["scores"]:
-                    of_task[Slot(item, sequence)] = float(score)
+                for item, sequence, score, nats in line["scores"]:
+                    slot = Slot(item, sequence)
+                    of_task[slot] = SlotScore(slot, float(score), float(nats))
             self.batch_tokens = int(header["batch_tokens"])
         except (ValueError, KeyError, TypeError):
             return
@@ -377,12 +410,12 @@ class _Journal:
         self._file = self._path.open("w", encoding="utf-8")
         self._write({"identity": self._identity, "batch_tokens": batch_tokens})
 
-    def scores(self, label: str) -> dict[Slot, float]:
+    def scores(self, label: str) -> dict[Slot, SlotScore]:
         return self._scores.get(label, {})
 
     def add(self, label: str, batch: list[SlotScore]) -> None:
         if self._file is not None:
-            scores = [[e.slot.item, e.slot.sequence, e.score] for e in batch]
+            scores = [[e.slot.item, e.slot.sequence, e.score, e.nats] for e in batch]
             self._write({"task": label, "scores": scores})
 
     def _write(self, line: dict[str, Any]) -> None:

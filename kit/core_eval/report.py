@@ -196,6 +196,11 @@ def html_page(document: Document, title: str) -> str:
         f"{score_name(document)} {document['core_metric']:.4f}, 95 % interval "
         f"{interval['low']:.4f} to {interval['high']:.4f}"
     )
+    if likelihood := document.get("answer_bpb"):
+        facts += (
+            f"; answer likelihood {likelihood['value']:.4f} bits per byte, "
+            f"{likelihood['low']:.4f} to {likelihood['high']:.4f}"
+        )
     if document["partial"]:
         facts += "; partial: not all items of all tasks"
     names = ["this model", *published()["models"]]
@@ -206,6 +211,7 @@ def html_page(document: Document, title: str) -> str:
     figures = "".join(
         f"<tr><td>{html.escape(t['label'])}<td>{t['n']}<td>{t['accuracy']:.4f}"
         f"<td>{t['standard_error']:.4f}<td>{t['baseline']:g} %<td>{t['centered']:.4f}"
+        f"<td>{_figure(t.get('answer_bpb'))}"
         for t in document["tasks"]
     )
     conditions = "".join(
@@ -231,7 +237,8 @@ svg {{ width: 100%; height: auto; }} svg text {{ fill: currentColor; font-size: 
 <p class="legend">{legend}</p>
 <p>Centered accuracy: 0 is guessing, 1 is perfect.</p>{_svg(chart_rows(document))}
 <h2>Figures</h2><div class="scroll"><table>
-<tr><th>task<th>n<th>accuracy<th>s.e.<th>guess<th>centered{figures}</table></div>
+<tr><th>task<th>n<th>accuracy<th>s.e.<th>guess<th>centered<th>bits per byte
+{figures}</table></div>
 <h2>What differs from the published measurements</h2><div class="scroll"><table>
 <tr><th>condition<th>here<th>published<th>what it does{conditions}</table></div>
 </body></html>
@@ -273,6 +280,10 @@ def _svg(rows: Sequence[tuple[str, Sequence[tuple[str, float]]]]) -> str:
         f'<svg viewBox="0 0 900 {y}" role="img" '
         f'aria-label="Centered accuracy per task">{"".join(parts)}</svg>'
     )
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
 
 
 def _labels(document: Document) -> list[str]:

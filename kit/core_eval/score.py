@@ -46,10 +46,14 @@ _HEAD_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
 
 
 class SlotScore(NamedTuple):
-    """A slot's score: mean nats per scored token, or 1.0 / 0.0 for an exact match or not."""
+    """A slot's score: mean nats per scored token, or 1.0 / 0.0 for an exact match or not.
+
+    `nats` are those of all scored tokens together.
+    """
 
     slot: Slot
     score: float
+    nats: float
 
 
 class Stopped(Exception):
@@ -288,7 +292,9 @@ def _tensor(values: Any, pin: bool) -> Tensor:
 def _forward(
     model: Any, kind: TaskKind, batch: _Prepared, device: torch.device, paths: Paths
 ) -> Tensor:
-    """(P,) fp32: nats of each scored token, or 1 where it is the model's first choice."""
+    """(K, P) fp32: nats of each scored token; for language modeling a second row, 1 where the token
+    is the model's first choice.
+    """
     import torch
 
     def to(tensor: Tensor) -> Tensor:
@@ -319,10 +325,11 @@ def _forward(
         first, last = np.searchsorted(batch.picks.numpy(), (begin, begin + step)).tolist()
         at, target = picks[first:last] - begin, targets[first:last]
         if kind == "language_modeling":
-            values.append((logits.argmax(dim=-1)[at] == target).float())
+            nats = torch.logsumexp(logits, dim=-1)[at] - logits[at, target]
+            values.append(torch.stack((nats, (logits.argmax(dim=-1)[at] == target).float())))
         else:
-            values.append(-torch.log_softmax(logits, dim=-1)[at, target])
-    return torch.cat(values)
+            values.append(-torch.log_softmax(logits, dim=-1)[at, target][None])
+    return torch.cat(values, dim=1)
 
 
 def head_rows(model: EvalModel, device: str) -> int:
@@ -331,18 +338,19 @@ def head_rows(model: EvalModel, device: str) -> int:
 
 
 def _slot_scores(kind: TaskKind, batch: _Prepared, values: Tensor) -> list[SlotScore]:
-    tokens = np.empty(len(values), dtype=np.float32)
-    tokens[batch.order] = values.cpu().numpy()
+    tokens = np.empty(values.shape, dtype=np.float32)
+    tokens[:, batch.order] = values.cpu().numpy()
     scores, begin = [], 0
     for slot, count in batch.slots:
-        part = tokens[begin : begin + count]
-        score = float(part.all()) if kind == "language_modeling" else float(part.mean())
-        if math.isnan(score):
+        part = tokens[:, begin : begin + count]
+        score = float(part[1].all()) if kind == "language_modeling" else float(part[0].mean())
+        nats = float(part[0].sum(dtype=np.float64))
+        if math.isnan(nats):
             raise KitError(
                 f"the model's logits are NaN (item {slot.item} of the task)",
                 hint="The checkpoint is broken, or its dtype overflows: try --dtype float32.",
             )
-        scores.append(SlotScore(slot, score))
+        scores.append(SlotScore(slot, score, nats))
         begin += count
     return scores
 
