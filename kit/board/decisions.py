@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from kit.board.layout import EVENTS_KIND, Layout
 from kit.errors import SchemaError
-from kit.trust.chain import ChainWriter, scan_chain
+from kit.trust.chain import scan_chain
+from kit.trust.chain_writer import ChainWriter
 
 Document = dict[str, Any]
 

@@ -21,7 +21,7 @@ from kit.errors import SchemaError
 from kit.files import write_json
 from kit.run_log import LOG_KIND
 from kit.timing import ClockSample, boot_id, boottime_ns
-from kit.trust.chain import ChainWriter
+from kit.trust.chain_writer import ChainWriter
 
 Source = Literal["sup", "trainer", "eval"]
 _ROOM = 4 * 2**20  # kept on the disk for the log, which must be able to say that the disk is full

@@ -16,7 +16,6 @@ import select
 import signal
 import subprocess
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,15 +42,9 @@ from kit.run.limits import (
 )
 from kit.run.printed import PrintedOutput
 from kit.run.separation import TrainerUser
-from kit.timing import ClockSample, boottime_ns
+from kit.timing import ClockSample
 
 POLL_S = 0.25
-# Reports of steps are stamped when they come and taken in together, at most so many and so late:
-# each alone would find the caches full of the trainer's things and cost twice the time. Fewer
-# than `verify` lets a kill lose.
-HELD_REPORTS = 8
-HELD_S = 1.0
-_STEP_BEGINS = (b'{"ev": "step"', b'{"ev":"step"')
 KILL_AFTER_S = 30.0  # between SIGTERM and SIGKILL
 _DRAIN_S = 5.0  # for what an ended stage left in its pipes
 _PR_SET_PDEATHSIG = 1
@@ -225,8 +218,6 @@ class _Listener:
             self._poll.register(self._exit, select.POLLIN)
             self.child_runs = True
         self._buffer = LineBuffer()
-        self._held: deque[tuple[bytes, ClockSample]] = deque()
-        self._urgent = False  # something but steps is among them
         self._redact = redact
         self._on_report = on_report
         self.error: StageReport | None = None
@@ -249,13 +240,6 @@ class _Listener:
                 self._read_printed()
             else:
                 self._read()
-        if self._held and (
-            self._urgent
-            or len(self._held) >= HELD_REPORTS
-            or self._file is None
-            or boottime_ns() - self._held[0][1].boottime_ns > HELD_S * 1e9
-        ):
-            self._take_held()
 
     @property
     def deaf(self) -> bool:
@@ -263,12 +247,10 @@ class _Listener:
         return self._file is None and self._print_end is None and self._exit is None
 
     def drain(self) -> None:
-        """Takes in all that is already in the pipes; nobody should be writing there any more."""
+        """Reads everything that is left in the pipes; nobody should be writing there any more."""
         give_up = time.monotonic() + _DRAIN_S
-        self._take_held()
         while self._file is not None and self._read() and time.monotonic() < give_up:
-            self._take_held()
-        self._take_held()
+            pass
         while self._read_printed() and time.monotonic() < give_up:
             pass
 
@@ -313,14 +295,8 @@ class _Listener:
             self._close_pipe()
             return False
         for line in self._buffer.feed(chunk):
-            self._held.append((line, ClockSample.now()))
-            self._urgent |= not line.startswith(_STEP_BEGINS)
+            self._take(line, ClockSample.now())
         return True
-
-    def _take_held(self) -> None:
-        self._urgent = False
-        while self._held:
-            self._take(*self._held.popleft())
 
     def _take(self, line: bytes, at: ClockSample) -> None:
         if not line.strip():

@@ -1,18 +1,17 @@
 """Canonical JSON (RFC 8785) out, strict JSON in.
 
-What is signed or chained is `canonical_bytes`; what is read from anyone is `parse_strict`. Python's
-own reader takes duplicate keys (the last one wins), NaN, integers that other languages round, and
-nesting that ends in a recursion error. Each of these lets two readers see two documents in one
-file, so each is refused here, with its place.
+The kit signs and chains `canonical_bytes`. It reads a line of a log with `parse_canonical` and any
+other JSON from outside with `parse_strict`. Python's own reader accepts duplicate keys (the last
+one wins), NaN, integers that other languages round, and nesting that ends in a recursion error.
+Each of these lets two readers see two documents in one file, so both functions reject them.
 
-Numbers are IEEE doubles, as RFC 8785 has it: digits that a double does not print back (2**53 + 1)
-are refused; whole numbers from 2**53 on that do print back (the canonical form of 4.1e19 is twenty
-digits) become floats.
+Numbers are IEEE doubles, as in RFC 8785: digits that a double does not print back (2**53 + 1) are
+rejected. The canonical form of 4.1e19 is twenty digits; `parse_strict` reads such integers as
+floats, `parse_canonical` as integers.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import re
@@ -33,10 +32,6 @@ _SUSPICIOUS = re.compile(rb"(?<![.\d])\d{16}|[eE]\+?\d{3}|\\u[dD]")
 _STRING_OR_BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
 
 
-class _NotPlainError(Exception):
-    """Not for the short way: the library has to judge it."""
-
-
 class _Repeated(dict[str, Any]):
     """An object that had a key twice; `repeated` names it."""
 
@@ -47,51 +42,92 @@ def canonical_bytes(value: Any) -> bytes:
     """The RFC 8785 form of `value`.
 
     Raises:
-        SchemaError: A number, string or type that JSON cannot carry; says where.
+        SchemaError: A number, string or type that JSON cannot carry; `place` says where.
     """
-    rare = (_NotPlainError, TypeError, ValueError, rfc8785.CanonicalizationError, RecursionError)
-    with contextlib.suppress(*rare):
-        return _plain(value).encode()
     try:
-        return rfc8785.dumps(value)
-    except (rfc8785.CanonicalizationError, RecursionError) as error:
+        return _encode(value).encode()
+    except (_NoForm, UnicodeEncodeError, RecursionError, TypeError) as error:
         for place, problem in _problems(value):
-            raise SchemaError(f"no canonical JSON: {problem}", place=place) from error
-        raise SchemaError(f"no canonical JSON: {error or 'nested too deeply'}") from error
+            raise SchemaError(f"this has no canonical JSON: {problem}", place=place) from error
+        raise SchemaError("this has no canonical JSON: it is nested too deeply") from error
 
 
-def _plain(value: Any) -> str:
-    """What `rfc8785.dumps` gives for what events are made of, in a third of its time.
+class _NoForm(Exception):
+    """A value that has no RFC 8785 form; `_problems` explains it."""
 
-    The supervisor does this for every step, on a core that the trainer wants back.
 
-    Raises:
-        _NotPlainError, TypeError, CanonicalizationError: There is something rarer in it.
-    """
+def _encode(value: Any) -> str:
+    """The text of `value`. The supervisor and `verify` do this for every line of every log."""
     kind = type(value)
     if kind is str:
         return encode_basestring(value)
     if kind is float:
-        text = repr(value)
-        # Both take the fewest digits that read back to the same double; ECMAScript has its own way
-        # with exponents and zeros, and no NaN.
-        if value == 0 or "e" in text or "n" in text:
-            return rfc8785.dumps(value).decode()
-        return text.removesuffix(".0")
-    if kind is int and -SAFE_INTEGER < value < SAFE_INTEGER:
-        return repr(value)
+        return _encode_float(value)
+    if kind is int:
+        return repr(value) if -SAFE_INTEGER < value < SAFE_INTEGER else _encode_large(value)
     if value is None:
         return "null"
     if kind is bool:
         return "true" if value else "false"
-    if kind is dict:
-        if not "".join(value).isascii():
-            raise _NotPlainError  # the order is that of UTF-16
-        members = [f"{encode_basestring(key)}:{_plain(value[key])}" for key in sorted(value)]
-        return "{" + ",".join(members) + "}"
-    if kind is list:
-        return "[" + ",".join([_plain(item) for item in value]) + "]"
-    raise _NotPlainError
+    if isinstance(value, dict):
+        # RFC 8785 orders keys by UTF-16 code units, Python by code points.
+        by = None if "".join(value).isascii() else _utf16
+        return (
+            "{"
+            + ",".join(
+                [f"{encode_basestring(key)}:{_encode(value[key])}" for key in sorted(value, key=by)]
+            )
+            + "}"
+        )
+    if isinstance(value, list | tuple):
+        return "[" + ",".join([_encode(item) for item in value]) + "]"
+    raise _NoForm
+
+
+def _encode_float(value: float) -> str:
+    """Python and ECMAScript take the same shortest digits, but write exponents differently."""
+    text = repr(value)
+    if "e" in text or "n" in text or value == 0:
+        try:
+            return rfc8785.dumps(value).decode()
+        except rfc8785.CanonicalizationError:  # NaN, infinity
+            raise _NoForm from None
+    return text.removesuffix(".0")
+
+
+def _encode_large(value: int) -> str:
+    """An integer that is exactly a double: 12 * 10**18 is how 1.2e19 is written."""
+    try:
+        text = _encode_float(float(value))
+    except OverflowError:
+        raise _NoForm from None
+    if text != repr(value):
+        raise _NoForm
+    return text
+
+
+def _utf16(key: str) -> bytes:
+    return key.encode("utf-16-be")
+
+
+def parse_canonical(data: bytes, *, name: str = "line") -> Any:
+    """The value of `data`, which must be in canonical form: a line of a log.
+
+    This one comparison rejects duplicate keys, NaN, 1.0 for 1, numbers that a double cannot hold,
+    lone surrogates, spaces and any other encoding: whatever two JSON readers could read
+    differently does not come out as the same bytes again.
+
+    Raises:
+        SchemaError: `data` is not the canonical form of a value; says why.
+    """
+    try:
+        value = json.loads(data)
+        if canonical_bytes(value) == data:
+            return value
+    except (ValueError, RecursionError, SchemaError):
+        pass
+    parse_strict(data, name=name)  # raises for most, with the place
+    raise SchemaError(f"{name} is not in canonical form (RFC 8785)")
 
 
 def parse_strict(
@@ -191,7 +227,7 @@ def _problems(root: Any) -> Iterator[tuple[str, str]]:
                 yield f"{place}.{_shown(value.repeated)}", "key given twice"
             for key, item in value.items():
                 if not isinstance(key, str):
-                    yield place, f"key {key!r} is no string"
+                    yield place, f"key {key!r} is not a string"
                 elif _has_surrogate(key):
                     yield place, "lone surrogate in a key"
                 stack.append((f"{place}.{_shown(str(key))}", item, depth + 1))
@@ -203,13 +239,20 @@ def _problems(root: Any) -> Iterator[tuple[str, str]]:
             if _has_surrogate(value):
                 yield place, "lone surrogate in a string"
         elif isinstance(value, int):
-            if abs(value) >= SAFE_INTEGER:
+            if abs(value) >= SAFE_INTEGER and not _is_double(value):
                 yield place, "integer that a double cannot hold exactly (2**53 or more)"
         elif isinstance(value, float):
             if not math.isfinite(value):
                 yield place, "NaN, infinity or a number out of range"
         else:
             yield place, f"{type(value).__name__} has no JSON form"
+
+
+def _is_double(value: int) -> bool:
+    try:
+        return _encode_large(value) != ""
+    except _NoForm:
+        return False
 
 
 def _has_surrogate(text: str) -> bool:

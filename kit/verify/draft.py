@@ -17,8 +17,8 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from kit.result import build_result
-from kit.run.telemetry import TELEMETRY_KIND, Summary
 from kit.run_log import LOG_KIND
+from kit.telemetry_summary import TELEMETRY_KIND, Summary
 from kit.trust import sshsig
 from kit.trust.canonical import canonical_bytes
 from kit.trust.chain import chain_seed

@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +19,11 @@ from kit.events import Event
 from kit.files import read_regular
 from kit.recipe import Recipe, parse_recipe
 from kit.result import Story, chat_section, core_section
-from kit.run.telemetry import TELEMETRY_KIND, Summary
 from kit.run_log import LOG_KIND, RunLog
+from kit.telemetry_summary import TELEMETRY_KIND, Summary
 from kit.trust.canonical import parse_strict
-from kit.trust.chain import Chain, ChainProblem, read_chain, scan_blocks
+from kit.trust.chain import Chain, ChainProblem, read_chain, scan_chain
 from kit.trust.digest import DigestCache, Progress, sha256_bytes, sha256_file
-from kit.verify.meanwhile import Meanwhile
 
 if TYPE_CHECKING:
     from kit.verify.checks.replay import Replay
@@ -36,7 +34,6 @@ MAX_RESULT_VALUES = 10_000
 MAX_EVALUATION_BYTES = 64 * 2**20
 MAX_EVENTS_BYTES = 256 * 2**20
 MAX_TELEMETRY_BYTES = 256 * 2**20
-_LONG_BYTES = 4 * 2**20  # of telemetry: some hours
 MAX_EVENTS = 1_200_000
 
 Document = dict[str, Any]
@@ -112,30 +109,8 @@ def read_telemetry(path: Path) -> Telemetry:
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             found.malformed += 1
 
-    def visit_block(records: list[Document]) -> None:
-        nonlocal last
-        named = any("gpu_uuid_hash" in record for record in records)
-        timed = all(type(record.get("wall_ms")) is int for record in records)
-        if named or not timed or not summary.add_samples(records):
-            for record in records:
-                visit(record)
-            return
-        at_ms = [record["t_ms"] for record in records]
-        found.times.extend((record["t_ms"], record["wall_ms"]) for record in records)
-        found.backwards += sum(after < before for before, after in pairwise([last, *at_ms]))
-        last = at_ms[-1]
-        watts = [record.get("gpu_power_w") for record in records]
-        found.power.extend(
-            (at, float(value)) for at, value in zip(at_ms, watts, strict=True) if value is not None
-        )
-
     try:
-        found.chain = scan_blocks(
-            path,
-            TELEMETRY_KIND,
-            visit_block,
-            max_bytes=MAX_TELEMETRY_BYTES,
-        )
+        found.chain = scan_chain(path, TELEMETRY_KIND, visit, max_bytes=MAX_TELEMETRY_BYTES)
     except SchemaError as error:
         found.chain.problems.append(ChainProblem(0, str(error)))
     return found
@@ -148,7 +123,6 @@ class Evidence:
     document: Document
     folder: Path
     options: Options
-    _reading: Meanwhile[Telemetry] | None = field(default=None, repr=False)
 
     # --- the recipe ---------------------------------------------------------------------------
 
@@ -246,27 +220,11 @@ class Evidence:
     @cached_property
     def telemetry(self) -> Telemetry:
         """telemetry.jsonl, read through once."""
-        found = self._reading.result() if self._reading else None
-        if found is not None:
-            return found
         try:
             path = self.file("telemetry.jsonl")
         except Refused as error:
             return Telemetry(Chain(head="", problems=[ChainProblem(0, str(error))]), Summary())
         return read_telemetry(path)
-
-    def read_ahead(self) -> None:
-        """Has a second process read a long telemetry meanwhile: half of what `verify` takes."""
-        try:
-            path = self.file("telemetry.jsonl")
-            if path.stat().st_size >= _LONG_BYTES and len(os.sched_getaffinity(0)) > 1:
-                self._reading = Meanwhile(read_telemetry, path)
-        except (Absent, Refused, OSError, AttributeError):  # the last: no affinity, not Linux
-            pass
-
-    def close(self) -> None:
-        if self._reading:
-            self._reading.end()
 
     # --- files --------------------------------------------------------------------------------
 

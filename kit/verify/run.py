@@ -124,12 +124,8 @@ def _check(document: dict[str, Any] | None, folder: Path, options: Options, repo
         report.result_id = identity.name_of(document)
         report.facts = _facts(document)
         evidence = Evidence(document, folder, options)
-        evidence.read_ahead()
-        try:
-            for check in CHECKS:
-                report.findings += [replace(f, check=check.id) for f in _run(check, evidence)]
-        finally:
-            evidence.close()
+        for check in CHECKS:
+            report.findings += [replace(f, check=check.id) for f in _run(check, evidence)]
 
 
 def _read(path: Path, report: Report) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from kit.board.layout import EVENTS_KIND, Layout, SubmissionPath
 from kit.schemas import problems
-from kit.trust.chain import ChainWriter
+from kit.trust.chain_writer import ChainWriter
 from kit.verify.thresholds import CORE_TASKS
 
 Document = dict[str, Any]

@@ -15,7 +15,8 @@ from kit.run.supervisor import stop_on_signals
 from kit.run_log import LOG_KIND
 from kit.schemas import problems
 from kit.timing import ClockSample
-from kit.trust.chain import ChainWriter, read_chain
+from kit.trust.chain import read_chain
+from kit.trust.chain_writer import ChainWriter
 
 
 def test_events_fit_their_schema_and_time_only_moves_forward(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from kit.run import process
 from kit.run.contract import Redactor, StageReport
 from kit.run.process import StageOutcome, StopFlag, run_stage
 from kit.timing import boottime_ns
-from kit.verify.thresholds import LOST_STEPS
 
 EMIT = """
 import json, os, signal, sys, time
@@ -208,7 +207,7 @@ def _alive(pid: int) -> bool:
     return state != "Z"
 
 
-def test_steps_are_stamped_as_they_come_and_taken_in_with_what_follows(stage) -> None:
+def test_a_report_gets_its_timestamp_when_it_arrives(stage) -> None:
     _, reports = stage(
         "for n in range(3): emit('step', step=n, tokens=n, loss=1.0); time.sleep(0.3)\n"
         "emit('note', text='x'); time.sleep(0.5)"
@@ -216,33 +215,17 @@ def test_steps_are_stamped_as_they_come_and_taken_in_with_what_follows(stage) ->
     moments = [report.at.boottime_ns / 1e9 for report in reports]
     assert [report.ev for report in reports] == ["step"] * 3 + ["note"]
     assert moments == sorted(moments)
-    assert moments[-1] - moments[0] > 0.3  # 0.9 on a quiet machine; taken in within milliseconds
+    assert moments[-1] - moments[0] > 0.3  # 0.9 s on a quiet machine
 
 
-@pytest.mark.parametrize(
-    "then",
-    [
-        "emit('note', text='x'); time.sleep(9)",  # anything else is taken in at once
-        "for n in range(2, 8): emit('step', step=n, tokens=n, loss=1.0)\ntime.sleep(9)",  # enough
-        "time.sleep(9)",  # waited long enough
-        "os.close(fd); time.sleep(9)",  # nothing more will come
-        "os.kill(os.getpid(), 9)",
-    ],
-)
-def test_held_steps_are_not_held_long(stage, then: str) -> None:
+def test_a_report_is_passed_on_before_the_next_one_comes(stage) -> None:
+    """A kill loses at most what is still in the pipe."""
     stop = StopFlag()
-    seen: list[tuple[float, StageReport]] = []
-    began = time.monotonic()
+    seen: list[StageReport] = []
 
     def take(report: StageReport) -> None:
-        seen.append((time.monotonic() - began, report))
-        stop.count = int(len(seen) >= 2)
+        seen.append(report)
+        stop.count = 1
 
-    code = "for n in range(2): emit('step', step=n, tokens=n, loss=1.0); time.sleep(0.05)\n" + then
-    stage(code, stop=stop, on_report=take)
-    assert [report.data["step"] for _, report in seen[:2]] == [0, 1]
-    assert time.monotonic() - began < 6
-
-
-def test_a_kill_loses_fewer_steps_than_verify_forgives() -> None:
-    assert process.HELD_REPORTS < LOST_STEPS
+    stage("emit('step', step=0, tokens=0, loss=1.0); time.sleep(60)", stop=stop, on_report=take)
+    assert [report.data["step"] for report in seen] == [0]

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from test_hardware import FakeNvml, FakeNvmlError
 
 from kit.hardware.nvml import Nvml
-from kit.run.telemetry import TELEMETRY_KIND, Summary, TelemetrySampler
-from kit.trust.chain import ChainWriter, read_chain
+from kit.run.telemetry import TelemetrySampler
+from kit.telemetry_summary import TELEMETRY_KIND, Summary
+from kit.trust.chain import read_chain
+from kit.trust.chain_writer import ChainWriter
 
 
 def sampled(path: Path, seconds: float = 0.25, **options: Any) -> dict[str, Any]:
@@ -159,45 +158,3 @@ def test_sampling_once_a_second_costs_under_half_a_percent_of_a_core(tmp_path: P
     told = sampled(tmp_path / "telemetry.jsonl", 1.0, nvml=Nvml(FakeNvml()))
     assert told["samples"] > 10
     assert told["core_share"] / (told["samples"] / told["span_s"]) < 0.005
-
-
-FIGURE = st.none() | st.integers(0, 2**40) | st.floats(0, 1e6).map(lambda value: round(value, 3))
-SAMPLE = st.fixed_dictionaries(
-    {"ev": st.just("sample"), "t_ms": st.integers(0, 60_000), "wall_ms": st.integers(0, 2**41)},
-    optional={
-        **{key: FIGURE for key in ("gpu_power_w", "gpu_energy_j", "rapl_j", "cpu_util")},
-        "gpu_throttle": st.none() | st.integers(0, 7),
-    },
-)
-ODD = st.sampled_from(
-    [
-        {"ev": "start", "interval_s": 2.0, "reasons": {"rapl": "none"}},
-        {"ev": "other"},
-        {"ev": ["sample"], "t_ms": 1},
-        {"ev": "sample", "t_ms": 1, "gpu_power_w": "many"},
-        {"ev": "sample", "t_ms": True, "gpu_power_w": False},
-        {"ev": "sample", "t_ms": 1, "gpu_throttle": 1.5},
-        {"ev": "sample"},
-    ]
-)
-
-
-@given(blocks=st.lists(st.lists(SAMPLE | ODD, max_size=6), max_size=4))
-@settings(max_examples=150, deadline=None)
-def test_many_samples_at_once_are_what_one_after_the_other_is(
-    blocks: list[list[dict[str, Any]]],
-) -> None:
-    """To the last bit: `verify` sums up in blocks what the sampler summed up one by one."""
-    one, many = Summary(), Summary()
-
-    def add(summary: Summary, record: dict[str, Any]) -> None:
-        with contextlib.suppress(KeyError, TypeError):
-            summary.add(record)
-
-    for block in blocks:
-        for record in block:
-            add(one, record)
-        if not many.add_samples(block):
-            for record in block:
-                add(many, record)
-    assert repr(one) == repr(many)  # 1 and 1.0, too, are two things

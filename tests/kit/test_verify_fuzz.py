@@ -22,8 +22,8 @@ from tamper import chain_lines
 
 from kit.errors import SchemaError
 from kit.recipe import parse_recipe
-from kit.run.telemetry import TELEMETRY_KIND
 from kit.run_log import LOG_KIND
+from kit.telemetry_summary import TELEMETRY_KIND
 from kit.trust.digest import sha256_bytes
 from kit.verify import verify_result
 from kit.verify.evidence import safe_path

@@ -15,9 +15,8 @@ from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from mutations import MUTATIONS, Mutation
 from tamper import Draft, gpu_run
 
-from kit.run.process import HELD_REPORTS
-from kit.run.telemetry import TELEMETRY_KIND
 from kit.run_log import LOG_KIND
+from kit.telemetry_summary import TELEMETRY_KIND
 from kit.verify import CHECKS, Options, Report, verify_result
 from kit.verify.thresholds import LOST_STEPS
 
@@ -88,7 +87,7 @@ def test_an_interface_that_went_away_during_the_run_is_no_forgery(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("lost", "status"), [(HELD_REPORTS, "warn"), (LOST_STEPS - 1, "warn"), (LOST_STEPS, "fail")]
+    ("lost", "status"), [(1, "warn"), (LOST_STEPS - 1, "warn"), (LOST_STEPS, "fail")]
 )
 def test_reports_that_died_with_a_supervisor_are_forgiven_up_to_a_limit(
     tmp_path: Path, base: Callable[[str], Draft], lost: int, status: str
