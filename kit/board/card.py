@@ -9,6 +9,7 @@ from typing import Any
 from kit.board.model_index import CardFacts, end_of_run, model_index
 from kit.board.row import title_of
 from kit.core_eval.naming import is_core, score_name
+from kit.model_export import usage
 from kit.text import markdown, plain
 
 Document = dict[str, Any]
@@ -84,6 +85,8 @@ def model_card(
     board: str,
     result_id: str,
     facts: CardFacts | None = None,
+    *,
+    exported: Sequence[str] = (),
 ) -> str:
     """README.md of the model repository."""
     front = model_index(result, facts).splitlines()
@@ -96,15 +99,41 @@ def model_card(
         + facts_table(result)
         + "\n## Curves\n\n![training curves](curves.svg)\n\n"
         + curve_table(series)
-        + "\n## Use\n\n```sh\n"
+        + "\n## Use\n\n"
+        + _transformers_lines(repository, exported)
+        + "With n4090-kit:\n\n```sh\n"
         "pip install '.[train]'               # in a checkout of n4090-kit\n"
         f"hf download {plain(repository, 200)} --local-dir model\n"
         "n4090-kit chat model                 # the finetuned model, checkpoints/sft\n"
         "n4090-kit verify model/result.json   # signature, log, clocks, scores, files\n"
         "```\n\n"
         "The base model is in `checkpoints/pretrain`, the chat model in `checkpoints/sft`, both as "
-        "safetensors; the tokenizer in `tokenizer`. Nothing here has to be unpickled or executed.\n"
+        "safetensors; the tokenizer in `tokenizer`. None of them has to be unpickled or run.\n"
         f"\nRow `{result_id}` of {markdown(board, 200)}.\n"
+    )
+
+
+def _transformers_lines(repository: str, exported: Sequence[str]) -> str:
+    """How plain transformers runs the files `exported` into the repository."""
+    if not exported:
+        return ""
+    chat = "hf/chat_template.jinja" in exported
+    remote = any(path.endswith(".py") for path in exported)
+    place = f'snapshot_download("{plain(repository, 200)}", allow_patterns="hf/*") + "/hf"'
+    lines = usage(place, chat=chat, remote_code=remote)
+    code = (
+        "`trust_remote_code` runs `hf/modeling_n4090.py`: torch and transformers only, to be read "
+        "before it is run. "
+        if remote
+        else ""
+    )
+    return (
+        "With transformers, without n4090-kit:\n\n```python\n"
+        "from huggingface_hub import snapshot_download\n"
+        f"{lines}```\n\n"
+        f"{code}`hf/` is `checkpoints/{'sft' if chat else 'pretrain'}` for transformers; "
+        "the signature covers the checkpoint, and `n4090-kit export model` writes `hf/` from it "
+        "again.\n\n"
     )
 
 

@@ -18,7 +18,7 @@ from kit.errors import KitError
 
 Document = dict[str, object]
 # Written anew by every version of the kit, so an earlier one's are as good.
-_PAGES = ("README.md", "curves.svg")
+_PAGES = ("README.md", "curves.svg", "hf/")
 _SCORES = ".eval_results/core.yaml"
 
 
@@ -145,7 +145,7 @@ def _publish_model(hub: Hub, package: Package) -> str:
         )
     missing = [i for i in package.model if i.path not in there or not same(there[i.path], i)]
     others = [item.path for item in missing if item.path in there]
-    strangers = [path for path in others if own is None or path not in _PAGES]
+    strangers = [path for path in others if own is None or not path.startswith(_PAGES)]
     if strangers:
         raise KitError(
             f"`{repository}` holds another `{strangers[0]}` already",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from kit.board import card
@@ -15,6 +16,7 @@ from kit.board.layout import MAX_DOCUMENT_BYTES, TEXT_LIMITS, SubmissionPath, is
 from kit.board.load import read_document
 from kit.board.model_index import CardFacts
 from kit.errors import KitError, PrerequisiteError, SchemaError
+from kit.model_export import export_model, find_source
 from kit.run_log import LOG_KIND
 from kit.text import plain
 from kit.trust.chain import scan_chain
@@ -60,6 +62,7 @@ class Package:
     id: str
     repository: str | None  # owner/name; None without weights
     model: list[Item] = field(default_factory=list)
+    scratch: TemporaryDirectory[str] | None = None  # holds the exported model
     text: list[Item] = field(default_factory=list)  # all but submission.json
     documents: list[Document] = field(default_factory=list)  # reproductions made with it
 
@@ -160,7 +163,10 @@ def pack(
     package.documents = documents or []
     _refuse_large(package.text, TEXT_LIMITS)
     if package.repository is not None:
-        package.model = _model_items(package, series, board, facts or CardFacts())
+        tell("writing the model for transformers")
+        exported, package.scratch = exported_items(folder, tell)
+        facts = facts or CardFacts()
+        package.model = _model_items(package, series, board, facts, exported)
         _refuse_large(package.model, {})
     return package
 
@@ -170,8 +176,31 @@ def tag_name(result_id: str) -> str:
     return f"n4090-{result_id}"
 
 
+def exported_items(
+    run: Path, tell: Callable[[str], None]
+) -> tuple[list[Item], TemporaryDirectory[str] | None]:
+    """The run's model as plain transformers loads it, under `hf/`, and the folder that holds it.
+
+    Empty where the trainer has no exporter or cannot export this checkpoint: the row is valid
+    without it.
+    """
+    scratch = TemporaryDirectory(prefix="n4090-hf-")
+    out = Path(scratch.name) / "hf"
+    try:
+        files = export_model(find_source(run), out, "hf", name=run.resolve().name)
+    except KitError as error:
+        scratch.cleanup()
+        tell(f"left out: the model for transformers ({error.message})")
+        return [], None
+    return [Item(f"hf/{file}", out / file) for file in files], scratch
+
+
 def _model_items(
-    package: Package, series: dict[str, card.Points], board: str, facts: CardFacts
+    package: Package,
+    series: dict[str, card.Points],
+    board: str,
+    facts: CardFacts,
+    exported: list[Item],
 ) -> list[Item]:
     result, folder = package.result, package.run
     assert package.repository is not None
@@ -196,9 +225,18 @@ def _model_items(
             items.append(Item(path, folder / path))
     url = f"https://huggingface.co/{package.repository}/blob/{tag_name(package.id)}/result.json"
     facts = facts._replace(source_url=url)
-    readme = card.model_card(result, series, package.repository, board, package.id, facts)
+    readme = card.model_card(
+        result,
+        series,
+        package.repository,
+        board,
+        package.id,
+        facts,
+        exported=[item.path for item in exported],
+    )
     return [
         *items,
+        *exported,
         Item("README.md", readme.encode()),
         Item("curves.svg", card.curves_svg(series).encode()),
     ]

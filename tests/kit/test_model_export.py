@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from pathlib import Path
 
 import pytest
+import tamper
 import torch
 from click.testing import CliRunner, Result
 
+from kit.board.card import model_card
+from kit.board.package import exported_items
 from kit.cli.main import cli
 from kit.errors import KitError
 from kit.model_export import find_source, usage
@@ -109,3 +113,40 @@ def test_wrong_places_are_one_error(finished: Path, tmp_path: Path) -> None:
         assert done.exception.hint
     assert (tmp_path / "used" / "mine.txt").read_text() == "keep"
     assert not list(tmp_path.glob(".*.partial"))
+
+
+def test_a_submission_holds_the_model_for_transformers_and_the_card_says_how(
+    finished: Path, tmp_path: Path
+) -> None:
+    told: list[str] = []
+    items, scratch = exported_items(finished, told.append)
+    assert {"hf/config.json", "hf/model.safetensors", "hf/modeling_n4090.py"} <= {
+        item.path for item in items
+    }
+    assert all(item.size_bytes > 0 for item in items)
+    tamper.gpu_run().write(tmp_path / "run")
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    card = model_card(
+        result, {"training loss": [], "validation bits per byte": []}, "me/model", "n4090/board",
+        "0" * 16, exported=[item.path for item in items],
+    )  # fmt: skip
+    code = card.split("```python\n")[1].split("```")[0]
+    ast.parse(code)
+    assert code.count("\n") == 4 and 'snapshot_download("me/model"' in code
+    assert "trust_remote_code=True" in code
+    assert scratch is not None
+    scratch.cleanup()
+    assert "transformers" not in model_card(
+        result, {"training loss": [], "validation bits per byte": []}, "me/model", "b", "0" * 16
+    )
+
+
+def test_a_submission_without_an_exporter_goes_on_and_says_so(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints" / "sft"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"loader": "mine"}))
+    told: list[str] = []
+    assert exported_items(tmp_path, told.append) == ([], None)
+    assert told == [
+        "left out: the model for transformers (no exporter is installed for the trainer 'mine')"
+    ]
