@@ -3,7 +3,6 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 VENV := .venv
 BIN := $(VENV)/bin
-WORK ?= work
 
 .PHONY: help run test check schemas image lock wheel clean
 
@@ -11,11 +10,12 @@ help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 run: $(VENV)/installed ## Run the smoke recipe (no GPU, minutes) and verify its result.
-	$(BIN)/n4090-kit run --recipe smoke --work $(WORK)
-	$(BIN)/n4090-kit verify "$$(ls -td $(WORK)/runs/smoke-*/result.json | head -n 1)"
+	@$(BIN)/n4090-kit run --recipe smoke
+	@echo
+	@$(BIN)/n4090-kit verify "$$(ls -td runs/smoke-*/result.json | head -n 1)"
 
-test: $(VENV)/installed ## Run the tests.
-	OMP_NUM_THREADS=1 GOMP_SPINCOUNT=10000 $(BIN)/python -m pytest -q -n 2 --dist loadfile $(PYTEST_ARGS)
+test: $(VENV)/installed ## Run the tests; those that were skipped say why.
+	OMP_NUM_THREADS=1 GOMP_SPINCOUNT=10000 $(BIN)/python -m pytest -q -rs -n 2 --dist loadfile $(PYTEST_ARGS)
 
 check: $(VENV)/installed ## Format, lint and types.
 	$(BIN)/ruff format --check .
@@ -35,10 +35,10 @@ image: ## Build the image n4090-kit, labelled with this commit.
 lock: ## Write requirements/*.lock anew (needs uv; CPU builds of torch found through UV_FIND_LINKS).
 	@bash requirements/lock
 
-clean: ## Remove the environment and what runs left.
-	rm -rf $(VENV) dist $(WORK)
+clean: ## Remove the environment and what was built; runs, data and keys stay.
+	rm -rf $(VENV) dist
 
 # Hash-checked install; then the checkout itself, editable.
 $(VENV)/installed: requirements/cpu.lock requirements/cuda.lock pyproject.toml requirements/install
-	bash requirements/install $(VENV)
+	@bash requirements/install $(VENV)
 	@touch $@

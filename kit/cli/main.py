@@ -11,6 +11,7 @@ import sys
 import click
 
 import kit
+from kit.cli.invocation import runnable
 from kit.cli.lazy import LazyGroup
 from kit.errors import KitError, PrerequisiteError
 from kit.files import DISK_FULL, NOT_ALLOWED
@@ -97,7 +98,7 @@ def print_error(error: KitError) -> None:
     for name, value in error.facts.items():
         click.echo(f"  {name + ':':<{width + 1}} {plain(value, MAX_SHOWN)}", err=True)
     if error.hint:
-        click.echo(f"\nhint: {block(error.hint, MAX_SHOWN)}", err=True)
+        click.echo(f"\nhint: {runnable(block(error.hint, MAX_SHOWN))}", err=True)
 
 
 if __name__ == "__main__":

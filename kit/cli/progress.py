@@ -19,9 +19,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from kit.cli.chance import measured_at_chance
+from kit.cli.invocation import program, shown_path
 from kit.cli.screen import Screen
 from kit.core_eval.naming import score_name
 from kit.recipe import Recipe
+from kit.speed import stage_speed
 from kit.text import HIDDEN
 
 Event = dict[str, Any]
@@ -254,13 +257,17 @@ def print_summary(result: dict[str, Any], path: Path) -> None:
         low, high = core["interval"] or (None, None)
         between = "" if low is None else f", 95 % interval {low:.4f} to {high:.4f}"
         table.add_row(score_name(core), f"{core['value']:.4f}{between}")
+        if (chance := measured_at_chance(core)) is not None:
+            table.add_row("", chance)
         if core.get("answer_bpb") is not None:
             table.add_row("answer likelihood", f"{core['answer_bpb']:.4f} bits per byte")
     if quality["chat"] and quality["chat"]["value"] is not None:
         chat = quality["chat"]
         table.add_row("chat", f"{chat['value']:.4f}, turns ended {chat['ended_rate']:.0%}")
-    if result["training"]["tokens_per_s"]:
-        table.add_row("speed", f"{result['training']['tokens_per_s']:,.0f} tokens/s")
+    if (speed := stage_speed(result)) is not None:
+        median = result["training"]["tokens_per_s"]
+        steps = "" if median is None else f"; median step {median:,.0f}"
+        table.add_row("speed", f"{speed:,.0f} tokens/s over the whole stage{steps}")
     energy = result["energy"]
     if energy["kwh"] is not None:
         price = energy.get("cost")
@@ -269,25 +276,17 @@ def print_summary(result: dict[str, Any], path: Path) -> None:
     if not claims["ranked"]:
         table.add_row("not ranked", "; ".join(claims["why_not_ranked"]))
     console.print(table)
-    console.print(f"\nresult: {_shown(path)}", highlight=False, soft_wrap=True)
+    run = shown_path(path.parent)
+    lines = ["", f"result: {shown_path(path)}"]
     if claims["status"] == "complete":
-        console.print(f"next:   n4090-kit verify {_shown(path)}", highlight=False, soft_wrap=True)
+        lines.append(f"next:   {program()} verify {run}")
         if quality["chat"]:
-            console.print(
-                f"        n4090-kit chat {_shown(path.parent)}", highlight=False, soft_wrap=True
-            )
-        return
-    console.print(f"\n{claims['message'] or claims['reason']}", highlight=False, soft_wrap=True)
-    console.print(
-        f"go on with: n4090-kit run --resume {_shown(path.parent)}", highlight=False, soft_wrap=True
-    )
-
-
-def _shown(path: Path) -> str:
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
+            lines.append(f"        {program()} chat {run}")
+    else:
+        lines += ["", claims["message"] or claims["reason"]]
+        lines.append(f"resume: {program()} run --resume {run}")
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _duration(seconds: float) -> str:

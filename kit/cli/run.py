@@ -74,6 +74,7 @@ def run(
     The clock starts when the first stage does and never pauses. Ctrl-C stops cleanly, with a signed
     partial result; `--resume` goes on from there.
     """
+    from kit.cli.chance import expected_at_chance
     from kit.cli.prepare import fetch_for_run
     from kit.cli.progress import make_display
     from kit.recipe import load_recipe
@@ -113,6 +114,9 @@ def run(
     signer = load_or_create_signer(plan.work / "keys", key)
     stop = StopFlag()
     display: Display = make_display(plan.recipe, quiet=quiet or as_json)
+    chance = None if quiet or as_json or resume else expected_at_chance(plan.recipe)
+    if chance:
+        click.echo(f"note: {chance}", err=True)
     with display, stop_on_signals(stop):
         display.begin(plan.run.name, signer.created)
         path = supervise(plan, signer, observe=display.observe, stop=stop)
@@ -130,6 +134,7 @@ def run(
 def summary(result: dict[str, Any], path: Path) -> dict[str, Any]:
     """The headline figures of a result, for machines."""
     from kit.core_eval.naming import named_scores
+    from kit.speed import stage_speed
 
     quality, training = result["quality"], result["training"]
     core, chat = quality["core"], quality["chat"]
@@ -144,7 +149,8 @@ def summary(result: dict[str, Any], path: Path) -> dict[str, Any]:
         **named_scores(core),
         "answer_bpb": core and core.get("answer_bpb"),
         "chat": chat and {key: chat[key] for key in ("value", "ended_rate")},
-        "tokens_per_s": training["tokens_per_s"],
+        "tokens_per_s": stage_speed(result),
+        "median_step_tokens_per_s": training["tokens_per_s"],
         "energy": {key: result["energy"].get(key) for key in ("kwh", "cost", "currency")},
         "ranked": result["claims"]["ranked"],
         "why_not_ranked": result["claims"]["why_not_ranked"],

@@ -144,7 +144,8 @@ def _facts(row: Document) -> list[tuple[str, str | None, str]]:
         below += f", mean of {n} runs" if core is not None else ""
         split.append(f"mean of {n} runs")
     training = row["training"] or {}
-    speed, mfu = training.get("tokens_per_s"), training.get("mfu")
+    tokens, mfu = training.get("tokens"), training.get("mfu")
+    speed = tokens / row["pretrain_s"] if tokens and row["pretrain_s"] else None
     return [
         (name, None if core is None else score(core), below),
         ("Hours, everything counted", None if seconds is None else number(seconds / 3600, 2),
