@@ -35,6 +35,12 @@ PLOT = click.Path(dir_okay=False, path_type=Path)
 @click.option("--plain/--no-plain", default=True, help="Time the plain PyTorch twin as well.")
 @click.option("--vram-cap", default=0.0, metavar="GIB", help="Hold a larger GPU to this memory.")
 @click.option("--plot", type=PLOT, help="Also as a plot: .svg, .png or .pdf.")
+@click.option(
+    "--predict",
+    "card",
+    metavar="CARD",
+    help="Time nothing: predict this card's speed (rtx4090, …) from bytes and FLOPs.",
+)
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @explained()
 def bench_train(
@@ -46,6 +52,7 @@ def bench_train(
     plain: bool,
     vram_cap: float,
     plot: Path | None,
+    card: str | None,
     as_json: bool,
 ) -> None:
     """Time a recipe's training steps beside plain PyTorch's.
@@ -55,6 +62,11 @@ def bench_train(
     from reference.config.resolve import resolve_recipe
 
     recipe = resolve_recipe(name)
+    if card is not None:
+        from reference.bench.prediction import print_prediction
+
+        print_prediction(recipe, card, as_json=as_json)
+        return
     import torch
 
     from reference.bench.train import bench_training
