@@ -24,6 +24,7 @@ from kit.telemetry_summary import TELEMETRY_KIND, Summary
 from kit.trust.canonical import parse_strict
 from kit.trust.chain import Chain, ChainProblem, read_chain, scan_chain
 from kit.trust.digest import DigestCache, Progress, sha256_bytes, sha256_file
+from kit.verify.expected import Expected
 
 if TYPE_CHECKING:
     from kit.verify.checks.replay import Replay
@@ -140,7 +141,9 @@ class Evidence:
 
     @property
     def uses_gpu(self) -> bool:
-        """Whether a GPU did the work, as far as log and fingerprint say."""
+        """Whether a GPU did the work, as far as track, log and fingerprint say."""
+        if self.track == "rtx4090-24h":
+            return True  # the track's rule; a log that says otherwise is not excused by it
         if any(e["data"].get("device", "").startswith("cuda") for e in self._model_events()):
             return True
         header = self.header
@@ -155,7 +158,8 @@ class Evidence:
 
     @cached_property
     def reference_trainer(self) -> bool:
-        return bool(self.recipe.section("trainer")["loader"] == "reference")
+        """Whether the reference trainer makes the run, by the recipe's command and loader."""
+        return Expected(self.recipe).reference
 
     # --- the event log ------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from kit.verify import evaluate
 from kit.verify.checks import (
     contamination,
     copies,
+    course,
     identity,
     inputs,
     learning,
@@ -26,7 +27,9 @@ from kit.verify.checks import (
     numbers,
     physics,
     replay,
+    scope,
     seeds,
+    training,
 )
 from kit.verify.evidence import Absent, Evidence, Irrelevant, Options, Refused, read_result
 from kit.verify.finding import Check, Finding, Report, fail, missing, ok, skip
@@ -80,6 +83,9 @@ CHECKS: tuple[Check, ...] = tuple(
             *contamination.CHECKS,
             *copies.CHECKS,
             *replay.CHECKS,
+            *course.CHECKS,
+            *training.CHECKS,
+            *scope.CHECKS,
         ),
         key=lambda check: check.id,
     )

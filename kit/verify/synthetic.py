@@ -15,14 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import kit
 from kit.core_eval.bundle import core_facts
 from kit.core_eval.statistics import TaskOutcomes, normal_interval
 from kit.recipe import parse_recipe
+from kit.result import core_section
+from kit.run.code import code_digest
 from kit.run_log import LOG_KIND
 from kit.trust import sshsig
 from kit.trust.digest import FileDigest, manifest_digest, sha256_bytes
 from kit.verify.checks.physics import flops_per_token
 from kit.verify.draft import KEY, Draft, Event
+from kit.verify.expected import Expected
 from kit.verify.synthetic_machine import UUID_HASH, Clock, fingerprint_4090
 from kit.verify.thresholds import CORE_TASKS
 
@@ -40,7 +44,9 @@ stages = ["tokenizer", "pretrain", "core", "sft", "chat_eval"]
 policy = "random"
 
 [data]
-kind = "folder"
+kind = "hub"
+repo = "karpathy/climbmix-400b-shuffle"
+shards = 5
 
 [tokenizer]
 vocab_size = 8192
@@ -69,6 +75,8 @@ VOCABULARY = 8192
 # synthetic run: long rows instead of wide layers.
 PARAMETERS = 2_523_222
 
+QUESTIONS = ("arc_easy", "mmlu")
+
 BOOT, SECOND_BOOT = "b007" * 4, "b008" * 4
 
 
@@ -92,10 +100,15 @@ def core_document(rng: random.Random) -> dict[str, Any]:
         "format": 1,
         "metric": "CORE",
         "partial": False,
+        "max_per_task": -1,
         "bundle": {"kind": "core", "digest": core_facts()["digest"], "tasks": len(tasks)},
         "interval": {"low": interval.low, "high": interval.high},
         "tasks": tasks,
     }
+
+
+def _prefixed(digest: str) -> str:
+    return f"sha256:{digest.removeprefix('sha256:')}"
 
 
 @dataclass
@@ -130,8 +143,17 @@ class Synthesis:
         self.next_sample_s = 0.0
         self.sampling = False
         self.busy = False
-        self.text = RECIPE.replace("524288", str(plan.batch))
+        self.text = RECIPE.replace("524288", str(plan.batch)).replace("20.0", str(self.hours()))
         self.recipe = parse_recipe(self.text, folder=Path(), label="recipe")
+        self.expected = Expected(self.recipe)
+
+    def hours(self) -> float:
+        """Hours of pretraining that the recipe gives: a tenth more than the plan needs."""
+        plan = self.plan
+        steps = plan.steps + (30 if plan.resume_at else 0)
+        seconds = 40 + steps * plan.step_s + plan.steps // 30 * 11
+        seconds += (1800 if plan.sleep_at else 0) + (280 if plan.resume_at else 0)
+        return round(1.1 * seconds / 3600, 6)
 
     def say(self, src: str, ev: str, **data: Any) -> Event:
         event = {**self.clock.stamp(), "src": src, "ev": ev, "data": data}
@@ -219,7 +241,7 @@ class Synthesis:
             log=LOG_KIND,
             contract=1,
             run="d20-20260921-120000-abcd",
-            kit={"version": "0.0.1", "code": sha256_bytes(b"code")},
+            kit={"version": kit.__version__, "code": code_digest()},
             image={"digest": sha256_bytes(b"image"), "reason": None},
             recipe={"name": recipe.name, "track": recipe.track, "digest": recipe.digest},
             seed={"value": 20260921, "source": "random"},
@@ -241,8 +263,14 @@ class Synthesis:
             for i in range(6)
         ]
         talk = [FileDigest("smoltalk.jsonl", 5_000_000, sha256_bytes(b"talk"))]
-        core = [FileDigest("core.yaml", 3199, sha256_bytes(b"core"))]
-        inputs = {"data": shards, "sft": talk, "chat_eval": talk, "core": core}
+        questions = [
+            FileDigest(f"{name}.jsonl", 500_000, sha256_bytes(name.encode())) for name in QUESTIONS
+        ]
+        core = [
+            FileDigest(path, facts["bytes"], _prefixed(facts["sha256"]))
+            for path, facts in core_facts()["files"].items()
+        ]
+        inputs = {"data": shards, "sft": talk, "chat_eval": questions, "core": core}
         self.say(
             "sup",
             "inputs",
@@ -277,7 +305,7 @@ class Synthesis:
             "stage_start",
             stage=stage,
             attempt=attempt,
-            command=["python", "-m", "reference"],
+            command=self.expected.command(stage),
         )
         self.wait(2.0)
 
@@ -309,30 +337,54 @@ class Synthesis:
         elif stage == "core":
             self.wait(25)
             self.say("eval", "note", text="model loaded in 3.1 s")
-            document = json.dumps(core_document(self.rng)).encode()
-            self.outputs(stage, "eval", {"core.json": document}, names=["core.json"])
+            self.core()
         elif stage == "sft":
+            self.say("trainer", "eval", name="sft_val_loss", step=0, value=1.72)
             for step in range(22):
                 self.wait(max(0.1, self.rng.gauss(self.plan.step_s, 0.01)))
-                self.step(step, 1.6 - 0.01 * step + self.rng.gauss(0, 0.01), self.plan.batch)
-            self.say("trainer", "eval", name="val_loss", step=22, value=1.31)
+                loss = 1.6 - 0.01 * step + self.rng.gauss(0, 0.01)
+                self.step(step, loss, self.plan.batch, stage="sft", progress=step / 22)
+            self.say("trainer", "eval", name="sft_val_loss", step=22, value=1.31)
+            self.say("trainer", "memory", step=22, peak_bytes=21_900_000_000)
             self.outputs(stage, "checkpoints/sft", self.model(2))
         else:
             self.wait(12)
-            tasks = {
-                name: {
-                    "outcomes": [int(self.rng.random() < 0.35) for _ in range(200)],
-                    "ended": [int(self.rng.random() < 0.97) for _ in range(200)],
-                    "baseline": 0.25,
-                }
-                for name in ("arc_easy", "mmlu")
-            }
-            content = json.dumps({"tasks": tasks}).encode()
-            self.outputs(stage, "eval", {"chat.json": content}, names=["chat.json"])
+            self.chat()
         self.busy = False
         self.wait(0.4)
         self.end(stage)
         return True
+
+    def core(self) -> None:
+        document = core_document(self.rng)
+        content = json.dumps(document).encode()
+        section = core_section({**document, "digest": sha256_bytes(content)})
+        assert section is not None
+        for task in section["tasks"]:
+            accuracy = task["accuracy"]
+            self.say(
+                "eval", "eval", name="core_task", task=task["task"], n=task["n"], value=accuracy
+            )
+        digest, value = sha256_bytes(content), section["value"]
+        self.say("eval", "eval", name="core", value=value, sha256=digest, path="eval/core.json")
+        self.outputs("core", "eval", {"core.json": content}, names=["core.json"])
+
+    def chat(self) -> None:
+        tasks: dict[str, dict[str, Any]] = {
+            name: {
+                "outcomes": [int(self.rng.random() < 0.35) for _ in range(200)],
+                "ended": [int(self.rng.random() < 0.97) for _ in range(200)],
+                "baseline": 0.25,
+            }
+            for name in QUESTIONS
+        }
+        for name, task in tasks.items():
+            value = sum(task["outcomes"]) / 200
+            self.say("trainer", "eval", name="chat_task", task=name, n=200, value=value)
+        self.say("trainer", "eval", name="chat", value=0.13, file="eval/chat.json")
+        document = {"tasks": tasks, "max_per_task": -1, "left_out": []}
+        content = json.dumps(document).encode()
+        self.outputs("chat_eval", "eval", {"chat.json": content}, names=["chat.json"])
 
     def model(self, seed: int) -> dict[str, bytes]:
         return {
@@ -341,16 +393,18 @@ class Synthesis:
             "tokenizer.json": b'{"kind":"bpe"}',
         }
 
-    def step(self, step: int, loss: float, batch: int) -> None:
+    def step(
+        self, step: int, loss: float, batch: int, stage: str = "pretrain", progress: float = 0.0
+    ) -> None:
         self.say(
             "trainer",
             "step",
             step=step,
             tokens=(step + 1) * batch,
             loss=round(loss, 6),
-            lr=1.0,
-            progress=round(step / 1000, 6),
-            micro_batches=64,
+            lr=self.expected.learning_rate(stage, step, progress),
+            progress=progress,
+            micro_batches=4,
             step_tokens=batch,
             dt_s=(took_s := round(self.plan.step_s + self.rng.gauss(0, 0.012), 6)),
             cuda_s=round(took_s - abs(self.rng.gauss(2e-4, 1e-4)), 6),
@@ -372,6 +426,8 @@ class Synthesis:
 
     def pretrain(self) -> bool:
         plan, rng = self.plan, self.rng
+        began_s, first = self.clock.t_s, len(self.events)
+        before_s: list[float] = []
         self.begin("pretrain")
         self.wait(30)
         self.describe()
@@ -379,6 +435,7 @@ class Synthesis:
         attempt, step = 0, 0
         while step < plan.steps:
             self.busy = True
+            before_s.append(self.clock.t_s - began_s)
             self.wait(max(0.1, rng.gauss(plan.step_s, 0.012)))
             share = step / plan.steps
             self.step(
@@ -391,6 +448,7 @@ class Synthesis:
                 self.say(
                     "trainer", "error", kind="out_of_memory", message="CUDA out of memory", hint=""
                 )
+                self.follow_the_clock(first, before_s, plan.steps / step)
                 self.end("pretrain", attempt, "failed", reason="out_of_memory")
                 return False
             if plan.sleep_at == step:
@@ -419,6 +477,7 @@ class Synthesis:
                 self.describe()
                 step = step // 30 * 30
                 plan.resume_at = None
+        self.follow_the_clock(first, before_s)
         self.say("trainer", "memory", step=step, peak_bytes=22_400_000_000)
         self.say("trainer", "eval", name="val_bpb", step=step, value=0.8412)
         self.busy = False
@@ -426,6 +485,19 @@ class Synthesis:
         self.outputs("pretrain", "checkpoints/pretrain", self.model(1))
         self.end("pretrain", attempt)
         return True
+
+    def follow_the_clock(self, first: int, before_s: list[float], share: float = 1.0) -> None:
+        """Gives the steps from event `first` on the progress and learning rate of their time.
+
+        Args:
+            before_s: Seconds into the stage when each step began.
+            share: Of the time so far, that the whole stage would have taken.
+        """
+        end_s = share * (before_s[-1] + 0.5 * self.plan.step_s)
+        steps = [event["data"] for event in self.events[first:] if event["ev"] == "step"]
+        for data, seconds in zip(steps, before_s, strict=True):
+            data["progress"] = progress = seconds / end_s
+            data["lr"] = self.expected.learning_rate("pretrain", data["step"], progress)
 
     def resume(self) -> None:
         """Everything dies; forty seconds later (or after a reboot) it goes on."""

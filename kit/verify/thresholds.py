@@ -22,6 +22,35 @@ GAP_MEDIANS = 5.0
 # request's `resume_step` repeats those steps, if it has a checkpoint before them.
 LOST_STEPS = 12
 
+# --- course (V27) -------------------------------------------------------------------------------
+# A verifier's own clock may be a little slow.
+FUTURE_S = 3600.0
+# Between the last stage's deadline with its grace and `run_stop` outputs are hashed.
+OVERTIME_S = 900.0
+# Versions of the kit that runs may have been made with, besides the verifier's own.
+RELEASED_VERSIONS = ("0.1.0",)
+
+# --- training (V28) -----------------------------------------------------------------------------
+# Both sides compute the schedule in double precision from the logged progress.
+LEARNING_RATE_ROUNDING = 1e-6
+# Progress is read a moment before the step it belongs to; a busy machine makes the moment long.
+PROGRESS_SLACK_S = 60.0
+# Bytes and the special tokens: less than this is no byte-level vocabulary.
+VOCABULARY_LEAST = 256
+# NVML and CUDA count a card's memory a few per cent apart.
+DEVICE_MEMORY_SLACK = 1.02
+
+# --- scope (V29) --------------------------------------------------------------------------------
+# A parquet file has two magic words and a footer; nothing smaller holds a row.
+LEAST_FILE_BYTES = {".parquet": 64, ".jsonl": 2}
+# Tokens a stored byte of training text. Compressed parquet gives about one a byte and pass; small
+# corpora are read many times over, the reference corpus once or twice.
+TOKENS_PER_BYTE, TOKENS_PER_BYTE_CLOSED = 1000.0, 8.0
+# Bytes of CORE's files a token read: four in English text, and most items follow ten examples.
+CORE_BYTES_PER_TOKEN = 10.0
+# Python and torch take longer than this to start.
+LEAST_STAGE_S = 0.3
+
 # --- numbers (V07) ------------------------------------------------------------------------------
 # Both sides do the same arithmetic on the same bytes; this only allows for another summation order.
 RELATIVE_ROUNDING = 1e-9

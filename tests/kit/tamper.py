@@ -158,7 +158,7 @@ def registration(key: Any = KEY, recipe: str = RECIPE, **changes: Any) -> dict[s
 
 def enrol(draft: Draft, index: int, document: dict[str, Any] | None = None) -> Draft:
     """Makes the draft run `index` of a group, with its seed."""
-    document = document or registration()
+    document = document or registration(recipe=draft.recipe)
     challenge = document["challenge"]["value"]
     value = challenge_seed(challenge, document["public_key"], index)
     draft.header()["seed"] = {"value": value, "source": "challenge"}

@@ -14,6 +14,7 @@ from kit.result import energy_section
 from kit.verify.checks.log import attempts, boots, slept_s
 from kit.verify.checks.numbers import differences
 from kit.verify.evidence import Document, Evidence, Irrelevant
+from kit.verify.expected import eight_bit_gain
 from kit.verify.finding import Check, Finding, fail, missing, ok, warn
 from kit.verify.thresholds import (
     BURST_S,
@@ -209,7 +210,7 @@ def _peak_flops(evidence: Evidence) -> tuple[float | None, str]:
         if part is not None
     ]
     if evidence.uses_gpu:
-        eight_bit = EIGHT_BIT_FACTOR if _eight_bit(evidence) else 1.0
+        eight_bit = _eight_bit_gain(evidence, measured)
         rates = [probe["gpu"]["bf16_tflops"] for probe in measured if probe["gpu"]]
         rates = [rate for rate in rates if rate]
         known = kind(evidence.document["hardware"]["before"]["class"]["name"])
@@ -229,11 +230,27 @@ def _peak_flops(evidence: Evidence) -> tuple[float | None, str]:
     return max(rates) * CPU_PEAK_SLACK * 1e9, f"{CPU_PEAK_SLACK:g} times the measured matmul"
 
 
-def _eight_bit(evidence: Evidence) -> bool:
-    if evidence.reference_trainer:
-        return bool(evidence.recipe.section("pretrain").get("matmul", "bf16") != "bf16")
-    text = str(evidence.recipe.document.get("trainer"))
-    return any(word in text.lower() for word in ("fp8", "int8", "float8"))
+def _eight_bit_gain(evidence: Evidence, measured: list[dict[str, Any]]) -> float:
+    """How far 8-bit products lift the roof: by the share of the work that can take them.
+
+    Another trainer's share is not known; a word in its recipe lifts the roof only as far as the
+    card was measured to be faster in 8 bits.
+    """
+    if not evidence.reference_trainer:
+        text = str(evidence.recipe.document.get("trainer")).lower()
+        gains = [
+            max(probe["gpu"].get(name) or 0 for name in ("fp8_tflops", "int8_tops"))
+            / probe["gpu"]["bf16_tflops"]
+            for probe in measured
+            if probe["gpu"] and probe["gpu"].get("bf16_tflops")
+        ]
+        if not gains or not any(word in text for word in ("fp8", "int8", "float8")):
+            return 1.0
+        return float(min(EIGHT_BIT_FACTOR, max(1.0, *gains)))
+    section, config = evidence.recipe.section("pretrain"), _config(evidence)
+    if section["matmul"] == "bf16" or config is None:
+        return 1.0
+    return eight_bit_gain(config, section["matmul_passes"], flops_per_token(config))
 
 
 def pace(evidence: Evidence) -> Iterator[Finding]:
