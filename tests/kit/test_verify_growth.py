@@ -11,7 +11,7 @@ import tamper
 from kit.verify import Report, verify_result
 from kit.verify.checks.physics import flops_per_token
 
-GROWTH = "growth_layers = [[0.0, 5], [0.9, 20]]"
+GROWTH = "growth_layers = [[0.0, 8], [0.995, 30]]"
 
 
 def twice_as_fast(growth: str = GROWTH, *, flops: float | None = 1.0) -> tamper.Draft:
@@ -21,7 +21,7 @@ def twice_as_fast(growth: str = GROWTH, *, flops: float | None = 1.0) -> tamper.
     tamper.step_times(draft, 0.5)
     draft.recipe = draft.recipe.replace("[pretrain]\n", f"[pretrain]\n{growth}\n")
     model = draft.of("model")[0]["data"]["config"]
-    per_token = flops_per_token({**model, "n_layer": 5})
+    per_token = flops_per_token({**model, "n_layer": 8})
     for event in draft.of("step", "pretrain"):
         if flops is not None:
             event["data"]["flops"] = event["data"]["tokens"] * per_token * flops
@@ -38,14 +38,14 @@ def test_a_smaller_model_may_make_more_tokens_a_second(tmp_path: Path) -> None:
     found = v13(twice_as_fast(), tmp_path).of("V13")
     assert [finding.status for finding in found] == ["pass"]
     done, peak = map(float, re.findall(r"([\d.]+) (?:of|TFLOP/s)", found[0].message))
-    assert 0.2 * peak < done < 0.8 * peak  # a 20-layer model would have needed more than there is
+    assert 0.2 * peak < done < 0.8 * peak  # a 30-layer model would have needed more than there is
 
 
 @pytest.mark.parametrize(
     ("growth", "flops", "message"),
     [
         # As fast, and most of the way as large as in the end.
-        ("growth_layers = [[0.0, 18], [0.9, 20]]", None, "more work than the hardware can do"),
+        ("growth_layers = [[0.0, 27], [0.995, 30]]", None, "more work than the hardware can do"),
         (GROWTH, None, "the run's FLOPs are not those of the models it trained"),
         (GROWTH, 3.0, "the run's FLOPs are not those of the models it trained"),
     ],

@@ -51,6 +51,8 @@ def same_weights(draft: Draft, other: Draft) -> None:
 
 def same_answers(draft: Draft, other: Draft) -> None:
     draft.files["eval/core.json"] = other.files["eval/core.json"]
+    for mine, theirs in zip(draft.of("eval", "core"), other.of("eval", "core"), strict=True):
+        mine["data"] = theirs["data"]
 
 
 def same_losses(draft: Draft, other: Draft, noise: float = 0.0) -> None:
@@ -71,7 +73,7 @@ def same_telemetry(draft: Draft, other: Draft) -> None:
     draft.files = {
         name: tamper.safetensors(5) if name.endswith("safetensors") else content + b" "
         for name, content in draft.files.items()
-    }
+    } | {"eval/core.json": other.files["eval/core.json"]}
 
 
 copy_mutation("another row's weights", same_weights)

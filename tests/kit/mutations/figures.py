@@ -12,8 +12,8 @@ from mutations.registry import edit_json, mutation, typed
 
 # --- V07: figures ---
 
-typed("typed CORE", "V07", "quality", "core", "value", value=0.2571)
-typed("typed accuracy of a task", "V07", "quality", "core", "tasks", 3, "accuracy", value=0.9)
+typed("typed CORE", "V07 V29", "quality", "core", "value", value=0.2571)
+typed("typed accuracy of a task", "V07 V29", "quality", "core", "tasks", 3, "accuracy", value=0.9)
 typed("typed val_bpb", "V07", "quality", "val_bpb", "last", value=0.81)
 typed("typed chat score", "V07", "quality", "chat", "value", value=0.5)
 typed("typed total time", "V07", "timing", "total_s", value=600.0)
@@ -29,10 +29,10 @@ typed("called ranked", "V07", "claims", "ranked", value=True, base="cpu")
 typed("another run's name", "V07", "runs", "id", value="d20-20260922-120000-abcd")
 typed("typed traffic", "V07", "environment", "rx_bytes", value=0)
 typed("a note added", "V07", "notes", value=lambda notes: [*notes, "approved"])
-typed("partial CORE called whole", "V07", "quality", "core", "partial", value=True)
+typed("partial CORE called whole", "V07 V29", "quality", "core", "partial", value=True)
 
 
-@mutation("a narrower interval in CORE's own file", "V07", kind="draft")
+@mutation("a narrower interval in CORE's own file", "V07 V29", kind="draft")
 def _(draft: Draft) -> None:
     document = json.loads(draft.files["eval/core.json"])
     low, high = document["interval"]["low"], document["interval"]["high"]
@@ -48,13 +48,13 @@ def _(folder: Path) -> None:
 # --- V08: gaps ---
 
 
-@mutation("ten steps cut out", "V08", kind="draft")
+@mutation("ten steps cut out", "V08 V28", kind="draft")
 def _(draft: Draft) -> None:
     for event in draft.of("step", "pretrain")[20:30]:
         draft.events.remove(event)
 
 
-@mutation("five silent minutes", "V08", kind="draft")
+@mutation("five silent minutes", "V08 V28", kind="draft")
 def _(draft: Draft) -> None:
     step = draft.of("step", "pretrain")[24]
     at_ns = step["t_ns"]
@@ -99,7 +99,7 @@ def _(draft: Draft) -> None:
         event["data"]["attempt"] = 3
 
 
-@mutation("a resume that skips twenty steps", "V08", kind="draft", base="long, resumed")
+@mutation("a resume that skips twenty steps", "V08 V28", kind="draft", base="long, resumed")
 def _(draft: Draft) -> None:
     resume = draft.events.index(draft.of("resume")[0])
     for event in draft.events[resume:]:

@@ -14,9 +14,7 @@ from mutations.registry import mutation, typed
 
 # --- V09: software ---
 
-typed(
-    "another recipe's text", "V09", "recipe", "text", value=lambda text: text.replace("0.0", "0.00")
-)
+typed("another recipe's text", "V09", "recipe", "text", value=lambda text: text + "# another\n")
 typed("typed kit version", "V09", "kit", "version", value="9.9")
 typed("typed code digest", "V09", "kit", "code", value="sha256:" + "0" * 64)
 typed("typed image digest", "V09", "image", "digest", value="sha256:" + "0" * 64)
@@ -26,7 +24,7 @@ typed("the division of another recipe", "V09", "recipe", "division", value="open
 typed("another recipe's name", "V09", "recipe", "name", value="other")
 
 
-@mutation("a stage of the recipe left out", "V09", kind="draft")
+@mutation("a stage of the recipe left out", "V09 V27", kind="draft")
 def _(draft: Draft) -> None:
     inside = False
     for event in list(draft.events):
@@ -72,7 +70,7 @@ def _(draft: Draft) -> None:
 def core_mutation(name: str, change: Callable[[dict[str, Any]], Any]) -> None:
     """CORE's file changed before it was counted, so that every digest is right."""
 
-    @mutation(name, "V10", kind="draft")
+    @mutation(name, "V10 V29", kind="draft")
     def apply(draft: Draft) -> None:
         document = json.loads(draft.files["eval/core.json"])
         change(document)

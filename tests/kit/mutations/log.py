@@ -86,7 +86,7 @@ def _(folder: Path) -> None:
     (folder / "events.jsonl").write_bytes(b"".join(mine[:50] + theirs[50:]))
 
 
-@mutation("a faster run's steps spliced in", "V05 V06 V13 V14", kind="draft")
+@mutation("a faster run's steps spliced in", "V05 V06 V13 V14 V28", kind="draft")
 def _(draft: Draft) -> None:
     mine = draft.of("step", "pretrain")
     theirs = gpu_run(seed=99, step_s=5.0).of("step", "pretrain")

@@ -51,12 +51,12 @@ def _(draft: Draft) -> None:
     move(draft, again, stop + 1)
 
 
-@mutation("no stop", "V05", kind="draft")
+@mutation("no stop", "V05 V27", kind="draft")
 def _(draft: Draft) -> None:
     draft.events.remove(draft.of("run_stop")[0])
 
 
-@mutation("steps after their stage has ended", "V05", kind="draft")
+@mutation("steps after their stage has ended", "V05 V28", kind="draft")
 def _(draft: Draft) -> None:
     move(draft, draft.of("memory")[0], len(draft.events) - 5)
 

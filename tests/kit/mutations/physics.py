@@ -12,7 +12,7 @@ from mutations.registry import mutation, typed
 # --- V13, V14: physics ---
 
 
-@mutation("all times halved, on every clock", "V13", kind="draft")
+@mutation("all times halved, on every clock", "V13 V28 V29", kind="draft")
 def _(draft: Draft) -> None:
     scale(draft, 0.5, "twrsu")
     step_times(draft, 0.5)
@@ -44,7 +44,7 @@ def _(draft: Draft) -> None:
     draft.of("model")[0]["data"]["flops_per_token"] /= 3
 
 
-@mutation("another model than the recipe's", "V13", kind="draft")
+@mutation("another model than the recipe's", "V13 V28 V29", kind="draft")
 def _(draft: Draft) -> None:
     draft.of("model")[0]["data"]["config"]["n_layer"] = 12
 
@@ -137,7 +137,7 @@ def _(draft: Draft) -> None:
     draft.telemetry[200], draft.telemetry[260] = draft.telemetry[260], draft.telemetry[200]
 
 
-@mutation("no telemetry at all", "V15", kind="draft")
+@mutation("no telemetry at all", "V15 V27", kind="draft")
 def _(draft: Draft) -> None:
     draft.telemetry = []
     draft.events.remove(draft.of("telemetry")[0])

@@ -29,7 +29,7 @@ def _(folder: Path) -> None:
     )
 
 
-@mutation("CORE changed after signing", "V02 V07", kind="file")
+@mutation("CORE changed after signing", "V02 V07 V29", kind="file")
 def _(folder: Path) -> None:
     edit_json(folder, lambda result: result["quality"]["core"].update(value=0.26))
 
