@@ -7,6 +7,7 @@ are reported together, each with its path and line.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import hashlib
 import json
@@ -115,9 +116,11 @@ def parse_recipe(text: str, *, folder: Path, label: str = "recipe") -> Recipe:
     except (ValueError, RecursionError) as error:  # ValueError: an integer of 5,000 digits
         raise SchemaError(f"{label} is not TOML: {error}") from error
     found = problems(source, "recipe")
-    if not found:
-        document = with_defaults(source, load_schema("recipe"))
-        found = _inconsistencies(document)
+    usable = _without(source, found)
+    document: dict[str, Any] = {}
+    if not found or not problems(usable, "recipe"):
+        document = with_defaults(usable, load_schema("recipe"))
+        found += _independent(_inconsistencies(document), found)
     if found:
         shown = found[:_SHOWN_PROBLEMS]
         lines = [str(replace(problem, line=_line_of(text, problem.path))) for problem in shown]
@@ -138,6 +141,26 @@ def parse_recipe(text: str, *, folder: Path, label: str = "recipe") -> Recipe:
         text=text,
         folder=folder,
     )
+
+
+def _without(source: dict[str, Any], found: list[Problem]) -> dict[str, Any]:
+    """`source` without the fields that have problems."""
+    usable = copy.deepcopy(source)
+    for problem in found:
+        *sections, field = problem.path.split(".")
+        place: Any = usable
+        for section in sections:
+            place = place.get(section) if isinstance(place, dict) else None
+        if isinstance(place, dict):
+            place.pop(field, None)
+    return usable
+
+
+def _independent(values: list[Problem], found: list[Problem]) -> list[Problem]:
+    """The problems of values that name no field of `found`: those stand in for it by default."""
+    fields = {problem.path.split(".")[-1] for problem in found}
+    fields |= {problem.suggestion for problem in found if problem.suggestion}
+    return [one for one in values if not fields & set(re.findall(r"\w+", str(one)))]
 
 
 def _inconsistencies(document: dict[str, Any]) -> list[Problem]:

@@ -32,8 +32,9 @@ class Problem:
 
     def __str__(self) -> str:
         place = f"{self.path} (line {self.line})" if self.line else self.path
-        text = f"{place}: {self.found}; {self.allowed}"
-        return f"{text}; did you mean `{self.suggestion}`?" if self.suggestion else text
+        if self.suggestion:
+            return f"{place}: {self.found}; did you mean `{self.suggestion}`? {self.allowed}"
+        return f"{place}: {self.found}; {self.allowed}"
 
 
 @cache

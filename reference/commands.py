@@ -15,7 +15,7 @@ import click
 from reference.command_errors import explained
 
 if TYPE_CHECKING:
-    from reference.chat.session import Session
+    from reference.chat.session import BASE_STAGE, Session, find_checkpoint
 
 
 PLOT = click.Path(dir_okay=False, path_type=Path)
@@ -192,6 +192,11 @@ def chat(
         device=str(choose_device(device)),
         system=None if system == "none" else system,
     )
+    if find_checkpoint(model).resolve().name == BASE_STAGE:
+        click.echo(
+            "warning: this is a base model: it continues text, it has not learned to answer",
+            err=True,
+        )
     if prompt is not None:
         if not prompt.strip():
             raise click.BadParameter("there is nothing to answer", param_hint="--prompt")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.board.model_index import end_of_run
-from kit.core_eval.bundle import Item, Task, load_items, open_bundle
+from kit.core_eval.bundle import Item, Task, load_items, open_bundle, scored_items
 from kit.core_eval.naming import score_key, score_name
 from kit.core_eval.prompts import render_prompts
 from kit.errors import KitError, SchemaError
@@ -204,7 +204,7 @@ def _instances(evaluation: Document, scored: Document, core: Path) -> Iterator[D
     for entry in scored["tasks"]:
         task = tasks[entry["label"]]
         items = load_items(bundle, task, max_per_task=scored["max_per_task"])
-        if len(items) != len(entry["outcomes"]):
+        if len(scored_items(items, scored["max_per_task"])) != len(entry["outcomes"]):
             raise SchemaError(f"task {task.label}: not the items that the run was scored on")
         for index, outcome in enumerate(entry["outcomes"]):
             yield {

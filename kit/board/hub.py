@@ -28,6 +28,7 @@ Tell = Callable[[str], None]
 _FILES_A_COMMIT = 90
 _LARGE = (".safetensors", ".parquet")
 _LARGE_BYTES = 10 * 2**20
+_UNREACHED = 3  # tries before a Hub that no connection reaches counts as out of reach: seconds
 
 
 def client() -> HfApi:
@@ -68,7 +69,7 @@ class Hub:
         import httpx2
         from huggingface_hub.errors import HfHubHTTPError
 
-        failures = 0
+        failures = unreached = 0
         while True:
             self.line.wait()
             asked_s: float | None = None
@@ -84,10 +85,12 @@ class Hub:
                     reason = f"the server answers {status}"
                 elif isinstance(cause, httpx2.TransportError):
                     reason = explain(cause)
+                    if isinstance(cause, httpx2.ConnectError):
+                        unreached += 1
                 else:
                     raise
                 failures += 1
-                if failures >= self.retry.attempts:
+                if failures >= self.retry.attempts or unreached >= _UNREACHED:
                     raise PrerequisiteError(
                         f"{what}: {reason}, {failures} times in a row",
                         hint="run the command again later: it goes on where it stopped",

@@ -106,8 +106,10 @@ def verified(run: Path) -> tuple[Path, Document]:
     Raises:
         KitError: It is refused, or evidence is missing; says by which check.
     """
+    from kit.run.finished import refuse_unfinished
     from kit.verify import verify_result
 
+    refuse_unfinished(run)
     report = verify_result(run)
     if report.verdict != "consistent":
         bad = [f for f in report.findings if f.status == "fail" or f.missing]

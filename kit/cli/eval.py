@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kit.cli.eval_chat import chat
+from kit.cli.model_path import ModelPath
 
 if TYPE_CHECKING:
     from kit.core_eval.model import EvalModel
@@ -26,7 +27,8 @@ FOLDER = click.Path(exists=True, path_type=Path)
 def evaluate() -> None:
     """Score any model: CORE, bits per byte, and two models against each other.
 
-    MODEL is a checkpoint folder, a Hugging Face folder (safetensors) or a GGUF file.
+    MODEL is a run folder (its base model), a checkpoint folder, a Hugging Face folder
+    (safetensors), a GGUF file, or hf:ORG/NAME if the Hub's cache on this machine has it.
     """
 
 
@@ -68,7 +70,7 @@ def _model_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @evaluate.command("core")
-@click.argument("model", type=FOLDER)
+@click.argument("model", type=ModelPath())
 @click.option("--core", "core_dir", type=FOLDER, default=Path("core"), show_default=True)
 @click.option("--tasks", default="", help="Labels, separated by commas; empty: all.")
 @click.option("--max-per-task", default=-1, help="First N items of each task: a partial score.")
@@ -168,7 +170,7 @@ def core(
 
 
 @evaluate.command("bpb")
-@click.argument("model", type=FOLDER)
+@click.argument("model", type=ModelPath())
 @click.argument("texts", type=FOLDER, nargs=-1, required=True)
 @click.option("--column", default="text", show_default=True, help="Column or field of the texts.")
 @click.option(

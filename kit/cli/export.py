@@ -155,8 +155,10 @@ def eee(run: Path, developer: str, out: Path, core: Path | None) -> None:
 def _checked(run: Path) -> dict[str, Any]:
     """The result at `run`, when no check refuses it."""
     from kit.errors import KitError
+    from kit.run.finished import refuse_unfinished
     from kit.verify import verify_result
 
+    refuse_unfinished(run)
     report = verify_result(run)
     if report.verdict in ("refused", "unreadable"):
         first = next(finding for finding in report.findings if finding.status == "fail")

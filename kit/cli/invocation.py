@@ -10,8 +10,9 @@ from functools import cache
 from pathlib import Path
 
 NAME = "n4090-kit"
-# The program at the start of a command line: quoted in a sentence, or after a label.
-_LINE = re.compile(rf"(?P<before>`|: |^|\n\s*){NAME} (?=[a-z-])")
+# The program at the start of a command line: quoted in a sentence, or after a label. Not where the
+# line is for another machine.
+_LINE = re.compile(rf"(?P<before>`|: |^|\n\s*){NAME} (?=[a-z-])(?![^`]*` on an?)")
 
 
 @cache

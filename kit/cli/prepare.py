@@ -120,6 +120,7 @@ def fetch_for_run(*, quiet: bool) -> Fetch:
         from kit.prepare import fetch as preparing
         from kit.prepare.job import Settings
         from kit.run.image import CODE_TREE_VARIABLE
+        from kit.run.inputs import GIVEN_HINT
 
         def tell(need: Need) -> bool:
             if not quiet:
@@ -139,7 +140,7 @@ def fetch_for_run(*, quiet: bool) -> Fetch:
                 )
             raise PrerequisiteError(
                 f"recipe `{recipe.name}` lacks {', '.join(parts)}: {error.message}",
-                hint=f"{first}. {error.hint or ''}".rstrip(),
+                hint=f"{first}. {error.hint or ''}\n{GIVEN_HINT}",
                 **error.facts,
             ) from error
 

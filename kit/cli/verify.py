@@ -129,8 +129,10 @@ def verify(
         return
     if result is None:
         raise click.UsageError("name a result.json or a run folder")
+    from kit.run.finished import refuse_unfinished
     from kit.verify import Options, verify_result
 
+    refuse_unfinished(result)
     options = Options(
         strict=strict,
         allowed_signers=allowed_signers,

@@ -123,6 +123,9 @@ def open_bundle(root: Path, *, tasks: Sequence[str] = (), allow_custom: bool = F
 def load_items(bundle: Bundle, task: Task, *, max_per_task: int = -1) -> list[Item]:
     """The items of `task` in evaluation order: shuffled by seed 1337, then cut to the first ones.
 
+    A cap below what the examples take leaves enough of them: item 0 needs `shots` others to be
+    shown. How many are scored is `scored_items`.
+
     Raises:
         SchemaError: A line that is no item of the task's kind, or too few items for the shots.
     """
@@ -138,13 +141,18 @@ def load_items(bundle: Bundle, task: Task, *, max_per_task: int = -1) -> list[It
             items.append(item)
     random.Random(SHUFFLE_SEED).shuffle(items)
     if max_per_task > 0:
-        items = items[:max_per_task]
+        items = items[: max(max_per_task, task.shots + 1)]
     if len(items) < task.shots + 1:
         raise SchemaError(
             f"task {task.label} has {len(items)} items, too few for {task.shots} examples",
-            hint=f"Evaluate at least {task.shots + 1} items of it (--max-per-task).",
+            hint=f"The task's file needs at least {task.shots + 1} items.",
         )
     return items
+
+
+def scored_items(items: Sequence[Item], max_per_task: int) -> range:
+    """Indices of the items that are scored; the rest are only shown as examples."""
+    return range(min(len(items), max_per_task) if max_per_task > 0 else len(items))
 
 
 def _read_tasks(root: Path) -> tuple[Task, ...]:

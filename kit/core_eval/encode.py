@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kit.core_eval.bundle import Bundle, Item, Task, TaskKind, load_items
+from kit.core_eval.bundle import Bundle, Item, Task, TaskKind, load_items, scored_items
 from kit.core_eval.controls import Control, partners, swapped
 from kit.core_eval.likelihood import answer_bytes
 from kit.core_eval.model import EvalModel, max_seq_len
@@ -85,7 +85,7 @@ def encode_task(
     if control is not None:
         others = partners(task, items, control)
         asked = [swapped(task, items[i], items[other], control) for i, other in enumerate(others)]
-    chosen = range(len(items)) if indices is None else indices
+    chosen = scored_items(items, max_per_task) if indices is None else indices
     encoded = encode_items(model, task, items, chosen, asked=asked)
     if path is not None:
         _save(path, encoded)

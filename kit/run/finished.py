@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 from pathlib import Path
@@ -31,6 +32,40 @@ def refuse_complete(run: Path) -> None:
             hint=f"`n4090-kit verify {path}` checks its result; "
             "`n4090-kit run --recipe …` starts a new run.",
         )
+
+
+def refuse_unfinished(path: Path) -> None:
+    """Refuses to judge a run that has no result yet, because it is running or was killed.
+
+    Args:
+        path: A run folder, or the result.json that it will have.
+
+    Raises:
+        PrerequisiteError: There is an event log, and no result beside it.
+    """
+    run = path.parent if path.name == "result.json" else path
+    log = run / "events.jsonl"
+    if (run / "result.json").exists() or not log.is_file():
+        return
+    if _is_written(log):
+        raise PrerequisiteError(
+            f"run {run.resolve().name} is not finished: it is running",
+            hint=f"`n4090-kit watch {run}` shows it.",
+        )
+    raise PrerequisiteError(
+        f"run {run.resolve().name} is not finished: it was interrupted and has no result",
+        hint=f"`n4090-kit run --resume {run}` finishes it.",
+    )
+
+
+def _is_written(log: Path) -> bool:
+    """Whether a supervisor holds the log."""
+    with log.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def keep_earlier_result(run: Path) -> Path | None:

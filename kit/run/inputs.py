@@ -28,6 +28,10 @@ _KINDS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "core": ("--core", ("core.yaml", "eval_meta_data.csv", "eval_data/*/*.jsonl"), ("core",)),
 }
 Progress = Callable[[int, int], None]
+GIVEN_HINT = (
+    "Folders to name: --data (*.parquet to train on), --core (the CORE bundle), "
+    "--sft (conversations, *.jsonl), --chat-eval (questions, *.jsonl)."
+)
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,31 @@ class Inputs:
 
     def as_dict(self) -> dict[str, Path | None]:
         return {name: getattr(self, name) for name in _KINDS}
+
+
+def refuse_given(recipe: Recipe, given: Mapping[str, Path | None]) -> None:
+    """Refuses folders named by hand that cannot be what the run reads, before anything is fetched.
+
+    Raises:
+        PrerequisiteError: One does not exist or lacks its files; all such are named.
+    """
+    wrong = []
+    for name, (option, patterns, _) in _KINDS.items():
+        path = given.get(name)
+        if path is None:
+            continue
+        if not path.exists():
+            wrong.append(f"{option} {path}: does not exist")
+        elif not path.is_dir():
+            wrong.append(f"{option} {path}: is not a folder")
+        elif reads(recipe, name) and not _has_files(path, patterns):
+            wrong.append(f"{option} {path}: holds no {patterns[0]}")
+    if wrong:
+        raise PrerequisiteError(
+            "a folder named on the command line cannot be read:\n"
+            + "\n".join(f"  {line}" for line in wrong),
+            hint=GIVEN_HINT,
+        )
 
 
 def reads(recipe: Recipe, name: str) -> bool:

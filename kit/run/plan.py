@@ -24,7 +24,7 @@ from kit.prepare.fetch import Fetch, inputs_for_run
 from kit.recipe import Recipe, parse_recipe
 from kit.run.contract import Redactor, build_request, trainer_command
 from kit.run.group import Group
-from kit.run.inputs import Inputs, hold_to_lock, prepared_folder
+from kit.run.inputs import Inputs, hold_to_lock, prepared_folder, refuse_given
 from kit.run.process import StopFlag, run_stage
 from kit.run.separation import trainer_user
 from kit.timing import boottime_ns
@@ -107,6 +107,7 @@ def plan_run(
     Raises:
         PrerequisiteError: Something the run needs is missing.
     """
+    refuse_given(recipe, given)
     threads = recipe.document["threads"] or len(os.sched_getaffinity(0))
     if recipe.section("data")["kind"] == "stories" and given.get("data") is None:
         make_stories(recipe, work, threads)

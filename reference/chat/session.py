@@ -18,7 +18,8 @@ from reference.model.gpt import GPT
 from reference.tokenizer.bpe import Tokenizer
 from reference.train.checkpoint import CONFIG_NAME, load_model
 
-STAGES = ("sft", "pretrain")  # the checkpoints of a run, best to talk to first
+CHAT_STAGE, BASE_STAGE = "sft", "pretrain"
+STAGES = (CHAT_STAGE, BASE_STAGE)  # the checkpoints of a run, best to talk to first
 
 
 def find_checkpoint(path: Path) -> Path:

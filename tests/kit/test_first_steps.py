@@ -1,0 +1,129 @@
+"""What a newcomer types first: a wrong folder, a run that has not finished, a model of the Hub."""
+
+from __future__ import annotations
+
+import fcntl
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from core_bundles import make_bundle
+
+from kit.cli.main import cli
+from kit.core_eval.bundle import load_items, open_bundle, scored_items
+from kit.errors import KitError, PrerequisiteError, SchemaError
+from kit.recipe import parse_recipe
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+def refused(*arguments: object) -> KitError:
+    done = call(*arguments)
+    assert isinstance(done.exception, KitError), done.output
+    return done.exception
+
+
+@pytest.mark.parametrize("option", ["--data", "--core", "--sft", "--chat-eval"])
+def test_a_folder_that_does_not_exist_is_named_before_the_network(
+    tmp_path: Path, option: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kit.prepare import fetch
+
+    monkeypatch.setattr(fetch, "prepare", lambda *a, **k: pytest.fail("asked the network"))
+    error = refused("run", "-r", "nano", option, tmp_path / "nope", "--work", tmp_path)
+    assert f"{option} {tmp_path / 'nope'}: does not exist" in error.message
+    for other in ("--data", "--core", "--sft", "--chat-eval"):
+        assert other in (error.hint or "")
+    (tmp_path / "nope").mkdir()
+    error = refused("run", "-r", "nano", option, tmp_path / "nope", "--work", tmp_path)
+    assert "holds no" in error.message
+
+
+def test_a_hub_out_of_reach_is_noticed_after_three_tries() -> None:
+    httpx2 = pytest.importorskip("httpx2")
+    from kit.board.hub import Hub
+    from kit.prepare.transfer import Retry
+
+    asked: list[int] = []
+
+    def ask() -> Any:
+        asked.append(1)
+        raise httpx2.ConnectError("Name or service not known")
+
+    with pytest.raises(PrerequisiteError, match="Name or service"):
+        Hub(api=None, retry=Retry(attempts=9, base_s=0.0)).ask("board", ask)  # type: ignore[arg-type]
+    assert len(asked) == 3
+
+
+@pytest.mark.parametrize("name", ["", "result.json"])
+def test_a_run_without_a_result_is_not_finished_rather_than_refused(
+    tmp_path: Path, name: str
+) -> None:
+    log = tmp_path / "events.jsonl"
+    log.write_text("{}\n")
+    error = refused("verify", tmp_path / name)
+    assert isinstance(error, PrerequisiteError)
+    assert "not finished" in error.message and "--resume" in (error.hint or "")
+    with log.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        running = refused("verify", tmp_path / name)
+    assert "it is running" in running.message
+    assert "not finished" in refused("export", "mllog", tmp_path / name).message
+
+
+def test_a_model_argument_takes_a_run_and_names_the_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kit.cli.model_path import ModelPath
+
+    base = tmp_path / "run" / "checkpoints" / "pretrain"
+    base.mkdir(parents=True)
+    (base / "config.json").write_text("{}")
+    assert ModelPath().convert(tmp_path / "run", None, None) == base
+    assert ModelPath().convert(base, None, None) == base
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    error = refused("eval", "core", "hf:nobody/no-such-model")
+    assert "hf download nobody/no-such-model --local-dir no-such-model" in (error.hint or "")
+    assert "hf:nobody/no-such-model" in call("eval", "core", "nobody/no-such-model").output
+
+
+def test_few_items_are_scored_though_more_are_shown_as_examples(tmp_path: Path) -> None:
+    bundle = open_bundle(make_bundle(tmp_path / "core"), allow_custom=True)
+    task = bundle.tasks[0]
+    assert task.shots == 2
+    items = load_items(bundle, task, max_per_task=1)
+    assert len(items) == 3 and list(scored_items(items, 1)) == [0]
+    assert len(load_items(bundle, task, max_per_task=5)) == 5
+    assert len(scored_items(load_items(bundle, task), -1)) == 40
+
+
+RECIPE = """
+schema_version = 1
+name = "mine"
+track = "open"
+budget_s = 3600
+stages = ["tokenizer", "pretrain"]
+
+[model]
+n_layers = 4
+n_embd = 250
+n_head = 4
+
+[pretrain]
+num_steps = 10
+hours = "a"
+"""
+
+
+def test_schema_and_value_errors_come_together_with_the_suggestion_first() -> None:
+    with pytest.raises(SchemaError) as caught:
+        parse_recipe(RECIPE, folder=Path(), label="mine.toml")
+    text = caught.value.message
+    assert "n_layers" in text and "hours" in text and "model.n_head" in text
+    line = next(line for line in text.splitlines() if "n_layers" in line)
+    assert re.search(r"did you mean `n_layer`\?.*known here", line)
+    assert "exactly one of num_steps and hours" not in text  # hours has no value to judge
