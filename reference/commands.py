@@ -186,6 +186,12 @@ def chat(
     from reference.chat.session import Session
     from reference.train.device import choose_device
 
+    if web:
+        from reference.chat.commands import serve_page
+
+        sampling = Sampling(max_new_tokens, temperature, top_k, seed)
+        serve_page(model, sampling, device=device, host=host, port=port)
+        return
     session = Session.open(
         model,
         Sampling(max_new_tokens, temperature, top_k, seed),
@@ -202,9 +208,6 @@ def chat(
             raise click.BadParameter("there is nothing to answer", param_hint="--prompt")
         _say(session, prompt)
         return
-    if web:
-        _serve(session, model, host, port)
-        return
     click.echo("Ctrl-C stops an answer, Ctrl-D leaves.", err=True)
     while True:
         try:
@@ -214,22 +217,6 @@ def chat(
             return
         if text.strip():
             _say(session, text)
-
-
-def _serve(session: Session, model: Path, host: str, port: int) -> None:
-    """The page, until Ctrl-C."""
-    from reference.chat.web import ChatServer
-
-    server = ChatServer(session, model.resolve().name, host, port)
-    if host not in ("127.0.0.1", "localhost", "::1"):
-        click.echo("warning: anyone who reaches this address can talk to the model", err=True)
-    click.echo(f"{server.url}  (Ctrl-C ends it)")
-    sys.stdout.flush()
-    with server:
-        try:
-            server.serve_forever()
-        except KeyboardInterrupt:
-            server.stop.set()
 
 
 def _say(session: Session, text: str) -> None:

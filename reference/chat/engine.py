@@ -24,17 +24,21 @@ class Sampling:
     Args:
         temperature: 0 takes the likeliest token.
         top_k: Draw among the k likeliest; 0: among all.
+        top_p: Draw among the likeliest that together have this probability; 1: among all.
     """
 
     max_new_tokens: int = 256
     temperature: float = 0.0
     top_k: int = 0
     seed: int = 0
+    top_p: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "temperature", "top_k"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, it cannot be below 0")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}, it must be above 0 and at most 1")
 
 
 class Answer(NamedTuple):
@@ -73,7 +77,7 @@ def stream(
         raise ValueError("a prompt has no token; begin with BOS")
     max_len = max(map(len, prompts)) + sampling.max_new_tokens
     cache = KVCache(model.config, len(prompts), max_len, model.device, model.dtype)
-    draws = [_generator(sampling.seed, row) for row in range(len(prompts))]
+    draws = [row_generator(sampling.seed, row) for row in range(len(prompts))]
     rows = list(range(len(prompts)))
     tokens, counts = pad_right(prompts, model.device)
     for new in range(sampling.max_new_tokens):
@@ -100,7 +104,12 @@ def choose(logits: Tensor, sampling: Sampling, draws: Sequence[torch.Generator])
     candidates = None
     if 0 < sampling.top_k < logits.size(-1):
         logits, candidates = logits.topk(sampling.top_k)  # (B, k), (B, k)
+    if sampling.top_p < 1 and candidates is None:
+        logits, candidates = logits.sort(descending=True)
     probabilities = (logits / sampling.temperature).softmax(-1).cpu()
+    if sampling.top_p < 1:
+        before = probabilities.cumsum(-1) - probabilities
+        probabilities = probabilities.masked_fill(before >= sampling.top_p, 0.0)
     drawn = torch.stack(
         [
             torch.multinomial(row, 1, generator=draw)
@@ -130,7 +139,8 @@ def pad_right(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[T
     return tokens.to(device), counts
 
 
-def _generator(seed: int, row: int) -> torch.Generator:
+def row_generator(seed: int, row: int) -> torch.Generator:
+    """The random stream of one row."""
     # Seeds next to each other give unlike streams: torch's CPU generator is a Mersenne twister
     # whose state is filled from the seed.
     return torch.Generator().manual_seed((seed << 20) + row)

@@ -7,7 +7,7 @@ outgrows the context, its oldest exchanges are dropped.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,13 +22,16 @@ CHAT_STAGE, BASE_STAGE = "sft", "pretrain"
 STAGES = (CHAT_STAGE, BASE_STAGE)  # the checkpoints of a run, best to talk to first
 
 
-def find_checkpoint(path: Path) -> Path:
-    """The checkpoint folder that `path` means: itself, or the chat model of a run folder.
+def find_checkpoint(path: Path, stages: Sequence[str] = STAGES) -> Path:
+    """The checkpoint folder that `path` means: itself, or one of a run folder.
+
+    Args:
+        stages: The stages whose checkpoint is taken, the first that there is.
 
     Raises:
         TrainerError: There is neither.
     """
-    candidates = [path, *(path / "checkpoints" / stage for stage in STAGES)]
+    candidates = [path, *(path / "checkpoints" / stage for stage in stages)]
     for folder in candidates:
         if (folder / CONFIG_NAME).is_file():
             return folder
@@ -71,10 +74,6 @@ class Session:
         folder = find_checkpoint(path)
         model, _ = load_model(folder, device, dtype)
         return cls(model, Tokenizer.load(folder), sampling, system)
-
-    def restart(self) -> None:
-        """Forgets the conversation."""
-        self.messages, self.ended = [], False
 
     def ask(self, text: str) -> Iterator[str]:
         """The answer to `text`, in pieces as they are generated.

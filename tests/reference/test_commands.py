@@ -9,6 +9,7 @@ import torch
 from click.testing import CliRunner
 
 from reference.bench.commands import bench_kernels, bench_levers
+from reference.chat.commands import generate
 from reference.command_errors import explained
 from reference.commands import bench_train, chat
 from reference.data.commands import bench_data
@@ -26,6 +27,7 @@ STUDY = Path(__file__).parents[2] / "reference" / "studies" / "cpu-levers.toml"
         (bench_kernels, []),
         (bench_levers, []),
         (chat, ["."]),
+        (generate, [".", "a"]),
         (ablate, [str(STUDY), "--data", "."]),
     ],
     ids=lambda value: getattr(value, "name", ""),
