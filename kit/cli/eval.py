@@ -212,6 +212,7 @@ def bpb(
             itertools.islice(read, max_texts) if max_texts else read,
             seq_len=seq_len,
             batch_tokens=_batch_tokens(batch_tokens) or 2048,
+            note=lambda text: click.echo(f"note: {text}", err=True),
         )
     if as_json:
         click.echo(json.dumps(found.to_json(), indent=2))

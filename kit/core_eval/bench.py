@@ -17,9 +17,10 @@ from typing import Any
 from kit.core_eval.bundle import Bundle, Task, load_items
 from kit.core_eval.encode import encode_items
 from kit.core_eval.evaluate import auto_batch_tokens, is_correct
-from kit.core_eval.model import EvalModel, model_device
+from kit.core_eval.grouping import reach
+from kit.core_eval.model import EvalModel, model_device, offered_paths
 from kit.core_eval.one_by_one import Answer, answer_item
-from kit.core_eval.probes import check_fast_path
+from kit.core_eval.probes import PathProof
 from kit.core_eval.score import Budget, score_items
 
 SAMPLE_SEED = 7
@@ -90,24 +91,21 @@ def bench_core(
     watch: Callable[[TaskTiming], None] = lambda timing: None,
 ) -> Timings:
     """Times both ways on about `items` examples of the selected tasks."""
-    paths, _ = check_fast_path(model)
-    budget = Budget(batch_tokens or auto_batch_tokens(model, paths))
+    proof, offered = PathProof(model), offered_paths(model)
+    budget = Budget(batch_tokens or auto_batch_tokens(model, offered))
     chosen = _sample(bundle, items)
     warm, (rows, indices) = next(iter(chosen.items()))
     encoded = encode_items(model, warm, rows, indices[:1])
+    paths = proof.paths(*reach(warm.kind, encoded, offered))
     score_items(model, warm.kind, encoded, budget=budget, paths=paths)
     answer_item(model, warm, rows, indices[0])
     timings, disagreements = [], []
     peaks = [0, 0]
     for task, (rows, indices) in chosen.items():
         stop = _clock(model)
-        scores = score_items(
-            model,
-            task.kind,
-            encode_items(model, task, rows, indices),
-            budget=budget,
-            paths=paths,
-        )
+        encoded = encode_items(model, task, rows, indices)
+        paths = proof.paths(*reach(task.kind, encoded, offered))
+        scores = score_items(model, task.kind, encoded, budget=budget, paths=paths)
         ours_s, ours_cpu_s, peak = stop()
         peaks[0] = max(peaks[0], peak)
         stop = _clock(model)

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kit.core_eval.model import EvalModel, Paths, max_seq_len, model_device
+from kit.core_eval.model import EvalModel, Paths, max_seq_len, model_device, offered_paths
 from kit.core_eval.score import head_rows
 from kit.errors import PrerequisiteError, SchemaError
 
@@ -46,19 +46,21 @@ def evaluate_bpb(
     seq_len: int = 1024,
     batch_tokens: int = 2048,
     paths: Paths | None = None,
+    note: Callable[[str], None] = lambda text: None,
 ) -> BitsPerByte:
     """Bits per byte of `texts` under `model`.
 
     Args:
         seq_len: Tokens in a window, BOS apart; no more than the model's own limit.
+        note: Receives a sentence for each fast way of computing that the model does not allow.
 
     Raises:
-        SchemaError: The texts hold no bytes.
+        SchemaError: The texts hold no bytes, or the model is not a causal language model.
     """
-    from kit.core_eval.probes import check_fast_path
+    from kit.core_eval.probes import PathProof
 
-    if paths is None:
-        paths, _ = check_fast_path(model)
+    proof = PathProof(model, note) if paths is None else None
+    paths = paths or offered_paths(model)
     limit = max_seq_len(model)
     if limit is not None:
         seq_len = min(seq_len, limit - 1)
@@ -69,8 +71,10 @@ def evaluate_bpb(
             ids[begin : begin + seq_len] for ids in tokens for begin in range(0, len(ids), seq_len)
         ]
         windows.sort(key=len, reverse=True)
+        if proof is not None and windows:
+            paths = proof.paths(len(windows[0]))
         while windows:
-            rows = max(1, batch_tokens // (len(windows[0]) + 1))
+            rows = max(1, batch_tokens // (len(windows[0]) + 1)) if paths.batch else 1
             nats += _nats(model, windows[:rows], paths)
             windows = windows[rows:]
         count += sum(map(len, tokens))

@@ -17,11 +17,11 @@ from typing import Any
 from kit.core_eval.bundle import Bundle, Task, TaskKind, core_facts, load_items
 from kit.core_eval.controls import CONTROLS, Control, has_control
 from kit.core_eval.encode import EncodedItem, encode_task
-from kit.core_eval.grouping import Slot
+from kit.core_eval.grouping import Slot, reach
 from kit.core_eval.likelihood import mean_likelihood, task_likelihood, to_bits
-from kit.core_eval.model import EvalModel, Paths, max_seq_len, model_device
+from kit.core_eval.model import EvalModel, Paths, max_seq_len, model_device, offered_paths
 from kit.core_eval.naming import score_name
-from kit.core_eval.probes import check_fast_path
+from kit.core_eval.probes import PathProof
 from kit.core_eval.score import Budget, SlotScore, Stopped, score_items
 from kit.core_eval.statistics import (
     TaskOutcomes,
@@ -161,24 +161,21 @@ def score_tasks(
     prepare = getattr(model, "expect", None)
     if prepare is not None:
         prepare(_count_items(bundle, settings))
-    paths = settings.paths
-    if paths is None:
-        paths, why = check_fast_path(model)
-        if why:
-            watch.note(why)
+    offered = settings.paths or offered_paths(model)
+    proof = None if settings.paths else PathProof(model, watch.note)
     identity = {
         "journal": _JOURNAL,
         "model": settings.identity,
         "bundle": bundle.digest,
         "max_per_task": settings.max_per_task,
         "max_seq_len": max_seq_len(model),
-        "paths": list(paths),
+        "paths": list(offered),
         "batch_tokens": settings.batch_tokens,
         **({} if settings.control is None else {"control": settings.control}),
     }
     journal = _Journal(settings.journal, identity)
     budget = Budget(
-        settings.batch_tokens or journal.batch_tokens or auto_batch_tokens(model, paths)
+        settings.batch_tokens or journal.batch_tokens or auto_batch_tokens(model, offered)
     )
     journal.open(budget.batch_tokens)
     results: list[TaskResult] = []
@@ -202,6 +199,9 @@ def score_tasks(
                 items = upcoming.result()
                 if position + 1 < len(bundle.selected):
                     upcoming = worker.submit(encode, bundle.selected[position + 1])
+                paths = offered
+                if proof is not None:
+                    paths = proof.paths(*reach(task.kind, items, offered))
                 results.append(_score_task(model, task, items, budget, paths, journal, watch))
                 watch.progress(len(results), len(bundle.selected))
                 watch.task(results[-1])

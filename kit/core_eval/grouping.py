@@ -51,7 +51,7 @@ def group_slots(
         slots = tuple(first.values())
         if slots:
             groups += _item_groups(items, slots, paths)
-    if kind == "language_modeling" and paths.prefix:
+    if kind == "language_modeling" and paths.prefix and paths.batch:
         groups = _join_alike(items, groups)
     return groups, same
 
@@ -68,7 +68,9 @@ def _item_groups(
     if len(slots) < len(item.suffixes):  # an option without a score may have cut the prefix short
         shared = min(common_prefix([item.sequence(slot.sequence) for slot in slots]), shortest)
     childless = all(single.shared == shared for single in singles)
-    if childless or (paths.prefix and (len(slots) - 1) * shared >= MIN_SAVED_TOKENS):
+    if childless or (
+        paths.prefix and paths.batch and (len(slots) - 1) * shared >= MIN_SAVED_TOKENS
+    ):
         return [Group(shared, slots, childless)]
     return singles
 
@@ -110,15 +112,40 @@ def fed_tokens(items: Sequence[EncodedItem], slot: Slot) -> int:
     return items[slot.item].length(slot.sequence) - 1
 
 
+class Reach(NamedTuple):
+    """The longest sequence, cached text and continuation that scoring some groups would meet."""
+
+    longest: int
+    prefix: int
+    suffix: int
+
+
+def reach(kind: TaskKind, items: Sequence[EncodedItem], paths: Paths) -> Reach:
+    """The lengths at which the fast ways of computing have to be proven for `items`."""
+    groups, _ = group_slots(kind, items, paths)
+    longest = max((fed_tokens(items, slot) for g in groups for slot in g.slots), default=0)
+    shared = [group for group in groups if not group.childless]
+    suffixes = [fed_tokens(items, slot) - g.shared for g in shared for slot in g.slots]
+    return Reach(longest, max((g.shared for g in shared), default=0), max(suffixes, default=0))
+
+
 def fill_batches(
-    groups: Sequence[Group], items: Sequence[EncodedItem], batch_tokens: int
+    groups: Sequence[Group],
+    items: Sequence[EncodedItem],
+    batch_tokens: int,
+    *,
+    alone: bool = False,
 ) -> list[tuple[Group, ...]]:
-    """Batches of groups, longest first: the one most likely to need too much memory comes first."""
+    """Batches of groups, longest first: the one most likely to need too much memory comes first.
+
+    Args:
+        alone: One group a batch, so that no row is padded.
+    """
     ordered = sorted(groups, key=lambda group: (group.childless, -group.shared, group.slots))
     batches: list[tuple[Group, ...]] = []
     batch: list[Group] = []
     for group in ordered:
-        full = batch and (len(batch) + 1) * batch[0].shared > batch_tokens
+        full = batch and (alone or (len(batch) + 1) * batch[0].shared > batch_tokens)
         if full or (batch and group.childless != batch[0].childless):
             batches.append(tuple(batch))
             batch = []

@@ -190,6 +190,7 @@ class HuggingFaceModel:
             _without_sampling(backend)
             self.tokenizer_digest = hashlib.sha256(backend.to_str().encode()).hexdigest()
         self._backend = backend
+        self._rotary = [m for m in network.modules() if hasattr(m, "original_max_seq_len")]
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         if self._backend is not None:
@@ -211,14 +212,27 @@ class HuggingFaceModel:
         return found
 
     def logits(self, tokens: Tensor) -> Tensor:
+        self._forget_lengths()
         logits: Tensor = self.network(input_ids=tokens, use_cache=False).logits
         return logits
+
+    def _forget_lengths(self) -> None:
+        """Dynamic rotary positions keep the frequencies of the longest sequence so far."""
+        for rotary in self._rotary:
+            for name in vars(rotary).keys() | rotary._buffers.keys():
+                if name.endswith("original_inv_freq"):
+                    buffer = name.replace("original_", "")
+                    # A copy: the module may write into the buffer.
+                    setattr(rotary, buffer, getattr(rotary, name).to(self.device, copy=True))
+                elif name.endswith("max_seq_len_cached"):
+                    setattr(rotary, name, rotary.original_max_seq_len)
 
 
 class HiddenHuggingFaceModel(HuggingFaceModel):
     """States first, logits only where they are asked for."""
 
     def hidden(self, tokens: Tensor) -> Tensor:
+        self._forget_lengths()
         with faster_linear():
             states: Tensor = self.network.base_model(input_ids=tokens, use_cache=False)[0]
         return states
@@ -239,6 +253,7 @@ class PrefixHuggingFaceModel(HiddenHuggingFaceModel):
     def prefill(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Any]:
         from transformers import DynamicCache
 
+        self._forget_lengths()
         cache = DynamicCache(config=self.network.config)
         with faster_linear():
             states = self.network.base_model(
@@ -255,12 +270,15 @@ class PrefixHuggingFaceModel(HiddenHuggingFaceModel):
         taken.batch_select_indices(rows)  # makes new tensors; the stored ones stay
         begin = lengths[rows][:, None]  # (R, 1)
         new = torch.arange(tokens.shape[1], device=tokens.device)
+        positions = begin + new
+        if self.max_seq_len is not None:  # only padding lies beyond
+            positions = positions.clamp(max=self.max_seq_len - 1)
         seen = torch.arange(width, device=tokens.device) < begin  # (R, width)
         with faster_linear():
             states: Tensor = self.network.base_model(
                 input_ids=tokens,
                 attention_mask=torch.cat([seen, torch.ones_like(tokens, dtype=torch.bool)], dim=1),
-                position_ids=begin + new,
+                position_ids=positions,
                 past_key_values=taken,
                 use_cache=True,
             )[0]

@@ -3,10 +3,11 @@
 A loader (`load(path, *, device, dtype) -> EvalModel`) is found by name among the entry points
 `n4090_kit.models`. The five members of `EvalModel` are enough for every figure. Two optional
 groups of methods save work, and are used only after they have reproduced the plain logits of the
-same model (`kit.core_eval.probes.check_fast_path`).
+same model (`kit.core_eval.probes.PathProof`).
 
 Shapes: B sequences of T tokens, C channels, V tokens in the vocabulary. Tokens are int64 on the
-model's device. Padding is on the right; models are causal, so it changes nothing before it.
+model's device. Padding is on the right and changes nothing before it in most models; those in
+which it does (rotary positions that stretch with the length) are read one sequence at a time.
 """
 
 from __future__ import annotations
@@ -80,10 +81,11 @@ def max_seq_len(model: EvalModel) -> int | None:
 
 
 class Paths(NamedTuple):
-    """Which of a model's optional methods may be used."""
+    """Which of a model's optional methods may be used, and whether sequences may share a batch."""
 
     hidden: bool
     prefix: bool
+    batch: bool = True  # False: each sequence alone, without padding
 
 
 def offered_paths(model: EvalModel) -> Paths:

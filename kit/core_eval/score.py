@@ -95,7 +95,8 @@ def score_items(
     """
     known: dict[Slot, float] = dict(done or {})
     groups, same = group_slots(kind, items, paths)
-    queue = deque(fill_batches(groups, items, budget.batch_tokens))
+    alone = not paths.batch
+    queue = deque(fill_batches(groups, items, budget.batch_tokens, alone=alone))
     queue = deque(
         batch
         for batch in queue
@@ -179,7 +180,8 @@ def _run_all(
             else:
                 message = ""
             if message:  # outside the handler: its traceback keeps the failed tensors alive
-                queue = deque(_smaller(items, batch, queue, budget, message))
+                alone = not paths.batch
+                queue = deque(_smaller(items, batch, queue, budget, message, alone=alone))
                 if device.type == "cuda":
                     torch.cuda.empty_cache()
                 upcoming = prepare(queue[0])
@@ -372,20 +374,22 @@ def _smaller(
     queue: Sequence[tuple[Group, ...]],
     budget: Budget,
     message: str,
+    *,
+    alone: bool,
 ) -> list[tuple[Group, ...]]:
     """What is left to run, `batch` included, in batches half as large as the one that failed."""
     rest = [group for waiting in queue for group in waiting]
     budget.batch_tokens = min(budget.batch_tokens, len(batch) * batch[0].shared)
     budget.halve()
     if len(batch) > 1:
-        return fill_batches([*batch, *rest], items, budget.batch_tokens)
+        return fill_batches([*batch, *rest], items, budget.batch_tokens, alone=alone)
     [group] = batch
     longest_child = max(fed_tokens(items, slot) for slot in group.slots) - group.shared
     if not group.childless and budget.batch_tokens >= longest_child:
-        return [batch, *fill_batches(rest, items, budget.batch_tokens)]
+        return [batch, *fill_batches(rest, items, budget.batch_tokens, alone=alone)]
     if not group.childless:
         singles = [Group(fed_tokens(items, slot), (slot,), True) for slot in group.slots]
-        return [(s,) for s in singles] + fill_batches(rest, items, budget.batch_tokens)
+        return [(s,) for s in singles] + fill_batches(rest, items, budget.batch_tokens, alone=alone)
     raise PrerequisiteError(
         f"a single prompt of {group.shared} tokens does not fit in memory",
         hint="Free memory, use a smaller --dtype, or a machine with more memory.",

@@ -95,7 +95,7 @@ def test_a_capped_head_is_found_out_and_not_used(tmp_path: Path) -> None:
     )
     model = load_model(save(tmp_path, config, transformers.Gemma2ForCausalLM), device="cpu")
     paths, why = check_fast_path(model)
-    assert paths == (False, False) and "hidden/head methods differ" in why
+    assert paths[:2] == (False, False) and "hidden/head methods differ" in why
 
 
 def test_pickled_weights_and_foreign_code_are_refused(llama: Path, tmp_path: Path) -> None:
