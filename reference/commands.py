@@ -24,7 +24,7 @@ PLOT = click.Path(dir_okay=False, path_type=Path)
 @click.command("train")
 @click.option("--recipe", "name", default="smoke", show_default=True, help="A name or a file.")
 @click.option("--steps", default=20, show_default=True, type=click.IntRange(min=1))
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto")
 @click.option("--threads", default=0, help="CPU threads; 0 takes the recipe's or torch's own.")
 @click.option(
     "--compile",
@@ -154,7 +154,7 @@ def _print_table(result: dict[str, Any]) -> None:
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0, max=2**31 - 1))
 @click.option("--max-new-tokens", default=256, show_default=True, type=click.IntRange(min=1))
 @click.option("--system", default="none", show_default=True, help="What the model is told first.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto")
 @click.option("--web", is_flag=True, help="In the browser instead of the terminal.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="With --web: listen here.")
 @click.option(

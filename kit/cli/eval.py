@@ -38,7 +38,7 @@ evaluate.add_command(chat)
 def _model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--loader", help="Entry point that loads MODEL, if config.json names none."),
-        click.option("--device", default="auto", show_default=True, help="cpu, cuda or auto."),
+        click.option("--device", default="auto", show_default=True, help="cpu, cuda, mps or auto."),
         click.option(
             "--dtype",
             type=click.Choice(["auto", "float32", "bfloat16", "float16"]),

@@ -28,7 +28,7 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--chat-eval", type=DIRECTORY, help="Folder of questions for the chat model.")
 @click.option("--core", type=DIRECTORY, help="Folder of the CORE bundle.")
 @click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Instead of the recipe's."
+    "--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), help="Instead of the recipe's."
 )
 @click.option(
     "--seed", type=click.IntRange(0, 2**31 - 1), help="Instead of the recipe's seed policy."

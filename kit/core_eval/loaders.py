@@ -38,7 +38,7 @@ def load_model(
         path: A checkpoint folder, a Hugging Face folder, or a GGUF file.
         loader: An entry point of `n4090_kit.models`, or `file.py:function` in `recipe_dir`.
             Needed when `config.json` names none.
-        device: "cpu", "cuda", or "auto" for the GPU if there is one.
+        device: "cpu", "cuda", "mps", or "auto" for the CUDA device if there is one.
         dtype: "float32", "bfloat16", "float16", or "auto": fp32 on a CPU, bf16 on a GPU.
         trust_remote_code: Let a Hugging Face folder bring its own code.
     """
@@ -97,7 +97,11 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def resolve_device(device: str) -> str:
-    """ "auto" as the GPU if there is one, else the CPU."""
+    """ "auto" as the CUDA device if there is one, else the CPU.
+
+    Raises:
+        PrerequisiteError: The device that is asked for is not there.
+    """
     import torch
 
     if device == "auto":
@@ -106,6 +110,11 @@ def resolve_device(device: str) -> str:
         raise PrerequisiteError(
             "device cuda was asked for, and PyTorch sees no GPU",
             hint="Check `nvidia-smi`, or use --device cpu.",
+        )
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise PrerequisiteError(
+            "device mps was asked for, and PyTorch sees no Apple GPU",
+            hint="It takes a Mac with an Apple processor; or use --device cpu.",
         )
     return device
 

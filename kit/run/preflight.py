@@ -99,7 +99,7 @@ def is_mounted(folder: Path) -> bool:
 
 def device_problems(recipe: Recipe, device: str) -> list[Lack]:
     """Whether the GPU the recipe needs is there, alone and free, and its driver new enough."""
-    if device == "cpu" or (device == "auto" and recipe.track != "rtx4090-24h"):
+    if device in ("cpu", "mps") or (device == "auto" and recipe.track != "rtx4090-24h"):
         return []
     from kit.hardware import gpu_facts
 

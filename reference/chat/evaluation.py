@@ -362,7 +362,9 @@ def evaluate_task(
     outcomes = [0] * len(prompts)
     ended = [0] * len(prompts)
     new_tokens = 0 if task.kind == "choice" else max_new_tokens
-    for batch in batches_by_length(prompts, new_tokens, BATCH_TOKENS[model.device.type]):
+    for batch in batches_by_length(
+        prompts, new_tokens, BATCH_TOKENS.get(model.device.type, BATCH_TOKENS["cpu"])
+    ):
         check()
         asked = [task.questions[i] for i in batch]
         if task.kind == "choice":

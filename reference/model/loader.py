@@ -6,7 +6,6 @@ taken several times. Prompts longer than the training length are read whole, as 
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from reference.model.gpt import GPT
 from reference.model.kv_cache import KVCache
 from reference.tokenizer.bpe import Tokenizer
 from reference.train.checkpoint import load_model
+from reference.train.device import usable_cores
 
 MAX_ENCODING_THREADS = 8
 # By kit/core_eval/COST.md compiling saves minutes of a whole evaluation (91,037 items).
@@ -37,7 +37,7 @@ class EvaluatedGPT:
         self.tokenizer_digest = tokenizer.digest
         self.device = str(model.device)
         self.dtype = str(model.dtype).removeprefix("torch.")
-        self._threads = min(MAX_ENCODING_THREADS, len(os.sched_getaffinity(0)))
+        self._threads = min(MAX_ENCODING_THREADS, usable_cores())
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         return self._tokenizer.encode(texts, threads=self._threads)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import sys
 
 import torch
 
@@ -15,7 +16,7 @@ def set_up_device(request: Request) -> torch.device:
     """The device the request asks for, with threads and number formats pinned.
 
     Raises:
-        TrainerError: CUDA is asked for and not there.
+        PrerequisiteError: The device that is asked for is not there.
     """
     torch.set_num_threads(request.threads)  # sums are split by thread: the count moves the last bit
     device = choose_device(request.device)
@@ -25,10 +26,13 @@ def set_up_device(request: Request) -> torch.device:
 
 
 def choose_device(name: str) -> torch.device:
-    """ "cpu", "cuda", or "auto" for the GPU if there is one.
+    """ "cpu", "cuda", "mps", or "auto" for the CUDA device if there is one.
+
+    ROCm builds of torch call their device "cuda" too. "auto" never takes "mps" (Apple): the code
+    has not run on such hardware.
 
     Raises:
-        PrerequisiteError: CUDA is asked for and not there.
+        PrerequisiteError: The device that is asked for is not there.
     """
     there = torch.cuda.is_available()
     if name == "auto":
@@ -39,6 +43,12 @@ def choose_device(name: str) -> torch.device:
             "a CUDA device is asked for, and torch sees none",
             "Check `nvidia-smi` and that torch was built for CUDA (`n4090-kit doctor` helps), "
             "or use --device cpu.",
+        )
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise PrerequisiteError(
+            "bad_input",
+            "an Apple GPU (mps) is asked for, and torch sees none",
+            "It takes a Mac with an Apple processor and macOS 14 or later; or use --device cpu.",
         )
     return torch.device(name)
 
@@ -86,19 +96,29 @@ def memory_limit_bytes(device: torch.device, cap_gib: float) -> int | None:
 
 
 def resolve_dtype(dtype: str | torch.dtype, device: str | torch.device) -> torch.dtype:
-    """The activations' dtype: "auto" is bf16 on a GPU and fp32 on a CPU."""
+    """The activations' dtype: "auto" is bf16 on a CUDA device and fp32 elsewhere."""
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype == "auto":
-        return torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
+        return torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
     return {"bfloat16": torch.bfloat16, "float32": torch.float32}[dtype]
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use; all where the system does not say (macOS)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def peak_memory_bytes(device: torch.device) -> int:
     """The most memory this process has held on `device`; on a CPU its resident set."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if device.type == "mps":
+        return int(torch.mps.driver_allocated_memory())
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 class DeviceTimer:

@@ -190,7 +190,7 @@ def _header(evidence: Evidence, expected: Expected) -> Iterator[Finding]:
     ):
         yield fail("the header does not name python and torch", f"{place}: software")
     wanted = "cuda" if expected.ranked else recipe.document["device"]
-    if header.device not in ("auto", "cpu", "cuda"):
+    if header.device not in ("auto", "cpu", "cuda", "mps"):
         yield fail("no such device", f"{place}: device", found=header.device)
     elif wanted != "auto" and header.device not in (wanted, "auto"):
         say = fail if expected.ranked else warn
