@@ -1,15 +1,18 @@
-"""Cards that `plan` knows by name, and how much of their peak a training is expected to reach.
+"""Cards that `plan` knows by name, and how fast a training on them is expected to be.
 
-The share (bf16 MFU in nanochat's count) is evidence where `source` names some, and an assumption
-where it says so. Peaks are `reference.model.cost.PEAK_BF16_FLOPS`.
+The RTX 4090's speed is the time model's, by shape. For other cards it is a share of the peak (bf16
+MFU in nanochat's count): evidence where `source` names some, and an assumption where it says so.
+Peaks are `reference.model.cost.PEAK_BF16_FLOPS`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from reference.config.model import ModelConfig
 from reference.errors import TrainerError
-from reference.model.cost import ASSUMED_MFU, PEAK_BF16_FLOPS
+from reference.model.cost import ASSUMED_MFU, PEAK_BF16_FLOPS, count_flops
+from reference.model.step_time import COMPILED, RATES, Work, fitted_share, predict
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,7 @@ class Card:
         peak_flops: Dense bf16 with fp32 accumulation, FLOP/s; None for a measured machine.
         flops_per_s: Of the model's own FLOPs in nanochat's count, while training.
         speed_range: Lowest and highest speed to expect, as factors of `flops_per_s` (95 %).
+        modelled: The time model of a step gives the speed of each shape instead of `flops_per_s`.
     """
 
     name: str
@@ -28,6 +32,7 @@ class Card:
     flops_per_s: float
     source: str
     speed_range: tuple[float, float]
+    modelled: bool = False
 
     @property
     def mfu(self) -> float | None:
@@ -45,11 +50,21 @@ def _card(
     mfu: float,
     source: str,
     mfu_range: tuple[float, float] | None = None,
+    modelled: bool = False,
 ) -> Card:
     """A card of the table; `mfu_range` are the lowest and highest published utilisations."""
     peak = PEAK_BF16_FLOPS[device]
     low, high = mfu_range or (ASSUMED_RANGE[0] * mfu, ASSUMED_RANGE[1] * mfu)
-    return Card(name, vram_gib, peak, mfu * peak, source, (low / mfu, high / mfu))
+    return Card(name, vram_gib, peak, mfu * peak, source, (low / mfu, high / mfu), modelled)
+
+
+def at_shape(card: Card, config: ModelConfig, micro_batch: int, step_tokens: int) -> Card:
+    """`card` with the speed that the time model predicts for a shape, if it is `modelled`."""
+    if not card.modelled:
+        return card
+    work = Work.of(config, micro_batch, step_tokens)
+    found = predict(work, COMPILED, RATES[card.name], fitted_share())
+    return replace(card, flops_per_s=found.tokens_per_s * count_flops(config).nanochat)
 
 
 _LIKE_4090 = f"{ASSUMED_MFU:.0%}: assumed like the RTX 4090's, no measurement known"
@@ -60,10 +75,11 @@ CARDS = {
             "rtx4090",
             "NVIDIA GeForce RTX 4090",
             24,
-            ASSUMED_MFU,
-            f"{ASSUMED_MFU:.0%}: nanochat's d20 of October 2025 was measured at 80.5 % "
-            "(karpathy/nanochat issue 157), d12 at 40 % (issue 828); between them by assumption",
+            0.67,
+            "the time model of a step (bench train --predict rtx4090); published: 40 % of the peak "
+            "(karpathy/nanochat issue 828, d12) to 80.5 % (issue 157, d20)",
             mfu_range=(0.40, 0.805),
+            modelled=True,
         ),
         _card("rtx3090", "NVIDIA GeForce RTX 3090", 24, ASSUMED_MFU, _LIKE_4090),
         _card("rtx5090", "NVIDIA GeForce RTX 5090", 32, ASSUMED_MFU, _LIKE_4090),

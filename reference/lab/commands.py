@@ -85,7 +85,13 @@ def plan(
     if mfu is not None and card.peak_flops:
         source = f"{mfu:.0%}: as given"
         speed = mfu * card.peak_flops
-        card = replace(card, flops_per_s=speed, source=source, speed_range=MEASURED_RANGE)
+        card = replace(
+            card,
+            flops_per_s=speed,
+            source=source,
+            speed_range=MEASURED_RANGE,
+            modelled=False,
+        )
     if bench is not None:
         card = measured_card(bench, card)
     written = base_recipe(base)

@@ -13,7 +13,7 @@ from typing import Any
 
 from reference.config.model import ModelConfig
 from reference.errors import TrainerError
-from reference.lab.cards import CARDS, Card
+from reference.lab.cards import CARDS, Card, at_shape
 from reference.lab.points import Point
 from reference.lab.scaling import (
     CORE_SPREAD,
@@ -46,6 +46,7 @@ SFT_OVERHEAD = 1.1  # of its steps' time: evaluation and checkpoints
 # kit/core_eval/COST.md: 905 s for d20 on an RTX 4090 at half its matrix peak, eager.
 CORE_EVAL_S, CORE_EVAL_LOAD = 905.0, 2.886e9 / 165.2e12  # s of peak for a training token
 CORE_ITEMS, CORE_TASKS = 91_037, 22
+BASE_BATCH_TOKENS = 1 << 19  # of a step, where a candidate's speed is predicted
 BATCH_HORIZON = 10.5 * 110.1e6  # d12's, where nanochat's batch rule has 2^19 tokens
 
 
@@ -111,6 +112,7 @@ class Candidate:
     flops: float
     device_batch_size: int
     total_batch_size: int
+    flops_per_s: float
     vram_bytes: int
     fits: bool
     val_bpb: float
@@ -205,12 +207,13 @@ def _cost(
 ) -> Candidate | None:
     per_token = count_flops(config).nanochat
     parameters = count_parameters(config).scaling
+    batch, vram, fits = largest_batch(config, vram_gib)
+    card = at_shape(card, config, batch, BASE_BATCH_TOKENS)
     split = stage_hours(per_token, card, hours, setting.core_share)
     if split["pretrain"] <= 0:
         return None
     flops = split["pretrain"] * 3600 * card.flops_per_s
     tokens = flops / per_token
-    batch, vram, fits = largest_batch(config, vram_gib)
     wanted = setting.batch or total_batch_tokens(tokens)
     batch = max(1, min(batch, wanted // config.seq_len))
     micro = batch * config.seq_len
@@ -225,6 +228,7 @@ def _cost(
         flops=flops,
         device_batch_size=batch,
         total_batch_size=total,
+        flops_per_s=card.flops_per_s,
         vram_bytes=vram,
         fits=fits,
         sft_tokens=split["sft"] * 3600 * card.flops_per_s / per_token / SFT_OVERHEAD,

@@ -38,6 +38,7 @@ def measured_card(bench: Path, card: Card) -> Card:
         flops_per_s=count_flops(config).nanochat * tokens_per_s,
         source=f"measured: recipe {name} at {tokens_per_s:,.0f} tokens/s",
         speed_range=MEASURED_RANGE,
+        modelled=False,
     )
 
 
@@ -52,7 +53,7 @@ def plan_json(
     levers: Sequence[Lever],
 ) -> dict[str, Any]:
     return {
-        "card": {"name": card.name, "flops_per_s": card.flops_per_s, "assumes": card.source},
+        "card": {"name": card.name, "flops_per_s": best.flops_per_s, "assumes": card.source},
         "model": best.config.to_json(),
         "parameters": best.parameters,
         "tokens": best.tokens,
@@ -115,7 +116,7 @@ def print_plan(
         f"{best.tokens / 1e9:.3g} B, {best.ratio:.1f} a parameter "
         f"(best at this budget: {expected.ratio.low:.1f} to {expected.ratio.high:.1f})",
     )
-    table.add_row("FLOPs", f"{best.flops:.3g} at {card.flops_per_s / 1e12:.3g} TFLOP/s")
+    table.add_row("FLOPs", f"{best.flops:.3g} at {best.flops_per_s / 1e12:.3g} TFLOP/s")
     table.add_row(
         "batch",
         f"{best.total_batch_size:,} tokens, micro-batch {best.device_batch_size} x "

@@ -48,12 +48,10 @@ PEAK_BF16_FLOPS = {
     "NVIDIA L4": 121e12,
     "NVIDIA L40S": 362e12,
 }
-RTX_4090_FLOPS = PEAK_BF16_FLOPS["NVIDIA GeForce RTX 4090"]
-ASSUMED_MFU = 0.75  # bf16, nanochat's count
+ASSUMED_MFU = 0.75  # bf16, nanochat's count, of cards that the time model does not know
 ASSUMPTIONS = (
-    "165.2 TFLOP/s peak: RTX 4090 data sheet, bf16 with fp32 accumulation",
-    "75 % of it in nanochat's count: nanochat's own d20 was measured at 80.5 % on a 4090"
-    " (karpathy/nanochat issue 157), windowed attention and a smaller head cost some of that",
+    "speed: the time model of a step (`n4090-kit bench train --predict rtx4090` prints it with its"
+    " error against published speeds)",
     "weights fp32 except bf16 token tables; Adam states in their table's type",
     "activations as compiled code keeps them, no checkpointing",
 )
@@ -175,6 +173,8 @@ def estimate(recipe: Mapping[str, Any]) -> dict[str, Any]:
         `rtx4090` (`tokens_per_s`, `pretrain_hours`, `assumptions`). Where the recipe trains for
         a time instead of a number of steps, `tokens` follows from the predicted speed.
     """
+    from reference.model.step_time import predict_recipe  # which counts FLOPs with this module
+
     config = ModelConfig.from_recipe(recipe["model"], recipe["tokenizer"]["vocab_size"])
     pretrain = recipe["pretrain"]
     parameters, flops = count_parameters(config), count_flops(config)
@@ -182,7 +182,8 @@ def estimate(recipe: Mapping[str, Any]) -> dict[str, Any]:
     mean = cost.mean(by_time=not pretrain.get("num_steps"))
     if not cost.varies:
         mean = Cost(flops.nanochat, flops.causal)
-    tokens_per_s = ASSUMED_MFU * RTX_4090_FLOPS / mean.nanochat
+    # The time model sees the finished model; while a smaller one trains, its FLOPs count.
+    tokens_per_s = predict_recipe(recipe).tokens_per_s * flops.nanochat / mean.nanochat
     if pretrain.get("num_steps"):
         tokens = pretrain["num_steps"] * pretrain["total_batch_size"]
     else:

@@ -21,6 +21,7 @@ import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
@@ -309,6 +310,12 @@ def calibrate(points: Sequence[SpeedPoint]) -> float:
     return min((s / 1000 for s in range(500, 1151)), key=error)
 
 
+@cache
+def fitted_share() -> float:
+    """`calibrate` of all published speeds."""
+    return calibrate(speed_points())
+
+
 def leave_one_out(points: Sequence[SpeedPoint]) -> list[tuple[SpeedPoint, float]]:
     """For each point the speed that the model predicts when fitted to the others."""
     found = []
@@ -358,7 +365,7 @@ def predict_recipe(recipe: Mapping[str, Any], card: str = "rtx4090") -> Predicti
         work,
         design,
         rates,
-        calibrate(speed_points()),
+        fitted_share(),
         kinds=cast(Passes, kinds),
         head=(logits, "bf16", "bf16"),
     )
