@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from kit.errors import SchemaError
 from kit.files import write_json
+from kit.run.environment import rtc_s, since_boot_s, time_namespace
 from kit.run_log import LOG_KIND
 from kit.timing import ClockSample, boot_id, boottime_ns
 from kit.trust.chain_writer import ChainWriter
@@ -138,7 +139,15 @@ class EventLog:
             write_json(self._origin_path, self.origin.to_json())
         self._last_t_ns = last["t_ns"]
         gap_s = round((self.t_ns(sample) - last["t_ns"]) / 1e9, 3)
-        return {"rebooted": rebooted, "downtime_s": max(0.0, gap_s), "boot": self.origin.boot}
+        return {
+            "rebooted": rebooted,
+            "downtime_s": max(0.0, gap_s),
+            "boot": self.origin.boot,
+            # Witnesses of a gap that only the wall clock spans.
+            "since_boot_s": since_boot_s(),
+            "rtc_s": rtc_s(),
+            "time_namespace": time_namespace(),
+        }
 
     def close(self) -> None:
         self._closing.set()

@@ -15,6 +15,7 @@ from kit.errors import KitError, PrerequisiteError, SchemaError
 from kit.text import plain
 from kit.verify import evaluate
 from kit.verify.checks import (
+    clocks,
     contamination,
     copies,
     course,
@@ -72,6 +73,7 @@ CHECKS: tuple[Check, ...] = tuple(
             FORM,
             *identity.CHECKS,
             *log.CHECKS,
+            *clocks.CHECKS,
             *numbers.CHECKS,
             *inputs.CHECKS,
             *machine.CHECKS,

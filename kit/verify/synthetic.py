@@ -256,6 +256,12 @@ class Synthesis:
                 "ld_preload": False,
                 "time_namespace": "none",
                 "container": "docker",
+                "clocks_from": {
+                    "clock_gettime": "libc.so.6",
+                    "syscall": "libc.so.6",
+                    "/proc/uptime": "proc",
+                },
+                "rtc_s": self.clock.rtc_s(),
             },
         )
         shards = [
@@ -508,7 +514,16 @@ class Synthesis:
             self.clock.boot_s = self.clock.t_s
         down_s = round(self.clock.t_s - last_s, 3)
         boot = SECOND_BOOT if self.plan.reboot else BOOT
-        self.say("sup", "resume", rebooted=self.plan.reboot, downtime_s=down_s, boot=boot)
+        self.say(
+            "sup",
+            "resume",
+            rebooted=self.plan.reboot,
+            downtime_s=down_s,
+            boot=boot,
+            since_boot_s=50.0 if self.plan.reboot else 90_000.0,
+            rtc_s=self.clock.rtc_s(),
+            time_namespace="none",
+        )
         self.start_telemetry()
 
 

@@ -135,6 +135,10 @@ class Clock:
     def advance(self, seconds: float) -> None:
         self.t_s += seconds
 
+    def rtc_s(self) -> int:
+        """Whole seconds of a hardware clock that runs a little fast."""
+        return int(self.wall_ms / 1000 + self.t_s * (1 + 4e-5)) + 1
+
     def stamp(self) -> dict[str, Any]:
         self.t_s += abs(self.rng.gauss(8e-6, 3e-6))
         since = self.t_s - self.boot_s

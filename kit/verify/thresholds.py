@@ -13,6 +13,14 @@ CLOCK_SHARE = 0.005
 CLOCK_SLACK_S = 0.25
 # NTP slews at most 500 ppm; a step of the wall clock (a time zone mended after boot) is a warning.
 WALL_STEP_WARN_S = 5.0
+# The wall clock and the run's are slewed together; between jumps they differ by rounding. Twice
+# NTP's 500 ppm leaves room for guests whose host sets their clock in small steps.
+WALL_DRIFT_SHARE = 0.001
+WALL_JUMP_S, WALL_JUMPS = 0.5, 5
+# /proc/uptime is the run's own clock in hundredths.
+UPTIME_SHARE = 0.0001
+# A hardware clock counts whole seconds and drifts by up to 100 ppm; it is set at shutdown.
+RTC_SLACK_S, RTC_SHARE = 30.0, 0.0005
 # The raw clock stands still in suspend; less than this is no sleep but a disagreement.
 SLEEP_MIN_S = 2.0
 # A longer silence between steps wants an evaluation, a checkpoint or a resume to explain it.

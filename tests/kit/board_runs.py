@@ -69,7 +69,7 @@ def gpu_run(
     for name in draft.files:
         if name.endswith(".safetensors"):
             draft.files[name] = tamper.safetensors(_number(name, who, seed))
-    draft.files["eval/core.json"] = json.dumps(core_document(rng)).encode()
+    tamper.score(draft, core_document(rng))
     chat = json.loads(draft.files["eval/chat.json"])
     for task in chat["tasks"].values():
         rng.shuffle(task["outcomes"])

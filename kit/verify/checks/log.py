@@ -1,8 +1,7 @@
-"""V04, V05, V06 and V08: the log is whole, and its time is real time."""
+"""V04, V05 and V08: the log is whole, in order, and without a hole."""
 
 from __future__ import annotations
 
-import math
 import statistics
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
@@ -16,9 +15,6 @@ from kit.verify.thresholds import (
     GAP_MEDIANS,
     GAP_MIN_S,
     LOST_STEPS,
-    SLEEP_MIN_S,
-    STEP_TIME_SLACK_S,
-    WALL_STEP_WARN_S,
 )
 
 
@@ -136,90 +132,6 @@ def _grammar(records: list[Document]) -> tuple[int, str] | None:
     return None
 
 
-def clocks(evidence: Evidence) -> Iterator[Finding]:
-    """All clocks agree, no library or namespace bends them; sleep is seen and counted."""
-    environment = evidence.header["environment"]
-    if environment.get("ld_preload"):
-        yield fail(
-            "a preloaded library could change what clocks say",
-            "environment.ld_preload",
-            expected=False,
-            found=True,
-        )
-    if environment.get("time_namespace") not in (None, "none"):
-        yield fail(
-            "the run was in a time namespace with shifted clocks",
-            "environment.time_namespace",
-            expected="none",
-            found=environment["time_namespace"],
-        )
-    asleep_s = 0.0
-    wall_steps = 0.0
-    worst = 0.0
-    sources = 0
-    for boot in boots(evidence.story.chain.records):
-        slept = _asleep_s(boot)
-        for name, deviation_s, span_s, at in _deviations(boot, slept):
-            allowed_s = CLOCK_SLACK_S + CLOCK_SHARE * span_s
-            if name == "wall":
-                wall_steps = max(wall_steps, abs(deviation_s))
-                continue
-            sources += 1
-            worst = max(worst, abs(deviation_s) - allowed_s)
-            if abs(deviation_s) > allowed_s:
-                ahead = "ahead of" if deviation_s > 0 else "behind"
-                yield fail(
-                    f"clock `{name}` is {abs(deviation_s):,.2f} s {ahead} the run's clock after "
-                    f"{span_s:,.0f} s",
-                    f"events.jsonl, seq {at}",
-                    expected=f"within {allowed_s:.2f} s",
-                    found=f"{deviation_s:+.2f} s",
-                )
-        asleep_s += slept[-1]
-    if asleep_s:
-        yield warn(
-            f"the machine slept for {asleep_s:,.0f} s; the clock went on", found=f"{asleep_s:.0f} s"
-        )
-    if wall_steps > WALL_STEP_WARN_S:
-        yield warn(
-            f"the wall clock was set by {wall_steps:,.0f} s during the run (it is only a label)",
-            "wall_ms",
-        )
-    findings = list(_device_clock(evidence))
-    yield from findings
-    if not sources:
-        yield fail("no second clock was read", "clocks")
-    elif findings:
-        return
-    elif worst <= 0:
-        yield ok(f"every clock of every event within {CLOCK_SHARE:.1%}")
-
-
-def _device_clock(evidence: Evidence) -> Iterator[Finding]:
-    """The GPU times each step on a clock of its own, which no library can slow down."""
-    for stage in ("pretrain", "sft"):
-        for run in attempts(evidence.story.of(stage, "step")):
-            timed = [e["data"] for e in run[1:] if e["data"].get("cuda_s") is not None]
-            device_s = math.fsum(step["cuda_s"] for step in timed)
-            passed_s = (run[-1]["t_ns"] - run[0]["t_ns"]) / 1e9
-            stated_s = math.fsum(step.get("dt_s") or 0.0 for step in timed)
-            allowed_s = STEP_TIME_SLACK_S + CLOCK_SHARE * passed_s
-            if device_s > passed_s + allowed_s:
-                yield fail(
-                    f"the GPU's own clock counted more {stage} time than passed",
-                    "cuda_s",
-                    expected=f"at most {passed_s + allowed_s:,.2f} s",
-                    found=f"{device_s:,.2f} s",
-                )
-            elif abs(device_s - stated_s) > allowed_s:
-                yield fail(
-                    f"the GPU's own clock and the trainer's disagree about {stage}",
-                    "cuda_s",
-                    expected=f"{stated_s:,.2f} s, within {allowed_s:,.2f} s",
-                    found=f"{device_s:,.2f} s",
-                )
-
-
 def attempts(steps: list[Document]) -> Iterator[list[Document]]:
     """Runs of steps that only grow: one for each start of the stage."""
     current: list[Document] = []
@@ -230,78 +142,6 @@ def attempts(steps: list[Document]) -> Iterator[list[Document]]:
         current.append(event)
     if current:
         yield current
-
-
-def boots(records: list[Document]) -> Iterator[list[Document]]:
-    """The events of each boot."""
-    current: list[Document] = []
-    for event in records:
-        if event["ev"] == "resume" and event["data"]["rebooted"]:
-            yield current
-            current = []
-        current.append(event)
-    yield current
-
-
-def _deviations(
-    boot: list[Document], asleep: list[float]
-) -> Iterator[tuple[str, float, float, int]]:
-    """(clock, seconds ahead of the run's clock, seconds counted, seq) where each is worst.
-
-    Raw clocks stand still while the machine sleeps, so the sleep is added to them. One odd event
-    proves nothing (a process may be held up between two reads): a deviation counts as far as the
-    next event shows it, too, and each clock's origin is the median of its first five.
-    """
-    if len(boot) < 2:
-        return
-    t0 = boot[0]["t_ns"]
-    spans = [(event["t_ns"] - t0) / 1e9 for event in boot]
-    ahead: dict[str, list[float]] = {"wall": [e["wall_ms"] / 1e3 for e in boot]}
-    for name, key, unit in (("uptime", "uptime_ms", 1e-3), ("raw", "syscall_ns", 1e-9)):
-        if all(event["clocks"][key] is not None for event in boot):
-            ahead[name] = [event["clocks"][key] * unit for event in boot]
-    raw = [event["clocks"]["raw_ns"] / 1e9 for event in boot]
-    if "raw" in ahead:
-        # Through libc and past it: what a preloaded library cannot do to both.
-        ahead["raw against the system call"] = [
-            mine - theirs + span
-            for mine, theirs, span in zip(raw, ahead["raw"], spans, strict=True)
-        ]
-    else:
-        ahead["raw"] = raw
-    ahead["raw"] = [value + slept for value, slept in zip(ahead["raw"], asleep, strict=True)]
-    for name, values in ahead.items():
-        deviations = [value - span for value, span in zip(values, spans, strict=True)]
-        origin = statistics.median(deviations[:5])
-        deviations = [deviation - origin for deviation in deviations]
-        worst = (-math.inf, 0.0, 0.0, 0)
-        for index, deviation in enumerate(deviations):
-            neighbour = deviations[index + 1 if index + 1 < len(boot) else index - 1]
-            lasting = min((deviation, neighbour), key=abs) if deviation * neighbour > 0 else 0.0
-            excess = abs(lasting) - CLOCK_SLACK_S - CLOCK_SHARE * spans[index]
-            if excess > worst[0]:
-                worst = (excess, lasting, spans[index], boot[index]["seq"])
-        yield name, *worst[1:]
-
-
-def _asleep_s(boot: list[Document]) -> list[float]:
-    """Seconds slept so far, by event: the raw clock falls behind at once, by much, and for good."""
-    first = boot[0]
-    slept, furthest = 0.0, 0.0
-    found = []
-    for event in boot:
-        elapsed = event["t_ns"] - first["t_ns"]
-        lag = (elapsed - event["clocks"]["raw_ns"] + first["clocks"]["raw_ns"]) / 1e9
-        if lag - furthest > SLEEP_MIN_S:
-            slept += lag - furthest
-        furthest = max(furthest, lag)
-        found.append(slept)
-    return found
-
-
-def slept_s(boot: list[Document]) -> float:
-    """Seconds that the run's clock counted and the raw clock did not."""
-    return _asleep_s(boot)[-1] if boot else 0.0
 
 
 def gaps(evidence: Evidence) -> Iterator[Finding]:
@@ -420,13 +260,6 @@ CHECKS = (
         "A moved start or stop, work before the start or after the stop, a clock set back.",
         "t_ns of every event, and which event stands inside which",
         order,
-    ),
-    Check(
-        "V06",
-        "Clocks",
-        "Slowed clocks: libfaketime, time namespaces, a suspended machine that forgets to count.",
-        "five clocks in every event, the GPU's own, LD_PRELOAD, /proc/self/timens_offsets",
-        clocks,
     ),
     Check(
         "V08",

@@ -11,7 +11,8 @@ from typing import Any
 from kit.growth import size_at, teacher_share, varies
 from kit.hardware.gpu_class import kind
 from kit.result import energy_section
-from kit.verify.checks.log import attempts, boots, slept_s
+from kit.verify.checks.clocks import boots, slept_s
+from kit.verify.checks.log import attempts
 from kit.verify.checks.numbers import differences
 from kit.verify.evidence import Document, Evidence, Irrelevant
 from kit.verify.expected import eight_bit_gain

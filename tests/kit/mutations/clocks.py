@@ -20,7 +20,9 @@ def _(draft: Draft) -> None:
 
 @mutation("a preloaded library", "V06", kind="draft")
 def _(draft: Draft) -> None:
-    draft.header()["environment"]["ld_preload"] = True
+    environment = draft.header()["environment"]
+    environment["ld_preload"] = True
+    environment["clocks_from"]["clock_gettime"] = "libfaketime.so.1"
 
 
 @mutation("a shifted time namespace", "V06", kind="draft")
