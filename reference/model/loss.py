@@ -109,7 +109,11 @@ def _mean_scale(targets: Tensor, reduction: Reduction, count: Tensor | int | Non
         return torch.ones((), device=targets.device)
     if count is None:
         count = (targets >= 0).sum()
-    return 1.0 / torch.as_tensor(count, device=targets.device).float().clamp_min(1.0)
+    scale = 1.0 / torch.as_tensor(count).float().clamp_min(1.0)
+    if scale.device == targets.device:
+        return scale
+    # A fill, not a copy: the host would wait for the device at every micro-batch.
+    return torch.full((), float(scale), device=targets.device)
 
 
 def softcapped_logits(hidden: Tensor, weight: Tensor, *, vocab_size: int, softcap: float) -> Tensor:
