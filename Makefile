@@ -4,7 +4,7 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help run test check schemas image lock wheel clean
+.PHONY: help run test test-gpuless check schemas image lock wheel clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -16,6 +16,11 @@ run: $(VENV)/installed ## Run the smoke recipe (no GPU, minutes) and verify its 
 
 test: $(VENV)/installed ## Run the tests; those that were skipped say why.
 	OMP_NUM_THREADS=1 GOMP_SPINCOUNT=10000 $(BIN)/python -m pytest -q -rs -n 2 --dist loadfile $(PYTEST_ARGS)
+
+# The CUDA build of torch on a stand-in for a GPU: tests/nullgpu/README.md. FULL=1 adds the long ones.
+test-gpuless: $(VENV)/installed ## Run the trainer's CUDA paths on a null device, without a GPU.
+	$(BIN)/python -m pytest -q -rs -n 0 tests/nullgpu $(PYTEST_ARGS) \
+	  -m "$(if $(FULL),gpuless or gpuless_full,gpuless)"
 
 check: $(VENV)/installed ## Format, lint and types.
 	$(BIN)/ruff format --check .
