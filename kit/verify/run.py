@@ -25,6 +25,7 @@ from kit.verify.checks import (
     log,
     machine,
     manifest,
+    noise,
     numbers,
     physics,
     replay,
@@ -88,6 +89,7 @@ CHECKS: tuple[Check, ...] = tuple(
             *course.CHECKS,
             *training.CHECKS,
             *scope.CHECKS,
+            *noise.CHECKS,
         ),
         key=lambda check: check.id,
     )

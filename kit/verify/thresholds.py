@@ -117,6 +117,27 @@ FIRST_LOSS_NATS = 0.5
 # near 0.80. Provisional; warns only.
 BEST_BPB_RTX4090 = 0.70
 
+# --- noise (V30) ---------------------------------------------------------------------------------
+# Scatter of a loss in units of loss / sqrt(tokens of the step): 1.4 to 2.3 in the three rows under
+# submissions (made and real text, thirds of each run apart). Taking ln of it as normal with mean
+# ln 1.9 and a spread of 0.35, three times the measured one, the band refuses 1 honest run in 10,000
+# for too little and 1 in a million for too much.
+LOSS_NOISE = (0.5, 14.0)
+NOISE_MIN_STEPS = 20
+# From ln(vocabulary) 20 steps take any trainer further; less than a tenth of a nat is no learning.
+LEARNED_NATS = 0.1
+# Made text of a few thousand stories reaches 0.7 nats in pretraining; nothing reads at a hundredth.
+LOSS_FLOOR = 0.01
+# Byte-level vocabularies of 1,000 to 100,000 tokens: 2.5 (code, digits) to 5.5 (plain English).
+BYTES_PER_TOKEN = (1.5, 8.0)
+# Where the tokenizer said its own figure: 3 % in the three rows; validation text may be of another
+# kind than training text. Nine spreads: fewer than 1 in a million.
+BYTES_PER_TOKEN_SHARE = 0.3
+# The runs test: more changes than five spreads of a random order allow, 3 in 10 million tasks.
+ORDER_MIN_ITEMS, ORDER_SIGMAS = 50, 5.0
+# GPT-2's largest, 100 times the training, scores 0.2565; the best small models near 0.4.
+CORE_CEILING = 0.40
+
 # --- evaluation again (V22) ----------------------------------------------------------------------
 # Other kernels and batch shapes turn a few ties; research asks for 99.5 % and 0.002. Provisional.
 RE_EVALUATION_AGREEMENT = 0.995

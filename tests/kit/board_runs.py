@@ -34,7 +34,8 @@ def _number(*parts: object) -> int:
 
 
 @functools.cache
-def _day() -> tamper.Draft:
+def day() -> tamper.Draft:
+    """The day that every run of `gpu_run` is a copy of."""
     return tamper.gpu_run(seed=1, steps=24)
 
 
@@ -53,7 +54,7 @@ def gpu_run(
 
     `changes` is called with the draft before it is chained and signed.
     """
-    draft = _day().copy()
+    draft = day().copy()
     card_hash = "sha256:" + hashlib.sha256((card or f"card of {who}").encode()).hexdigest()
     rng = random.Random(_number(who, seed))
     header = draft.header()

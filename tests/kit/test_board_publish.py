@@ -387,12 +387,10 @@ def test_text_reads_one_way_and_stays_in_its_cell(text: str) -> None:
 
 
 def test_a_hostile_submission_is_shown_harmlessly(root: Path, tmp_path: Path) -> None:
-    import tamper
-
     from kit.board.pull_request import PullRequest, comment
 
     quoted = json.dumps("".join(t for t in NASTY if "\x00" not in t)[:280])
-    recipe = tamper.RECIPE.replace('"a run as the reference recipe makes them"', quoted)
+    recipe = board_runs.day().recipe.replace('"a run as the reference recipe makes them"', quoted)
     assert quoted in recipe
     run = board_runs.gpu_run(
         tmp_path / "run", "mallory", recipe=recipe, notes=[t[:900] for t in NASTY]

@@ -10,7 +10,6 @@ from typing import Any
 import board_runs
 import boards
 import pytest
-import tamper
 from click.testing import CliRunner, Result
 
 from kit.board import reproduce
@@ -93,7 +92,7 @@ OWN_TRAINER = '[trainer]\ncommand = ["python", "{recipe_dir}/evil.py"]\nloader =
 
 
 def test_a_strangers_trainer_runs_only_from_a_folder_that_is_named(tmp_path: Path) -> None:
-    recipe = tamper.RECIPE + "\n" + OWN_TRAINER
+    recipe = board_runs.day().recipe.replace("closed", "open") + OWN_TRAINER
     run = board_runs.gpu_run(tmp_path / "run", "alice", recipe=recipe)
     with pytest.raises(KitError, match="trainer of its own") as refused:
         reproduce.safe_recipe(claim_of(run), None)
@@ -130,7 +129,9 @@ def test_the_kits_own_recipes_are_safe() -> None:
 
 
 def test_a_recipe_that_names_a_place_is_refused(tmp_path: Path) -> None:
-    recipe = tamper.RECIPE.replace('kind = "folder"', 'kind = "hub"\nrepo = "../x/y"\nshards = 1')
+    recipe = board_runs.day().recipe.replace("closed", "open")
+    recipe = recipe.replace('repo = "karpathy/climbmix-400b-shuffle"', 'repo = "../x/y"')
+    assert "../x/y" in recipe
     run = board_runs.gpu_run(tmp_path / "run", "alice", recipe=recipe)
     with pytest.raises(KitError):
         reproduce.safe_recipe(claim_of(run), None)
