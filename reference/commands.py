@@ -15,7 +15,7 @@ import click
 from reference.command_errors import explained
 
 if TYPE_CHECKING:
-    from reference.chat.session import BASE_STAGE, Session, find_checkpoint
+    from reference.chat.session import Session
 
 
 PLOT = click.Path(dir_okay=False, path_type=Path)
@@ -183,7 +183,7 @@ def chat(
     Ctrl-C stops an answer, Ctrl-D leaves.
     """
     from reference.chat.engine import Sampling
-    from reference.chat.session import Session
+    from reference.chat.session import BASE_STAGE, Session, find_checkpoint
     from reference.train.device import choose_device
 
     if web:

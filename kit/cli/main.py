@@ -11,6 +11,7 @@ import sys
 import click
 
 import kit
+from kit.cli.extras import missing_package
 from kit.cli.invocation import runnable
 from kit.cli.lazy import LazyGroup
 from kit.errors import KitError, PrerequisiteError
@@ -65,6 +66,12 @@ def main() -> None:
     except KitError as error:
         print_error(error)
         sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        lacking = missing_package(error, sys.argv[1] if len(sys.argv) > 1 else "")
+        if lacking is None:
+            raise
+        print_error(lacking)
+        sys.exit(lacking.exit_code)
     except BrokenPipeError:
         sys.exit(1)
     except OSError as error:

@@ -127,3 +127,25 @@ def test_schema_and_value_errors_come_together_with_the_suggestion_first() -> No
     line = next(line for line in text.splitlines() if "n_layers" in line)
     assert re.search(r"did you mean `n_layer`\?.*known here", line)
     assert "exactly one of num_steps and hours" not in text  # hours has no value to judge
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft"])
+def test_chat_warns_about_a_base_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    pytest.importorskip("torch")
+    from reference.chat.session import Session
+
+    class Opened:
+        ended = True
+
+        def ask(self, text: str) -> Any:
+            return iter(["hello"])
+
+    folder = tmp_path / "checkpoints" / stage
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    monkeypatch.setattr(Session, "open", lambda *a, **k: Opened())
+    done = call("chat", tmp_path, "--prompt", "hi")
+    assert "hello" in done.output, done.exception
+    assert ("base model" in done.output) == (stage == "pretrain")
