@@ -21,7 +21,8 @@ _WORD = np.uint64(0xA0761D6478BD642F)  # odd: the weight of a word's place in it
 _MAX_WORD = 64  # places after which the weights repeat
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u200b\u2060\ufeff]")
-_TRAILING = re.compile(r"[ \t\u00a0]+\n")
+# The lookbehind keeps it linear: a run of blanks without a line break is tried at its start only.
+_TRAILING = re.compile(r"(?<![ \t\u00a0])[ \t\u00a0]++\n")
 _BLANK_LINES = re.compile(r"\n{3,}")
 _BREAKS = ("\r\n", "\r", "\u2028", "\u2029", "\x85")
 

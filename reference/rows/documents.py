@@ -52,6 +52,7 @@ class RowGroup(NamedTuple):
 
     texts: list[str]
     skipped: int
+    rows: list[int]  # of each text, within the row group
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class ShardTokens:
     text_bytes: int
     tokens_sha256: str
     offsets_sha256: str
+    refused: tuple[str, ...] = ()  # where documents stand that the tokenizer could not split
 
 
 def find_shards(folder: Path, *, anneal: bool = False) -> Shards:
@@ -120,8 +122,8 @@ def read_shard(path: Path, column: str = "text") -> Iterator[RowGroup]:
                     f"{_first_line(error)}",
                     FILE_HINT,
                 ) from error
-            texts = [text for text in values if text is not None and not text.isspace() and text]
-            yield RowGroup(texts, len(values) - len(texts))
+            rows = [row for row, text in enumerate(values) if text and not text.isspace()]
+            yield RowGroup([values[row] for row in rows], len(values) - len(rows), rows)
 
 
 def shard_rows(path: Path, column: str = "text") -> int:
@@ -245,7 +247,7 @@ def tokenize_shard(
         and done.source_bytes == path.stat().st_size
         and _sizes_match(folder, path.stem, done)
     ):
-        on_documents(done.documents + done.skipped)
+        on_documents(done.documents + done.skipped + len(done.refused))
         return done
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -253,21 +255,26 @@ def tokenize_shard(
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
     bos = np.array([tokenizer.bos_id], dtype=dtype)
     lengths: list[int] = []
+    refused: list[str] = []
     skipped = text_bytes = 0
     sha256 = hashlib.sha256()
     temporary = folder / f"{path.stem}.tokens.tmp"
     with temporary.open("wb") as file:
-        for group in read_shard(path, column):
+        for number, group in enumerate(read_shard(path, column)):
             pieces = []
-            for ids in tokenizer.encode_arrays(group.texts, threads):
+            encoded = tokenizer.encode_documents(group.texts, threads)
+            for row, text, ids in zip(group.rows, group.texts, encoded, strict=True):
+                if ids is None:
+                    refused.append(f"{path.name}, row group {number}, row {row}")
+                    continue
                 pieces += [bos, ids.astype(dtype)]
                 lengths.append(len(ids) + 1)
+                text_bytes += len(text.encode("utf-8", "replace"))
             if pieces:
                 data = np.concatenate(pieces).tobytes()
                 sha256.update(data)
                 file.write(data)
             skipped += group.skipped
-            text_bytes += sum(len(text.encode("utf-8", "replace")) for text in group.texts)
             on_documents(len(group.texts) + group.skipped)
         file.flush()
         os.fsync(file.fileno())
@@ -286,6 +293,7 @@ def tokenize_shard(
         text_bytes=text_bytes,
         tokens_sha256=sha256.hexdigest(),
         offsets_sha256=hashlib.sha256(offsets).hexdigest(),
+        refused=tuple(refused),
     )
     write_whole(record, json.dumps(asdict(result), indent=1).encode())
     return result
@@ -293,8 +301,9 @@ def tokenize_shard(
 
 def _read_record(path: Path) -> ShardTokens | None:
     try:
-        return ShardTokens(**json.loads(path.read_text()))
-    except (FileNotFoundError, ValueError, TypeError):
+        record = json.loads(path.read_text())
+        return ShardTokens(**{**record, "refused": tuple(record.get("refused", ()))})
+    except (FileNotFoundError, ValueError, TypeError, AttributeError):
         return None
 
 

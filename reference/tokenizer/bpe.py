@@ -22,9 +22,11 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import regex
 import rustbpe
 import tiktoken
 
@@ -58,6 +60,8 @@ SPECIAL_TOKENS = (
     "<|output_end|>",
 )
 _UNDECODABLE = re.compile("([\udc80-\udcff])")
+_MAX_BLANKS = 20_000
+_BLANKS = re.compile(rf"(?<!\s)(\s{{{_MAX_BLANKS}}})\s+")
 MIN_VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)
 
 
@@ -127,7 +131,9 @@ class Tokenizer:
                 "Raise tokenizer.vocab_size in the recipe.",
             )
         trainer = rustbpe.Tokenizer()
-        trainer.train_from_iterator(iter(texts), vocab_size - (least - 256), pattern=pattern)
+        trainer.train_from_iterator(
+            map(_shorten_blanks, texts), vocab_size - (least - 256), pattern=pattern
+        )
         pairs = sorted((rank, bytes(token)) for token, rank in trainer.get_mergeable_ranks())
         return cls([token for _, token in pairs], pattern, extra_special)
 
@@ -174,19 +180,66 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
         """Token ids of each text, without BOS; text that spells a special token stays text."""
-        if threads > 1 and len(texts) > 1:
-            return self._encoding.encode_ordinary_batch(list(texts), num_threads=threads)
-        return [self._encoding.encode_ordinary(text) for text in texts]
+        return [ids.tolist() for ids in self.encode_arrays(texts, threads)]
 
     def encode_arrays(self, texts: Sequence[str], threads: int = 1) -> list[np.ndarray]:
-        """As `encode`, but uint32 arrays: no Python integer a token."""
+        """As `encode`, but uint32 arrays: no Python integer a token.
+
+        Raises:
+            TrainerError: A text that neither tiktoken nor `regex` can split.
+        """
+        found = self.encode_documents(texts, threads)
+        for text, ids in zip(texts, found, strict=True):
+            if ids is None:
+                raise TrainerError(
+                    "bad_input",
+                    f"a text of {len(text):,} characters cannot be tokenized: {text[:60]!r} …",
+                    "Shorten its longest run of one character.",
+                )
+        return [ids for ids in found if ids is not None]
+
+    def encode_documents(self, texts: Sequence[str], threads: int = 1) -> list[np.ndarray | None]:
+        """As `encode_arrays`; None for a text that cannot be split, so that one ends no run."""
         if threads > 1 and len(texts) > 1:
             with ThreadPoolExecutor(threads) as pool:
                 return list(pool.map(self._encode_array, texts))
         return [self._encode_array(text) for text in texts]
 
-    def _encode_array(self, text: str) -> np.ndarray:
-        return self._encoding.encode_to_numpy(text, disallowed_special=())
+    def _encode_array(self, text: str) -> np.ndarray | None:
+        try:
+            return self._encoding.encode_to_numpy(text, disallowed_special=())
+        except UnicodeEncodeError:  # a lone surrogate, as tiktoken's `encode_ordinary` reads it
+            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            return self._encode_array(text)
+        except ValueError:
+            return self._encode_pieces(text)
+
+    def _encode_pieces(self, text: str) -> np.ndarray | None:
+        """The tokens of a text on which tiktoken's backtracking runs out of stack.
+
+        That happens on blank runs of some 300,000 characters. The package `regex` cuts the text at
+        the same places, and each piece is merged alone, as tiktoken does.
+        """
+        try:
+            # \s of `regex` is Python's in some places; White_Space is Unicode's, and tiktoken's.
+            pattern = self.pattern.replace(r"\s", r"\p{White_Space}")
+            pieces = regex.findall(pattern.replace(r"\S", r"\P{White_Space}"), text)
+            if "".join(pieces) != text:
+                return None
+            found = [self._merges.encode_to_numpy(p, disallowed_special=()) for p in pieces]
+        except (regex.error, ValueError, TypeError):
+            return None
+        return np.concatenate(found) if found else np.empty(0, dtype=np.uint32)
+
+    @cached_property
+    def _merges(self) -> tiktoken.Encoding:
+        """This vocabulary with a pattern that cuts nothing: merges alone."""
+        return tiktoken.Encoding(
+            name=f"{self.digest}-merges",
+            pat_str=r"(?s).+",
+            mergeable_ranks={token: rank for rank, token in enumerate(self.ranks)},
+            special_tokens={},
+        )
 
     def encode_bytes(self, data: bytes) -> list[int]:
         """Token ids of any bytes: text as `encode` gives it, what is no UTF-8 byte by byte."""
@@ -197,7 +250,7 @@ class Tokenizer:
             if len(part) == 1 and _UNDECODABLE.match(part):
                 ids.append(self._encoding.encode_single_token(raw))
             elif part:
-                ids += self._encoding.encode_ordinary(part)
+                ids += self.encode([part])[0]
         return ids
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
@@ -212,6 +265,11 @@ class Tokenizer:
         """(V,) int32: how many bytes of text each token stands for; 0 for special tokens."""
         lengths = [len(token) for token in self.ranks] + [0] * len(self.special)
         return np.array(lengths, dtype=np.int32)
+
+
+def _shorten_blanks(text: str) -> str:
+    """`text` for the trainer, whose engine runs out of stack on very long runs of blanks."""
+    return text if len(text) <= _MAX_BLANKS else _BLANKS.sub(r"\1", text)
 
 
 def _render(ranks: Sequence[bytes], pattern: str, special: dict[str, int]) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,18 @@ def run(request: Request, events: Events) -> None:
         validation_tokens=sum(shard.tokens for shard in validation),
         skipped_documents=sum(shard.skipped for shard in (*train, *validation)),
     )
+
+
+def _report_refused(records: Sequence[ShardTokens], events: Events) -> None:
+    """Names the documents that no engine could split; they are in no split of the corpus."""
+    refused = [place for record in records for place in record.refused]
+    if refused:
+        shown = "; ".join(refused[:10]) + (" …" if len(refused) > 10 else "")
+        events.emit(
+            "note",
+            text=f"{len(refused)} documents left out, the tokenizer cannot split them: {shown}",
+            refused_documents=len(refused),
+        )
 
 
 def reused_tokenizer(request: Request) -> Tokenizer | None:
@@ -167,6 +179,7 @@ def tokenize_corpus(
         )
         for path in paths
     ]
+    _report_refused(records, events)
     last = len(shards.train) + len(shards.validation)
     train, validation = records[: len(shards.train)], records[len(shards.train) : last]
     anneal = records[last:]
