@@ -28,7 +28,7 @@ check: $(VENV)/installed ## Format, lint and types.
 	$(BIN)/mypy
 
 schemas: $(VENV)/installed ## Write the schemas that are made from dataclasses.
-	$(BIN)/python -m tests.support.write_schemas
+	PYTHONPATH=tests $(BIN)/python -m support.write_schemas
 
 wheel: $(VENV)/installed ## Build the wheel into dist/.
 	$(BIN)/python -m hatchling build -t wheel

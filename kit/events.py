@@ -125,6 +125,8 @@ class Environment:
         time_namespace: Offsets of the time namespace, "none" when all are zero.
         container: The kind of container around the supervisor.
         separate_trainer: Whether stages run as a user who cannot write log, result and keys.
+        clocks_from: Name of the file that each source of the clocks comes from.
+        rtc_s: Seconds since 1970 by the hardware clock, which survives a reboot.
     """
 
     rx_bytes: int | None
@@ -133,6 +135,8 @@ class Environment:
     time_namespace: str | None
     container: str | None
     separate_trainer: bool | None = None
+    clocks_from: dict[str, str | None] | None = None
+    rtc_s: int | None = None
     more: dict[str, Any] = field(default_factory=dict)
 
 
@@ -165,21 +169,53 @@ class Header(Data):
     more: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class ListedFile:
+    """A file by its digest; `path` is relative to its folder."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class InputFiles:
+    """The files of one input.
+
+    Attributes:
+        digest: Digest of the list of files.
+        bytes: Size of all files together.
+    """
+
+    digest: str
+    bytes: int
+    files: tuple[ListedFile, ...]
+    more: dict[str, Any] = field(default_factory=dict)
+
+
 @event("inputs", by="supervisor")
 @dataclass(frozen=True, slots=True)
 class Inputs(Data):
-    """Files that the stages read, by digest; None where the recipe reads none."""
+    """Files that the stages read; None where the recipe reads none."""
 
-    data: dict[str, Any] | None = None
-    sft: dict[str, Any] | None = None
-    chat_eval: dict[str, Any] | None = None
-    core: dict[str, Any] | None = None
+    data: InputFiles | None = None
+    sft: InputFiles | None = None
+    chat_eval: InputFiles | None = None
+    core: InputFiles | None = None
     more: dict[str, Any] = field(default_factory=dict)
 
-    def of(self, name: str) -> dict[str, Any] | None:
-        """The input `name`: `digest`, `bytes`, `files`, `source`."""
-        found: dict[str, Any] | None = getattr(self, name)
-        return found
+    def items(self) -> list[tuple[str, InputFiles]]:
+        """The inputs that the run read, by name."""
+        named = (
+            ("data", self.data),
+            ("sft", self.sft),
+            ("chat_eval", self.chat_eval),
+            ("core", self.core),
+        )
+        return [(name, files) for name, files in named if files is not None]
+
+    def get(self, name: str) -> InputFiles | None:
+        return dict(self.items()).get(name)
 
 
 @event("fingerprint", by="supervisor")
@@ -239,15 +275,6 @@ class StageStop(Data):
     more: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class OutputFile:
-    """A file that a stage left."""
-
-    path: str
-    bytes: int
-    sha256: str
-
-
 @event("artifacts", by="supervisor")
 @dataclass(frozen=True, slots=True)
 class Artifacts(Data):
@@ -261,7 +288,7 @@ class Artifacts(Data):
     stage: Stage
     folder: str
     digest: str
-    files: Annotated[tuple[OutputFile, ...], Rule(min_items=1)]
+    files: Annotated[tuple[ListedFile, ...], Rule(min_items=1)]
     more: dict[str, Any] = field(default_factory=dict)
 
 
@@ -273,11 +300,17 @@ class Resume(Data):
     Attributes:
         rebooted: Whether the machine was restarted in between.
         downtime_s: Seconds since the last event before; they count.
+        since_boot_s: Seconds since the machine was started.
+        rtc_s: Seconds since 1970 by the hardware clock.
+        time_namespace: As in the header's environment.
     """
 
     rebooted: bool
     downtime_s: float
     boot: str
+    since_boot_s: float | None = None
+    rtc_s: int | None = None
+    time_namespace: str | None = None
     more: dict[str, Any] = field(default_factory=dict)
 
 
@@ -305,8 +338,8 @@ class TelemetrySummary(Data):
     """What telemetry.jsonl holds: its length and digest, and figures over all samples."""
 
     count: int
-    head: str | None = None
-    bytes: int | None = None
+    head: str | None
+    bytes: int | None
     energy: dict[str, Any] | None = None
     more: dict[str, Any] = field(default_factory=dict)
 

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import stat
+import sys
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,6 @@ NOT_ALLOWED = (
     errno.EISDIR,
 )
 
-_LIBC = ctypes.CDLL(None, use_errno=True)
 _KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE, linux/falloc.h
 
 
@@ -87,6 +87,8 @@ def read_regular(path: Path, max_bytes: int) -> bytes:
 
 def sync_folder(folder: Path) -> None:
     """Makes renames in `folder` survive a power cut."""
+    if os.name == "nt":  # Windows opens no folders
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -100,9 +102,10 @@ def keep_space(descriptor: int, offset: int, length: int) -> None:
     Raises:
         OSError: The disk is full, or its file system cannot do that.
     """
-    if not hasattr(_LIBC, "fallocate"):  # not Linux
+    if sys.platform != "linux":
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    libc = ctypes.CDLL(None, use_errno=True)
     place = ctypes.c_int64(offset), ctypes.c_int64(length)
-    if _LIBC.fallocate(descriptor, _KEEP_SIZE, *place) != 0:
+    if libc.fallocate(descriptor, _KEEP_SIZE, *place) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kit.errors import LaunchError
-from kit.run.image import DIGEST_VARIABLE
+from kit.image import DIGEST_VARIABLE
 from kit.run.separation import CAPABILITIES
 
 IMAGE = "n4090-kit"

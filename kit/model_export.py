@@ -9,7 +9,6 @@ A checkpoint's `config.json` names its loader. The exporter of the same name, an
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -126,39 +125,6 @@ def _exporter(checkpoint: Path) -> Any:
         raise PrerequisiteError(
             f"package {error.name} is missing", hint='in the checkout: pip install ".[train,eval]"'
         ) from error
-
-
-def push_folder(
-    folder: Path, repository: str, *, chat: bool, tell: Callable[[str], None] = lambda text: None
-) -> str:
-    """Uploads an exported folder with a card and returns the repository's address.
-
-    Files that are there already with the same content are not sent again.
-
-    Raises:
-        KitError: There is no token, or the Hub refuses; says what to do.
-    """
-    from kit.board.hub import Hub, client, same
-    from kit.board.package import Item
-
-    hub = Hub(client(), tell=tell)
-    hub.who()
-    hub.make_model_repository(repository)
-    remote_code = any(folder.glob("*.py"))
-    front = "---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n"
-    lines = usage(f'"{repository}"', chat=chat, remote_code=remote_code)
-    if (folder / "model.gguf").is_file():
-        front = "---\npipeline_tag: text-generation\n---\n"
-        lines = f"ollama run hf.co/{repository}\n"
-    title = repository.split("/")[-1]
-    card = f"{front}\n# {title}\n\nTrained with n4090-kit.\n\n```\n{lines}```\n"
-    items = [Item(path.name, path) for path in sorted(folder.iterdir()) if path.is_file()]
-    items.append(Item("README.md", card.encode()))
-    there = hub.there(repository, "model", [item.path for item in items], "main")
-    missing = [i for i in items if i.path not in there or not same(there[i.path], i)]
-    if missing:
-        hub.commit(repository, "model", missing, "Export by n4090-kit")
-    return f"{hub.api.endpoint}/{repository}"
 
 
 def usage(place: str, *, chat: bool, remote_code: bool) -> str:

@@ -51,6 +51,14 @@ class StageLog:
     artifacts: Artifacts | None = None
 
     @property
+    def resume_step(self) -> int:
+        """The step after the last one reported; 0 before the first."""
+        for event in reversed(self.reports):
+            if isinstance(event.data, Step):
+                return event.data.step + 1
+        return 0
+
+    @property
     def complete(self) -> bool:
         return any(stop.data.status == "complete" for stop in self.stops)
 
@@ -167,9 +175,10 @@ class RunLog:
         found = [event for event in self.of(stage, Eval) if event.data.name == name]
         return surviving(found)
 
-    def artifacts(self, stage: str) -> Artifacts | None:
-        """The outputs of `stage`; None unless it completed."""
-        return self.stages[stage].artifacts if stage in self.stages else None
+    @property
+    def artifacts(self) -> dict[str, Artifacts]:
+        """The outputs of each stage that completed."""
+        return {name: stage.artifacts for name, stage in self.stages.items() if stage.artifacts}
 
 
 E = TypeVar("E", bound=Event[Any])

@@ -47,7 +47,7 @@ def load_schema(name: str) -> dict[str, Any]:
     for folder in (_SHIPPED, _CHECKOUT):
         path = folder / f"{name}.schema.json"
         if path.is_file():
-            schema: dict[str, Any] = json.loads(path.read_text())
+            schema: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             return schema
     raise PrerequisiteError(
         f"schema {name}.schema.json is missing from this installation",

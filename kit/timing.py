@@ -10,16 +10,21 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import time
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-_SYS_CLOCK_GETTIME = {"x86_64": 228, "aarch64": 113}.get(os.uname().machine)
-_LIBC = ctypes.CDLL(None)
+_SYS_CLOCK_GETTIME = {"x86_64": 228, "aarch64": 113}  # numbers of the system call
 _UPTIME = "/proc/uptime"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
 
 
 class _Timespec(ctypes.Structure):
@@ -48,10 +53,11 @@ def utc_from_ms(milliseconds: int) -> str:
 
 def raw_syscall_ns() -> int | None:
     """CLOCK_MONOTONIC_RAW through the system call, past every preloaded library; None elsewhere."""
-    if _SYS_CLOCK_GETTIME is None:
+    number = _SYS_CLOCK_GETTIME.get(platform.machine())
+    if number is None:
         return None
     spec = _Timespec()
-    if _LIBC.syscall(_SYS_CLOCK_GETTIME, time.CLOCK_MONOTONIC_RAW, ctypes.byref(spec)) != 0:
+    if _libc().syscall(number, time.CLOCK_MONOTONIC_RAW, ctypes.byref(spec)) != 0:
         return None
     return int(spec.tv_sec) * 1_000_000_000 + int(spec.tv_nsec)
 

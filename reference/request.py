@@ -1,4 +1,4 @@
-"""The stage request: what the supervisor asks of one trainer process (see kit/run/contract.py)."""
+"""The stage request: what the supervisor asks of one trainer process (see kit/contract.py)."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,37 @@ def test_imports_of_the_kit_have_no_circles() -> None:
 
     for module in graph:
         visit(module, ())
+
+
+def package_of(module: str) -> str:
+    """`kit.run` for `kit.run.plan`; a module directly under `kit` stands for itself."""
+    parts = module.split(".")
+    return ".".join(parts[:2])
+
+
+def test_packages_of_the_kit_depend_on_each_other_in_one_direction_only() -> None:
+    """Imports inside functions count as well: they hide a cycle, they do not break it."""
+    graph: dict[str, dict[str, str]] = {}
+    for path in KIT:
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for name in imports(path):
+            here, there = package_of(module), package_of(name)
+            if name.startswith("kit.") and module != "kit" and here != there:
+                graph.setdefault(here, {}).setdefault(there, f"{module} imports {name}")
+    done: set[str] = set()
+
+    def visit(package: str, trail: tuple[str, ...]) -> None:
+        if package in trail:
+            cycle = (*trail[trail.index(package) :], package)
+            pairs = pairwise(cycle)
+            raise AssertionError("; ".join(graph[here][there] for here, there in pairs))
+        if package not in done:
+            for name in graph.get(package, ()):
+                visit(name, (*trail, package))
+            done.add(package)
+
+    for package in list(graph):
+        visit(package, ())
 
 
 def test_only_the_command_line_prints_or_exits() -> None:

@@ -131,7 +131,7 @@ def refuse_other_inputs(claim: Claim, described: Document) -> None:
     """Refuses inputs that are not the claim's, byte for byte.
 
     Args:
-        described: Digests of the inputs here, as `kit.run.inputs.describe` gives them.
+        described: Digests of the inputs here, as `kit.prepare.inputs.describe` gives them.
     """
     differ = [
         name

@@ -8,9 +8,6 @@ from kit.cli.lazy import LazyGroup
 
 BENCHES = {
     "core": ("kit.cli.bench_core:bench_core", "CORE evaluation against one example at a time."),
-    "verify": ("kit.cli.bench_verify:bench_verify", "Seconds and memory of checking a result."),
-    "supervisor": ("kit.cli.bench_supervisor:bench_supervisor", "What being supervised costs."),
-    "board": ("kit.cli.bench_board:bench_board", "Publishing on a board of thousands of rows."),
 }
 
 

@@ -14,8 +14,8 @@ import click
 
 from kit.cli import doctor_container
 from kit.cli.look import Look
+from kit.image import in_image
 from kit.run import preflight
-from kit.run.image import in_image
 
 
 @click.command()
@@ -156,8 +156,8 @@ def _gpu() -> list[Look]:
 def _verdicts(work: Path) -> dict[str, dict[str, Any]]:
     """For each named recipe whether it could start here."""
     from kit.errors import KitError
+    from kit.prepare.inputs import missing_inputs
     from kit.recipe import load_recipe, named_recipes
-    from kit.run.inputs import missing_inputs
 
     verdicts: dict[str, dict[str, Any]] = {}
     for name in named_recipes():

@@ -9,7 +9,7 @@ from typing import Any
 
 from kit.cli.look import Look
 from kit.errors import LaunchError
-from kit.run.image import changed_code, describe_image
+from kit.image import changed_code, describe_image
 from kit.run.preflight import is_mounted
 
 _CGROUP_LIMITS = (  # of cgroup v2, and v1, which says "none" by a number of its own

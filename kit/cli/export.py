@@ -74,7 +74,8 @@ def model(run: Path, form: str, out: Path | None, part: str, dtype: str, push: s
     gguf: model.gguf and a Modelfile. Only for recipes whose model llama.cpp can compute; others
     are refused with the recipe lines that would do.
     """
-    from kit.model_export import export_model, find_source, push_folder, usage
+    from kit.board.push_model import push_folder
+    from kit.model_export import export_model, find_source, usage
 
     source = find_source(run, part)
     out = run / form if out is None else out
@@ -101,8 +102,8 @@ def model(run: Path, form: str, out: Path | None, part: str, dtype: str, push: s
 @click.option("--public-key", type=FILE, help="Also write the public key in PEM here.")
 def dsse(run: Path, key: Path | None, work: Path, public_key: Path | None) -> None:
     """An in-toto statement in a DSSE envelope, signed anew."""
-    from kit.trust.export import dsse as envelope
-    from kit.trust.export import public_pem
+    from kit.export_formats import dsse as envelope
+    from kit.export_formats import public_pem
     from kit.trust.keys import load_or_create_signer
 
     signer = load_or_create_signer(work / "keys", key)
@@ -116,7 +117,7 @@ def dsse(run: Path, key: Path | None, work: Path, public_key: Path | None) -> No
 @click.option("--benchmark", default="n4090", help="MLPerf benchmark name to file it under.")
 def mllog(run: Path, benchmark: str) -> None:
     """The event log in MLPerf's vocabulary (:::MLLOG lines)."""
-    from kit.trust.export import mllog as lines
+    from kit.export_formats import mllog as lines
 
     result = _checked(run)
     folder = run if run.is_dir() else run.parent

@@ -64,9 +64,9 @@ def prepare(
     """
     from kit.errors import PrerequisiteError
     from kit.prepare import fetch as preparing
+    from kit.prepare.inputs import prepared_folder
     from kit.prepare.job import Settings
     from kit.recipe import load_recipe
-    from kit.run.inputs import prepared_folder
     from kit.run.plan import make_stories
 
     recipe = load_recipe(recipe_name)
@@ -117,10 +117,10 @@ def fetch_for_run(*, quiet: bool) -> Fetch:
 
     def fetch(recipe: Recipe, work: Path, parts: Sequence[str]) -> None:
         from kit.errors import PrerequisiteError
+        from kit.image import CODE_TREE_VARIABLE
         from kit.prepare import fetch as preparing
+        from kit.prepare.inputs import GIVEN_HINT
         from kit.prepare.job import Settings
-        from kit.run.image import CODE_TREE_VARIABLE
-        from kit.run.inputs import GIVEN_HINT
 
         def tell(need: Need) -> bool:
             if not quiet:
@@ -201,7 +201,7 @@ def _report(work: Path, folder: Path, lock: Lock, parts: Sequence[str]) -> None:
 
 def _data_digest(work: Path, folder: Path) -> str:
     """What a recipe names to be held to these shards."""
-    from kit.run.inputs import Inputs, describe
+    from kit.prepare.inputs import Inputs, describe
 
     inputs = describe(Inputs(data=folder / "pretrain"), work / "cache" / "digests.json")
     return str(inputs["data"]["digest"])

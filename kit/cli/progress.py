@@ -23,11 +23,11 @@ from kit.cli.chance import measured_at_chance
 from kit.cli.invocation import program, shown_path
 from kit.cli.screen import Screen
 from kit.core_eval.naming import score_name
+from kit.events import Data, Eval, Event, Model, Progress, RunStart, StageStart, StageStop, Step
 from kit.recipe import Recipe
 from kit.speed import stage_speed
 from kit.text import HIDDEN
 
-Event = dict[str, Any]
 PLAIN_EVERY_S = 10.0
 LIVE_EVERY_S = 1.0
 _ERASE = "\r\x1b[2K"
@@ -38,7 +38,7 @@ SMOOTHING = 0.1  # weight of the newest step in the shown speed
 
 class Display(Protocol):
     def begin(self, run: str, key_created: bool) -> None: ...
-    def observe(self, event: Event) -> None: ...
+    def observe(self, event: Event[Data]) -> None: ...
     def __enter__(self) -> Self: ...
     def __exit__(
         self,
@@ -75,41 +75,40 @@ class Reading:
         self._flops: float | None = None  # the trainer's sum, where a token's cost changes
         self._peak_flops: float | None = None
 
-    def take(self, event: Event) -> None:
-        data, ev = event["data"], event["ev"]
-        self.now_ns = event["t_ns"]
-        if ev == "run_start":
-            self.run_start_ns = event["t_ns"]
-        elif ev == "stage_start":
-            self.stage, self.stage_start_ns = data["stage"], event["t_ns"]
-            self.fraction, self.parts, self._tokens_per_s = None, {}, None
-        elif ev == "model":
-            self._flops_per_token = data.get("flops_per_token")
-            self._peak_flops = data.get("peak_flops")
-        elif ev == "step":
-            self._take_step(data)
-        elif ev == "progress" and data["total"]:
-            self.fraction = data["done"] / data["total"]
-            unit = str(data.get("unit", ""))[:_MAX_PART]
-            self.parts["done"] = f"{data['done']}/{data['total']} {unit}".strip()
-        elif ev == "eval" and isinstance(data.get("value"), int | float):
-            name = data["name"][:_MAX_PART]
-            if name in self.parts or len(self.parts) < _MAX_PARTS:
-                self.parts[name] = f"{name} {data['value']:.4f}"
+    def take(self, event: Event[Data]) -> None:
+        self.now_ns = event.t_ns
+        match event.data:
+            case RunStart():
+                self.run_start_ns = event.t_ns
+            case StageStart(stage=stage):
+                self.stage, self.stage_start_ns = stage, event.t_ns
+                self.fraction, self.parts, self._tokens_per_s = None, {}, None
+            case Model() as model:
+                self._flops_per_token = model.flops_per_token
+                self._peak_flops = model.peak_flops
+            case Step() as step:
+                self._take_step(step)
+            case Progress(done=done, total=total, unit=unit) if total:
+                self.fraction = done / total
+                self.parts["done"] = f"{done}/{total} {(unit or '')[:_MAX_PART]}".strip()
+            case Eval(name=name, value=float() | int() as value):
+                name = name[:_MAX_PART]
+                if name in self.parts or len(self.parts) < _MAX_PARTS:
+                    self.parts[name] = f"{name} {value:.4f}"
 
-    def _take_step(self, data: dict[str, Any]) -> None:
+    def _take_step(self, data: Step) -> None:
         total = self.recipe.document.get(self.stage, {}).get("num_steps") or None
-        self.parts["step"] = f"step {data['step'] + 1}" + (f"/{total}" if total else "")
-        self.parts["loss"] = f"loss {data['loss']:.4f}"
-        if isinstance(data.get("progress"), int | float):
-            self.fraction = data["progress"]
-        duration, count = data.get("dt_s"), data.get("step_tokens")
+        self.parts["step"] = f"step {data.step + 1}" + (f"/{total}" if total else "")
+        self.parts["loss"] = f"loss {data.loss:.4f}"
+        if data.progress is not None:
+            self.fraction = data.progress
+        duration, count = data.dt_s, data.step_tokens
         if duration and count:
             speed = count / duration
             old = self._tokens_per_s
             self._tokens_per_s = speed if old is None else old + SMOOTHING * (speed - old)
             self.parts["speed"] = f"{self._tokens_per_s:,.0f} tok/s"
-            per_token, before, self._flops = self._flops_per_token, self._flops, data.get("flops")
+            per_token, before, self._flops = self._flops_per_token, self._flops, data.flops
             if self._flops is not None and before is not None:
                 per_token = (self._flops - before) / count
             if per_token and self._peak_flops and (self._flops is None or before is not None):
@@ -133,7 +132,7 @@ class QuietDisplay:
     def begin(self, run: str, key_created: bool) -> None:
         return
 
-    def observe(self, event: Event) -> None:
+    def observe(self, event: Event[Data]) -> None:
         return
 
     def __enter__(self) -> Self:
@@ -165,16 +164,16 @@ class PlainDisplay(QuietDisplay):
         self._screen.write(text + "\n")
         self._screen.flush()
 
-    def observe(self, event: Event) -> None:
+    def observe(self, event: Event[Data]) -> None:
         self.reading.take(event)
-        data = event["data"]
-        if event["ev"] == "stage_start":
-            self.say(f"{data['stage']}: started" + (", once more" if data["attempt"] else ""))
+        data = event.data
+        if isinstance(data, StageStart):
+            self.say(f"{data.stage}: started" + (" again" if data.attempt else ""))
             self._next = time.monotonic() + PLAIN_EVERY_S
-        elif event["ev"] == "stage_stop":
-            elapsed_s = (event["t_ns"] - self.reading.stage_start_ns) / 1e9
-            self.say(f"{data['stage']}: {data['status']} after {_duration(elapsed_s)}")
-        elif event["src"] != "sup" and time.monotonic() >= self._next:
+        elif isinstance(data, StageStop):
+            elapsed_s = (event.t_ns - self.reading.stage_start_ns) / 1e9
+            self.say(f"{data.stage}: {data.status} after {_duration(elapsed_s)}")
+        elif event.src != "sup" and time.monotonic() >= self._next:
             self.say(self.reading.line())
             self._next = time.monotonic() + PLAIN_EVERY_S
 
@@ -193,8 +192,8 @@ class LiveDisplay(PlainDisplay):
         self._console.file.write(_ERASE)
         self._console.print(Text(text))
 
-    def observe(self, event: Event) -> None:
-        if event["ev"] in ("stage_start", "stage_stop"):
+    def observe(self, event: Event[Data]) -> None:
+        if isinstance(event.data, StageStart | StageStop):
             super().observe(event)
         else:
             self.reading.take(event)

@@ -105,7 +105,7 @@ def reproduce(
     )
     from kit.board.statistics import figures_of
     from kit.files import write_bytes, write_json
-    from kit.run.image import describe_image
+    from kit.image import describe_image
     from kit.trust.keys import load_or_create_signer
 
     work = work.resolve()
@@ -192,7 +192,7 @@ def _run(
     from kit.cli.prepare import fetch_for_run
     from kit.cli.progress import make_display, print_summary
     from kit.errors import KitError
-    from kit.run.inputs import describe
+    from kit.prepare.inputs import describe
     from kit.run.plan import plan_run
     from kit.run.preflight import check
     from kit.run.process import StopFlag

@@ -77,10 +77,11 @@ def run(
     from kit.cli.chance import expected_at_chance
     from kit.cli.prepare import fetch_for_run
     from kit.cli.progress import make_display
+    from kit.events import Price
     from kit.recipe import load_recipe
     from kit.run.finished import refuse_complete
     from kit.run.group import open_group
-    from kit.run.plan import Price, load_plan, plan_run
+    from kit.run.plan import load_plan, plan_run
     from kit.run.preflight import check
     from kit.run.process import StopFlag
     from kit.run.supervisor import stop_on_signals, supervise

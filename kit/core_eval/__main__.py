@@ -19,9 +19,9 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
+from kit.contract import CONTRACT, EVENTS_FD_VARIABLE, STOPPED_EXIT, remaining_s
 from kit.errors import KitError
 from kit.files import write_bytes
-from kit.run.contract import CONTRACT, EVENTS_FD_VARIABLE, STOPPED_EXIT, remaining_s
 
 JOURNAL = "core.journal.jsonl"
 _GRACE_S = 3.0  # a batch that takes longer is given up after a stop signal; the journal is whole

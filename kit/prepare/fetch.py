@@ -34,6 +34,7 @@ from kit.prepare.dataset_lock import (
     read_lock,
     write_lock,
 )
+from kit.prepare.inputs import Inputs, locate, missing_inputs, prepared_folder, reads
 from kit.prepare.job import Job, Need, Settings, Watcher
 from kit.prepare.sources import Folder, Hub, Snapshot, Source
 from kit.prepare.transfer import Line, Transfer, disk_error
@@ -46,7 +47,6 @@ from kit.prepare.wanted import (
     unchanged,
 )
 from kit.recipe import Recipe
-from kit.run.inputs import Inputs, locate, missing_inputs, prepared_folder, reads
 from kit.trust.digest import DigestCache
 
 # Conversations as JSON lines against the same in compressed parquet: an estimate, on the high side.

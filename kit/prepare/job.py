@@ -10,9 +10,9 @@ from typing import Any, Protocol
 
 from kit.prepare import core_files
 from kit.prepare.dataset_lock import PARTS
+from kit.prepare.inputs import prepared_folder
 from kit.prepare.transfer import Progress, Retry
 from kit.recipe import Recipe
-from kit.run.inputs import prepared_folder
 
 
 class Watcher(Progress, Protocol):

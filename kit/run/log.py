@@ -15,16 +15,17 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from kit.errors import SchemaError
+from kit.events import Data, Event, Resume, Source
 from kit.files import write_json
 from kit.run.environment import rtc_s, since_boot_s, time_namespace
 from kit.run_log import LOG_KIND
 from kit.timing import ClockSample, boot_id, boottime_ns
 from kit.trust.chain_writer import ChainWriter
+from kit.typed import to_json
 
-Source = Literal["sup", "trainer", "eval"]
 _ROOM = 4 * 2**20  # kept on the disk for the log, which must be able to say that the disk is full
 # Events after which the log is forced to disk: losing one of them would lose the run's story.
 _SYNCED = {"header", "run_start", "stage_start", "stage_stop", "artifacts", "run_stop", "resume"}
@@ -55,13 +56,13 @@ class EventLog:
     """Appends events to RUN/events.jsonl; the one process that does.
 
     Args:
-        observe: Called with every event as stored; where it cannot write any more, no longer.
+        observe: Called with every event as it is stored, until it raises an OSError.
     """
 
     def __init__(
         self,
         run: Path,
-        observe: Callable[[dict[str, Any]], None] | None = None,
+        observe: Callable[[Event[Data]], None] | None = None,
     ) -> None:
         self._origin_path = run / "origin.json"
         self._observe = observe
@@ -72,10 +73,8 @@ class EventLog:
         self._syncing = threading.Thread(target=self._keep_synced, name="log", daemon=True)
         self._syncing.start()
 
-    def append(
-        self, src: Source, ev: str, data: dict[str, Any], at: ClockSample | None = None
-    ) -> dict[str, Any]:
-        """Stamps, chains and stores one event; returns it as stored.
+    def append(self, data: Data, src: Source = "sup", at: ClockSample | None = None) -> Event[Data]:
+        """Timestamps, chains and stores one event; returns it as stored.
 
         Args:
             at: When it happened; None: now.
@@ -88,19 +87,19 @@ class EventLog:
             "wall_ms": sample.wall_ms,
             "clocks": sample.since(self.origin.sample),
             "src": src,
-            "ev": ev,
-            "data": data,
+            "ev": data.ev,
+            "data": to_json(data),
         }
-        event = self._writer.append(record)
+        event = Event.from_json(self._writer.append(record))
         self._last_t_ns = t_ns
-        if ev in _SYNCED:
+        if data.ev in _SYNCED:
             self._writer.sync()
-        elif ev in _SYNCED_SOON:
+        elif data.ev in _SYNCED_SOON:
             self._soon.set()
         if self._observe:
             try:
                 self._observe(event)
-            except OSError:  # nobody watches: a closed terminal or pipe ends no run
+            except OSError:  # a closed terminal or pipe must not end the run
                 self._observe = None
         return event
 
@@ -124,30 +123,30 @@ class EventLog:
     def count(self) -> int:
         return self._writer.count
 
-    def continue_after(self, last: dict[str, Any]) -> dict[str, Any]:
-        """Picks the clock up after the event `last` of an earlier process.
+    def continue_after(self, last: Event[Data]) -> Resume:
+        """Continues the run's clock after `last`, the last event of an earlier process.
 
         Returns:
-            The facts of the gap: whether the machine was rebooted, and how long it was, in seconds.
+            What to log: whether the machine was rebooted, and the seconds in between.
         """
         sample = ClockSample.now()
         rebooted = self.origin.boot != _boot_name()
         if rebooted:
             # The old boot's clocks are gone: the wall clock is all that spans the gap.
-            gap_ns = max(0, sample.wall_ms - last["wall_ms"]) * 1_000_000
-            self.origin = Origin(_boot_name(), sample, last["t_ns"] + gap_ns)
+            gap_ns = max(0, sample.wall_ms - last.wall_ms) * 1_000_000
+            self.origin = Origin(_boot_name(), sample, last.t_ns + gap_ns)
             write_json(self._origin_path, self.origin.to_json())
-        self._last_t_ns = last["t_ns"]
-        gap_s = round((self.t_ns(sample) - last["t_ns"]) / 1e9, 3)
-        return {
-            "rebooted": rebooted,
-            "downtime_s": max(0.0, gap_s),
-            "boot": self.origin.boot,
+        self._last_t_ns = last.t_ns
+        gap_s = round((self.t_ns(sample) - last.t_ns) / 1e9, 3)
+        return Resume(
+            rebooted,
+            max(0.0, gap_s),
+            self.origin.boot,
             # Witnesses of a gap that only the wall clock spans.
-            "since_boot_s": since_boot_s(),
-            "rtc_s": rtc_s(),
-            "time_namespace": time_namespace(),
-        }
+            since_boot_s=since_boot_s(),
+            rtc_s=rtc_s(),
+            time_namespace=time_namespace(),
+        )
 
     def close(self) -> None:
         self._closing.set()

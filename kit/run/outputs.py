@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kit.errors import KitError
-from kit.result import chat_section, core_section
-from kit.run.limits import (
+from kit.limits import (
     MAX_EVALUATION_BYTES,
     MAX_FILES_PER_STAGE,
     MAX_OUTPUT_BYTES_PER_STAGE,
     MAX_PATH,
     MAX_STATE_FILES_PER_STAGE,
 )
+from kit.result import chat_section, core_section
 from kit.schemas import section_problems
 from kit.trust.canonical import parse_strict
 from kit.trust.digest import FileDigest, sha256_file, tree_manifest

@@ -16,18 +16,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
+from kit.contract import Redactor, build_request, trainer_command
 from kit.errors import PrerequisiteError
+from kit.events import GroupRun, Price
 from kit.files import write_bytes, write_json
 from kit.prepare.fetch import Fetch, inputs_for_run
+from kit.prepare.inputs import Inputs, hold_to_lock, prepared_folder, refuse_given
 from kit.recipe import Recipe, parse_recipe
-from kit.run.contract import Redactor, build_request, trainer_command
 from kit.run.group import Group
-from kit.run.inputs import Inputs, hold_to_lock, prepared_folder, refuse_given
 from kit.run.process import StopFlag, run_stage
 from kit.run.separation import trainer_user
 from kit.timing import boottime_ns
+from kit.typed import to_json
 
 _PLAN = "plan.json"
 _PREPARE_S = 900
@@ -68,22 +69,6 @@ class RunPlan:
         clock.
         """
         return self.work / "cache" / self.run.name
-
-
-@dataclass(frozen=True)
-class GroupRun:
-    """Which run of which registered group this is."""
-
-    registration: dict[str, Any]
-    index: int
-
-
-@dataclass(frozen=True)
-class Price:
-    """What a kilowatt-hour costs where the run is made."""
-
-    per_kwh: float
-    currency: str
 
 
 def plan_run(
@@ -270,8 +255,8 @@ def save_plan(plan: RunPlan) -> None:
             "device": plan.device,
             "threads": plan.threads,
             "probe": plan.probe,
-            "group": plan.group and vars(plan.group),
-            "price": plan.price and vars(plan.price),
+            "group": plan.group and to_json(plan.group),
+            "price": plan.price and to_json(plan.price),
         },
     )
     (plan.run / _PLAN).chmod(0o600)  # a trainer of another user's need not read it

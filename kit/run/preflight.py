@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from kit.errors import PrerequisiteError
+from kit.image import in_image
 from kit.recipe import Recipe
-from kit.run.image import in_image
 from kit.run.separation import trainer_user
 
 # Space for checkpoints, token caches and logs, beside what the recipe's own plan says.

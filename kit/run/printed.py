@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from kit.run.limits import MAX_PRINTED_BYTES_PER_STAGE, PRINTED_TAIL_BYTES
+from kit.limits import MAX_PRINTED_BYTES_PER_STAGE, PRINTED_TAIL_BYTES
 
 
 class PrintedOutput:

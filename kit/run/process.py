@@ -21,8 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from kit.errors import PrerequisiteError
-from kit.run.contract import (
+from kit.contract import (
     EVENTS_FD_VARIABLE,
     REMARKS,
     STOPPED_EXIT,
@@ -31,8 +30,9 @@ from kit.run.contract import (
     parse_report,
     remaining_s,
 )
-from kit.run.descendants import adopt_orphans, end_descendants
-from kit.run.limits import (
+from kit.errors import PrerequisiteError
+from kit.events import Error
+from kit.limits import (
     MAX_EVENT_BYTES_PER_STAGE,
     MAX_EVENTS_PER_STAGE,
     MAX_LINE_BYTES,
@@ -40,6 +40,7 @@ from kit.run.limits import (
     MAX_REMARKS_PER_STAGE,
     MAX_TEXT,
 )
+from kit.run.descendants import adopt_orphans, end_descendants
 from kit.run.printed import PrintedOutput
 from kit.run.separation import TrainerUser
 from kit.timing import ClockSample
@@ -220,7 +221,7 @@ class _Listener:
         self._buffer = LineBuffer()
         self._redact = redact
         self._on_report = on_report
-        self.error: StageReport | None = None
+        self.error: Error | None = None
         self.accepted = 0
         self._refused = 0
         self._counts = {True: 0, False: 0}  # accepted, by whether they are remarks
@@ -306,8 +307,8 @@ class _Listener:
             self._refused += 1
             return
         self.accepted += 1
-        if report.ev == "error":
-            self.error = report
+        if isinstance(report.data, Error):
+            self.error = report.data
         self._on_report(report)
 
     def _has_room(self, report: StageReport, size: int) -> bool:
@@ -390,11 +391,8 @@ def _outcome(
             "Shorten the stage, or raise the budget on the track `open`.",
         )
     if listener.error is not None:
-        data = listener.error.data
-        hint = data.get("hint")
-        return StageOutcome(
-            "failed", code, str(data["kind"]), str(data["message"]), str(hint) if hint else None
-        )
+        told = listener.error
+        return StageOutcome("failed", code, told.kind, told.message, told.hint or None)
     if code < 0:
         message = f"the stage was ended by signal {-code} ({_signal_name(-code)})"
         if oom_kills > 0:

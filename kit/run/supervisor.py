@@ -24,17 +24,12 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import kit
-from kit.errors import KitError, PrerequisiteError
-from kit.files import DISK_FULL, write_json
-from kit.hardware import fingerprint
-from kit.result import build_result
-from kit.run.code import code_digest
-from kit.run.contract import (
+from kit.contract import (
     CONTRACT,
     INPUTS,
     Redactor,
@@ -46,44 +41,58 @@ from kit.run.contract import (
     stage_inputs,
     stage_outputs,
 )
+from kit.errors import KitError, PrerequisiteError
+from kit.events import (
+    Artifacts,
+    Data,
+    End,
+    Environment,
+    Event,
+    Fingerprint,
+    Header,
+    Image,
+    Inputs,
+    KitVersion,
+    ListedFile,
+    RecipeName,
+    RunStart,
+    RunStop,
+    Seed,
+    SignerKey,
+    Source,
+    StageStart,
+    StageStop,
+    TelemetrySummary,
+)
+from kit.files import DISK_FULL, write_json
+from kit.hardware import fingerprint
+from kit.image import describe_image
+from kit.prepare.inputs import describe
+from kit.result import build_result
+from kit.run.code import code_digest
 from kit.run.environment import describe_environment
 from kit.run.finished import keep_earlier_result, refuse_complete
-from kit.run.image import describe_image
-from kit.run.inputs import describe
-from kit.run.log import EventLog, Source
+from kit.run.log import EventLog
 from kit.run.outputs import list_outputs
 from kit.run.plan import RunPlan, compile_caches, save_plan, stage_environment
 from kit.run.process import NotStarted, StageOutcome, StopFlag, run_stage
 from kit.run.separation import trainer_user
 from kit.run.telemetry import TelemetrySampler
-from kit.run_log import LOG_KIND
+from kit.run_log import LOG_KIND, RunLog, StageLog
 from kit.trust.chain import read_chain
 from kit.trust.digest import manifest_digest, tree_digest
 from kit.trust.identities import claimed_identities
 from kit.trust.keys import Signer
 from kit.trust.sign import sign_document
+from kit.typed import from_json
 
-Observe = Callable[[dict[str, Any]], None]
+Observe = Callable[[Event[Data]], None]
 # Space that a full disk cannot take, for the files of the end, when no stage runs; the log keeps
 # its own.
 _RESERVE = ".reserve"
 _RESERVE_BYTES = 4 * 2**20
 _AFTER_ERROR = "`n4090-kit run --resume` tries again; report it if the error stays."
 _FULL_BYTES = 2**20  # a disk with less left than this is full
-
-
-@dataclass
-class _Progress:
-    """How far an earlier process came, read from its log."""
-
-    attempts: dict[str, int] = field(default_factory=dict)
-    complete: set[str] = field(default_factory=set)
-    stage_started: dict[str, int] = field(default_factory=dict)  # t_ns of the first attempt
-    resume_step: dict[str, int] = field(default_factory=dict)  # after the last reported one
-    run_start: int | None = None
-    last: dict[str, Any] | None = None
-    public_key: str | None = None
-    stop: dict[str, Any] | None = None  # the data of a `run_stop` that says `complete`
 
 
 def supervise(plan: RunPlan, signer: Signer, *, observe: Observe, stop: StopFlag) -> Path:
@@ -106,14 +115,12 @@ def supervise(plan: RunPlan, signer: Signer, *, observe: Observe, stop: StopFlag
     if not resuming:
         save_plan(plan)
     _reserve_space(run / _RESERVE)
-    progress = _read_progress(run) if resuming else _Progress()
-    if resuming and not progress.last:
-        raise PrerequisiteError(f"{run.name}: the log holds no event", hint="Start a new run.")
-    if resuming and progress.public_key != signer.public_key:
+    earlier = _read_log(run) if resuming else None
+    if earlier and earlier.header.signer.public_key != signer.public_key:
         raise PrerequisiteError(
             "this run was begun with another signing key",
             hint="Resume with the same --key; a result has one submitter.",
-            begun_with=progress.public_key,
+            begun_with=earlier.header.signer.public_key,
             given=signer.public_key,
         )
     if plan.group and plan.group.registration["public_key"] != signer.public_key:
@@ -123,30 +130,48 @@ def supervise(plan: RunPlan, signer: Signer, *, observe: Observe, stop: StopFlag
             registered_with=plan.group.registration["public_key"],
             given=signer.public_key,
         )
-    if progress.last and progress.last["ev"] == "end" and progress.stop:
+    complete = _complete_stop(earlier)
+    if earlier and complete and isinstance(earlier.last.data, End):
         return _write_result(plan, signer)  # killed after the log's last line, before the result
     log = EventLog(run, observe)
     telemetry = TelemetrySampler(run / "telemetry.jsonl", clock=log.now_ns)
     try:
-        if progress.last is None:
+        if earlier is None:
             _open_log(log, plan, signer)
         else:
             keep_earlier_result(run)
-            log.append("sup", "resume", log.continue_after(progress.last))
+            log.append(log.continue_after(earlier.last))
         telemetry.start()
-        status = progress.stop or _run_stages(log, plan, progress, stop)
+        status = complete or _run_stages(log, plan, earlier, stop)
         (run / _RESERVE).unlink(missing_ok=True)
-        if progress.stop is None:
-            log.append("sup", "run_stop", status)
+        if complete is None:
+            log.append(status)
         # Before the machine is measured again: energy is the run's alone.
-        log.append("sup", "telemetry", telemetry.stop())
+        log.append(from_json(TelemetrySummary, telemetry.stop()))
         # Asked to stop, a run has seconds before it is killed: `docker stop` waits ten.
-        _measure(log, plan, "after", probes=status["status"] != "stopped")
-        log.append("sup", "end", {"environment": describe_environment()})
+        _measure(log, plan, "after", probes=status.status != "stopped")
+        log.append(End(_environment()))
     finally:
         telemetry.stop()
         log.close()
     return _write_result(plan, signer)
+
+
+def _read_log(run: Path) -> RunLog:
+    chain = read_chain(run / "events.jsonl", LOG_KIND)
+    if not chain.records:
+        raise PrerequisiteError(f"{run.name}: the log holds no event", hint="Start a new run.")
+    return RunLog.from_chain(chain)
+
+
+def _complete_stop(earlier: RunLog | None) -> RunStop | None:
+    """The `run_stop` of a run that was complete when its supervisor was killed."""
+    stop = earlier.run_stop if earlier else None
+    return stop.data if stop and stop.data.status == "complete" else None
+
+
+def _environment() -> Environment:
+    return from_json(Environment, describe_environment())
 
 
 def _write_result(plan: RunPlan, signer: Signer) -> Path:
@@ -184,79 +209,68 @@ def stop_on_signals(stop: StopFlag) -> Iterator[None]:
 def _open_log(log: EventLog, plan: RunPlan, signer: Signer) -> None:
     recipe = plan.recipe
     log.append(
-        "sup",
-        "header",
-        {
-            "log": LOG_KIND,
-            "contract": CONTRACT,
-            "run": plan.run.name,
-            "kit": {"version": kit.__version__, "code": code_digest()},
-            "image": describe_image(),
-            "recipe": {"name": recipe.name, "track": recipe.track, "digest": recipe.digest},
-            "seed": {"value": plan.seed, "source": plan.seed_source},
-            "signer": {
-                "public_key": signer.public_key,
-                "created": signer.created,
-                "identities": claimed_identities(plan.work / "keys", signer.public_key),
-            },
-            "group": plan.group and vars(plan.group),
-            "price": plan.price and vars(plan.price),
-            "software": software(),
-            "device": plan.device,
-            "threads": plan.threads,
-            "boot": log.origin.boot,
-            "environment": describe_environment(),
-        },
+        Header(
+            log=LOG_KIND,
+            contract=CONTRACT,
+            run=plan.run.name,
+            kit=KitVersion(kit.__version__, code_digest()),
+            image=from_json(Image, describe_image()),
+            recipe=RecipeName(recipe.name, recipe.track, recipe.digest),
+            seed=Seed(plan.seed, plan.seed_source),
+            signer=SignerKey(
+                signer.public_key,
+                signer.created,
+                claimed_identities(plan.work / "keys", signer.public_key),
+            ),
+            group=plan.group,
+            price=plan.price,
+            software=software(),
+            device=plan.device,
+            threads=plan.threads,
+            boot=log.origin.boot,
+            environment=_environment(),
+        )
     )
-    log.append("sup", "inputs", describe(plan.inputs, plan.work / "cache" / "digests.json"))
+    listed = describe(plan.inputs, plan.work / "cache" / "digests.json")
+    log.append(from_json(Inputs, listed))
     _measure(log, plan, "before")
 
 
-def _run_stages(
-    log: EventLog, plan: RunPlan, progress: _Progress, stop: StopFlag
-) -> dict[str, Any]:
-    """Step 3 and 4; returns the data of `run_stop`."""
-    recipe = plan.recipe
-    start_t_ns = progress.run_start
-    if start_t_ns is None:
-        caches = tree_digest(compile_caches(plan.run))
-        start_t_ns = log.append("sup", "run_start", {"compile_caches": caches})["t_ns"]
-    start_ns = log.boottime_at(start_t_ns)
-    for stage in recipe.stages:
-        if stage in progress.complete:
+def _run_stages(log: EventLog, plan: RunPlan, earlier: RunLog | None, stop: StopFlag) -> RunStop:
+    """Steps 3 and 4; returns how the run ended."""
+    start: Event[Any] | None = earlier.run_start if earlier else None
+    if start is None:
+        start = log.append(RunStart(tree_digest(compile_caches(plan.run))))
+    start_ns = log.boottime_at(start.t_ns)
+    for stage in plan.recipe.stages:
+        before = earlier.stages.get(stage) if earlier else None
+        if before and before.complete:
             continue
         if stop:
-            return {
-                "status": "stopped",
-                "reason": "stopped",
-                "message": "stopped on request",
-                "stage": stage,
-            }
-        outcome = _run_one_stage(log, plan, progress, stop, stage, start_ns)
+            return RunStop("stopped", "stopped", "stopped on request", stage)
+        outcome = _run_one_stage(log, plan, before, stop, stage, start_ns)
         if outcome.status != "complete":
-            return {
-                "status": outcome.status,
-                "reason": outcome.reason,
-                "message": outcome.message,
-                "stage": stage,
-                **({"hint": outcome.hint} if outcome.hint else {}),
-            }
-    return {"status": "complete", "reason": None}
+            return RunStop(
+                outcome.status, outcome.reason, outcome.message, stage, outcome.hint or None
+            )
+    return RunStop("complete")
 
 
 def _run_one_stage(
-    log: EventLog, plan: RunPlan, progress: _Progress, stop: StopFlag, stage: str, start_ns: int
+    log: EventLog,
+    plan: RunPlan,
+    before: StageLog | None,
+    stop: StopFlag,
+    stage: str,
+    start_ns: int,
 ) -> StageOutcome:
     recipe, run = plan.recipe, plan.run
-    attempt = progress.attempts.get(stage, 0)
+    before = before or StageLog(stage)
+    attempt = len(before.starts)
     command = stage_command(stage, recipe, sys.executable)
     end_ns = deadline_ns(start_ns, recipe.budget_s)
-    began = log.append(
-        "sup",
-        "stage_start",
-        {"stage": stage, "attempt": attempt, "command": _public(command, plan)},
-    )
-    stage_start_ns = log.boottime_at(progress.stage_started.get(stage, began["t_ns"]))
+    began = log.append(StageStart(stage, attempt, tuple(_public(command, plan))))
+    stage_start_ns = log.boottime_at(before.starts[0].t_ns if before.starts else began.t_ns)
     hours = recipe.section("pretrain")["hours"] if stage == "pretrain" else 0
     if hours:
         end_ns = min(end_ns, deadline_ns(stage_start_ns, hours * 3600))
@@ -269,7 +283,7 @@ def _run_one_stage(
         inputs=stage_inputs(stage, plan.inputs.as_dict()),
         seed=plan.seed,
         attempt=attempt,
-        resume_step=progress.resume_step.get(stage, 0),
+        resume_step=before.resume_step,
         device=plan.device,
         threads=plan.threads,
         clock={
@@ -285,7 +299,7 @@ def _run_one_stage(
     source: Source = "eval" if stage == "core" else "trainer"
 
     def store(report: StageReport) -> None:
-        log.append(source, report.ev, report.data, report.at)
+        log.append(report.data, source, report.at)
 
     try:
         write_json(request_path, request)
@@ -319,23 +333,18 @@ def _run_one_stage(
         if user:
             user.take(run / stage_outputs(stage))
         outcome = _store_artifacts(log, plan, stage, outcome)
+    left_out = outcome.print_left_out_bytes
     log.append(
-        "sup",
-        "stage_stop",
-        {
-            "stage": stage,
-            "attempt": attempt,
-            "status": outcome.status,
-            "reason": outcome.reason,
-            "exit_code": outcome.exit_code,
-            "accepted": outcome.accepted,
-            "dropped": outcome.dropped,
-            **(
-                {"print_left_out_bytes": outcome.print_left_out_bytes}
-                if outcome.print_left_out_bytes
-                else {}
-            ),
-        },
+        StageStop(
+            stage,
+            attempt,
+            outcome.status,
+            outcome.reason,
+            outcome.exit_code,
+            outcome.accepted,
+            outcome.dropped,
+            {"print_left_out_bytes": left_out} if left_out else {},
+        )
     )
     return outcome
 
@@ -368,17 +377,8 @@ def _store_artifacts(
         return replace(
             outcome, status="failed", reason="bad_output", message=message, hint=error.hint
         )
-    listing = [{"path": file.path, "bytes": file.bytes, "sha256": file.digest} for file in files]
-    log.append(
-        "sup",
-        "artifacts",
-        {
-            "stage": stage,
-            "folder": stage_outputs(stage),
-            "digest": manifest_digest(files),
-            "files": listing,
-        },
-    )
+    listing = tuple(ListedFile(file.path, file.bytes, file.digest) for file in files)
+    log.append(Artifacts(stage, stage_outputs(stage), manifest_digest(files), listing))
     return outcome
 
 
@@ -405,30 +405,7 @@ def _measure(log: EventLog, plan: RunPlan, when: str, *, probes: bool = True) ->
     both = json.loads(path.read_text()) if path.is_file() else {}
     both[when] = measured
     write_json(path, both)
-    log.append("sup", "fingerprint", {"when": when, "fingerprint": measured})
-
-
-def _read_progress(run: Path) -> _Progress:
-    progress = _Progress()
-    stage = ""
-    for event in read_chain(run / "events.jsonl", LOG_KIND).records:
-        data = event["data"]
-        if event["ev"] == "header":
-            progress.public_key = data["signer"]["public_key"]
-        elif event["ev"] == "run_start":
-            progress.run_start = event["t_ns"]
-        elif event["ev"] == "stage_start":
-            stage = data["stage"]
-            progress.attempts[stage] = progress.attempts.get(stage, 0) + 1
-            progress.stage_started.setdefault(stage, event["t_ns"])
-        elif event["ev"] == "step":
-            progress.resume_step[stage] = data["step"] + 1
-        elif event["ev"] == "stage_stop" and data["status"] == "complete":
-            progress.complete.add(data["stage"])
-        elif event["ev"] == "run_stop" and data["status"] == "complete":
-            progress.stop = data
-        progress.last = event
-    return progress
+    log.append(Fingerprint(when, measured))
 
 
 def software() -> dict[str, str | None]:

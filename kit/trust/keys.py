@@ -205,7 +205,7 @@ def _sign_with_ssh_keygen(message: bytes, namespace: str, key: Path) -> str:
                 hint="is the key in the agent (`ssh-add -l`) or its device plugged in?",
                 reason=reason[-1] if reason else "",
             )
-        return signature.read_text()
+        return signature.read_text(encoding="utf-8")
 
 
 def revoke(keys_dir: Path, public_key: str, reason: str = "") -> Path:

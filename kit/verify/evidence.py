@@ -15,15 +15,15 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from kit.errors import SchemaError
-from kit.events import Event
+from kit.events import Event, Header, Model
 from kit.files import read_regular
 from kit.recipe import Recipe, parse_recipe
-from kit.result import Story, chat_section, core_section
 from kit.run_log import LOG_KIND, RunLog
 from kit.telemetry_summary import TELEMETRY_KIND, Summary
 from kit.trust.canonical import parse_strict
 from kit.trust.chain import Chain, ChainProblem, read_chain, scan_chain
 from kit.trust.digest import DigestCache, Progress, sha256_bytes, sha256_file
+from kit.verify import recompute
 from kit.verify.expected import Expected
 
 if TYPE_CHECKING:
@@ -144,17 +144,13 @@ class Evidence:
         """Whether a GPU did the work, as far as track, log and fingerprint say."""
         if self.track == "rtx4090-24h":
             return True  # the track's rule; a log that says otherwise is not excused by it
-        if any(e["data"].get("device", "").startswith("cuda") for e in self._model_events()):
+        devices = [event.data.device or "" for event in self.log.of("pretrain", Model)]
+        if any(device.startswith("cuda") for device in devices):
             return True
-        header = self.header
-        if header.get("device") == "cpu":
+        if self.header.device == "cpu":
             return False
         gpus = (self.document["hardware"]["before"] or {}).get("gpus")
-        says_cpu = any(e["data"].get("device") == "cpu" for e in self._model_events())
-        return bool(gpus) and not says_cpu
-
-    def _model_events(self) -> list[Document]:
-        return [e for e in self.story.of("pretrain", "model") if isinstance(e["data"], dict)]
+        return bool(gpus) and "cpu" not in devices
 
     @cached_property
     def reference_trainer(self) -> bool:
@@ -196,13 +192,6 @@ class Evidence:
         return found
 
     @cached_property
-    def story(self) -> Story:
-        """The log taken apart; only when V04 has nothing against it."""
-        if self.log_problems:
-            raise Refused("the log cannot be relied on (V04)")
-        return Story.from_chain(self.chain)
-
-    @cached_property
     def log(self) -> RunLog:
         """What the log says happened; only when V04 has nothing against it."""
         if self.log_problems:
@@ -210,14 +199,13 @@ class Evidence:
         return RunLog.from_chain(self.chain)
 
     @property
-    def header(self) -> Document:
-        data: Document = self.story.header["data"]
-        return data
+    def header(self) -> Header:
+        return self.log.header
 
     @property
     def complete(self) -> bool:
-        stop = self.story.run_stop
-        return stop is not None and stop["data"]["status"] == "complete"
+        stop = self.log.run_stop
+        return stop is not None and stop.data.status == "complete"
 
     # --- telemetry ----------------------------------------------------------------------------
 
@@ -253,7 +241,7 @@ class Evidence:
         document = self.evaluation_file(stage)
         if document is None:
             return None
-        return core_section(document) if stage == "core" else chat_section(document)
+        return recompute.core(document) if stage == "core" else recompute.chat(document)
 
     def evaluation_file(self, stage: str) -> Document | None:
         """What an evaluation wrote, with its `digest`; None when there was none.
@@ -262,21 +250,21 @@ class Evidence:
             Absent: The file is not beside the result.
             Refused: The file is not the one that the log names.
         """
-        artifact = self.story.artifacts.get(stage)
+        artifact = self.log.artifacts.get(stage)
         if artifact is None:
             return None
-        entry = artifact["files"][0]
-        relative = f"{artifact['folder']}/{entry['path']}"
+        entry = artifact.files[0]
+        relative = f"{artifact.folder}/{entry.path}"
         if not safe_path(relative) or not self.inside(relative):
             raise Refused(f"{relative!r} leads out of the run folder (V21)")
         try:
             data = read_regular(self.file(relative), MAX_EVALUATION_BYTES)
         except SchemaError as error:
             raise Refused(f"{relative}: {error.message} (V21)") from None
-        if sha256_bytes(data) != entry["sha256"]:
+        if sha256_bytes(data) != entry.sha256:
             raise Refused(f"{relative} is not the file that the log names (V21)")
         parsed = parse_strict(data, max_bytes=MAX_EVALUATION_BYTES, name=relative)
-        return {**parsed, "digest": entry["sha256"]}
+        return {**parsed, "digest": entry.sha256}
 
     def artifact_file(self, stage: str, name: str) -> Path:
         """A file of a stage's outputs, held against the log's digest.
@@ -285,13 +273,13 @@ class Evidence:
             Absent: It is not beside the result.
             Refused: It is not the one that the log names.
         """
-        artifact = self.story.artifacts[stage]
-        entry = next(file for file in artifact["files"] if file["path"] == name)
-        relative = f"{artifact['folder']}/{name}"
+        artifact = self.log.artifacts[stage]
+        entry = next(file for file in artifact.files if file.path == name)
+        relative = f"{artifact.folder}/{name}"
         if not safe_path(relative) or not self.inside(relative):
             raise Refused(f"{relative!r} leads out of the run folder (V21)")
         path = self.file(relative)
-        if path.stat().st_size != entry["bytes"] or self.digest(relative) != entry["sha256"]:
+        if path.stat().st_size != entry.bytes or self.digest(relative) != entry.sha256:
             raise Refused(f"{relative} is not the file that the log names (V21)")
         return path
 
@@ -301,13 +289,13 @@ class Evidence:
         Args:
             skip: What begins like this is not looked at.
         """
-        artifact = self.story.artifacts.get(stage)
+        artifact = self.log.artifacts.get(stage)
         if artifact is None:
             raise Irrelevant(f"the run left no outputs of {stage}")
-        for file in artifact["files"]:
-            if not file["path"].startswith(skip):
-                self.artifact_file(stage, file["path"])
-        return self.folder / str(artifact["folder"])
+        for file in artifact.files:
+            if not file.path.startswith(skip):
+                self.artifact_file(stage, file.path)
+        return self.folder / artifact.folder
 
     @cached_property
     def replayed(self) -> Replay:

@@ -106,6 +106,18 @@ def checks_table() -> str:
     return "\n".join(["| id | check | looks at | stops |", "|---|---|---|---|", *rows])
 
 
+def verify(run: str | Path, **options: Any) -> Report:
+    """Checks the result of a run folder, or of a result.json with its evidence beside it.
+
+    Args:
+        options: Fields of `Options`, such as `strict=True`.
+
+    Returns:
+        The report; `verdict` is consistent, inconclusive, refused or unreadable.
+    """
+    return verify_result(Path(run), Options(**options))
+
+
 def verify_result(path: Path, options: Options | None = None) -> Report:
     """Checks the result at `path` (result.json, or the run folder that holds it).
 

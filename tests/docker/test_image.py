@@ -105,7 +105,7 @@ def test_changed_code_takes_the_digest_away(engine: Any, main_image: str, tmp_pa
         main_image,
         "/opt/n4090/bin/python",
         "-c",
-        "from kit.run.image import describe_image; print(describe_image())",
+        "from kit.image import describe_image; print(describe_image())",
         volumes=[f"{tmp_path}/timing.py:{site}/kit/timing.py:ro"],
         environment={"N4090_IMAGE_DIGEST": "sha256:" + "0" * 64},
     )

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from kit.result import Story
+from kit.events import Eval
+from kit.run_log import RunLog
 
 TINY = Path(__file__).parent.parent / "assets" / "tiny.toml"
 SEED = int(os.environ.get("N4090_TEST_SEED", random.SystemRandom().randrange(10**6)))
@@ -43,18 +44,18 @@ def finish(process: subprocess.Popen[str]) -> None:
 
 def outcome(run: Path) -> dict[str, Any]:
     """What must not depend on interruptions: losses, evaluations, and the digests of all files."""
-    story = Story.read(run)
-    assert story.chain.problems == []
+    log = RunLog.read(run)
+    assert log.chain.problems == []
     evaluations = {
-        (stage, event["data"]["name"], event["data"]["step"]): event["data"]["value"]
+        (stage, event.data.name, event.data.step): event.data.value
         for stage in ("pretrain", "sft")
-        for event in story.of(stage, "eval")
+        for event in log.of(stage, Eval)
     }
     return {
-        "pretrain": [event["data"]["loss"] for event in story.steps("pretrain")],
-        "sft": [event["data"]["loss"] for event in story.steps("sft")],
+        "pretrain": [event.data.loss for event in log.steps("pretrain")],
+        "sft": [event.data.loss for event in log.steps("sft")],
         "evaluations": evaluations,
-        "files": {stage: part["digest"] for stage, part in story.artifacts.items()},
+        "files": {stage: part.digest for stage, part in log.artifacts.items()},
     }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import tamper
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from support.synthetic import core_document
 
 from kit.board.layout import REPRODUCTION_NAMESPACE
 from kit.board.statistics import figures_of
@@ -17,7 +18,6 @@ from kit.schemas import problems
 from kit.trust import sshsig
 from kit.trust.keys import Signer
 from kit.trust.sign import result_id, sign_document
-from kit.verify.synthetic import core_document
 
 
 def key_of(name: str) -> Ed25519PrivateKey:

@@ -19,10 +19,10 @@ import pytest
 
 from kit.prepare import core_files
 from kit.prepare.fetch import prepare
+from kit.prepare.inputs import prepared_folder
 from kit.prepare.job import Settings
 from kit.prepare.transfer import Retry
 from kit.recipe import Recipe, parse_recipe
-from kit.run.inputs import prepared_folder
 from kit.schemas import problems
 
 SHARED = Path(os.environ.get("N4090_SHARED", Path(__file__).parents[3] / "shared"))

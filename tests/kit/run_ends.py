@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kit.prepare.inputs import Inputs
 from kit.recipe import parse_recipe
 from kit.run import supervisor
-from kit.run.inputs import Inputs
 from kit.run.plan import RunPlan
 from kit.run.process import StopFlag
 from kit.trust.keys import load_or_create_signer

@@ -1,4 +1,4 @@
-"""Honest runs to tamper with: one read from disk, others written by `kit.verify.synthetic`."""
+"""Honest runs to tamper with: one read from disk, others written by `support.synthetic`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from support.draft import KEY, Draft, Event, chain_lines, write_signed
+from support.synthetic import (
+    BOOT,
+    RECIPE,
+    SECOND_BOOT,
+    gpu_run,
+    safetensors,
+)
+from support.synthetic_machine import gpu_4090, reclassify
 
 from kit.recipe import load_recipe, parse_recipe
 from kit.result import core_section
@@ -20,15 +29,6 @@ from kit.run.plan import RunPlan, plan_run
 from kit.trust import sshsig
 from kit.trust.digest import sha256_bytes
 from kit.trust.sign import signed_bytes
-from kit.verify.draft import KEY, Draft, Event, chain_lines, write_signed
-from kit.verify.synthetic import (
-    BOOT,
-    RECIPE,
-    SECOND_BOOT,
-    gpu_run,
-    safetensors,
-)
-from kit.verify.synthetic_machine import gpu_4090, reclassify
 
 __all__ = [
     "BOOT",

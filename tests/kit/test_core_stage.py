@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import pytest
 from core_bundles import make_bundle
 
+from kit.contract import Redactor, parse_report
 from kit.core_eval.__main__ import main
-from kit.run.contract import Redactor, parse_report
 from kit.timing import ClockSample, boottime_ns
 
 ROOT = Path(__file__).parents[2]

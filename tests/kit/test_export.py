@@ -16,8 +16,8 @@ from click.testing import CliRunner, Result
 from kit.board.model_index import model_index
 from kit.cli.main import cli
 from kit.errors import PrerequisiteError
+from kit.export_formats import dsse, mllog, public_pem
 from kit.trust.canonical import parse_strict
-from kit.trust.export import dsse, mllog, public_pem
 from kit.trust.keys import Signer, load_or_create_signer
 
 

@@ -14,6 +14,7 @@ from kit.errors import KitError, PrerequisiteError
 from kit.recipe import load_recipe, parse_recipe
 from kit.result import energy_section, runs_section
 from kit.run.group import challenge_seed, open_group, register, registration_problem
+from kit.run_log import RunLog
 from kit.trust.keys import load_or_create_signer
 from kit.verify import Options, verify_result
 
@@ -75,12 +76,10 @@ def test_cost_is_energy_times_the_stated_price(tmp_path: Path) -> None:
     draft.header()["price"] = {"per_kwh": 0.4, "currency": "EUR"}
     report = verify_result(draft.write(tmp_path / "run"))
     assert report.verdict == "consistent", report.refused_by
-    from kit.result import Story
-
-    story = Story.read(tmp_path / "run")
-    energy = energy_section(story)
+    log = RunLog.read(tmp_path / "run")
+    energy = energy_section(log)
     assert energy["cost"] == pytest.approx(energy["kwh"] * 0.4, abs=1e-4)
-    assert energy["currency"] == "EUR" and runs_section(story)["group"] is None
+    assert energy["currency"] == "EUR" and runs_section(log)["group"] is None
 
 
 @pytest.mark.slow

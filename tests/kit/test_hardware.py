@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from support.synthetic_machine import gpu_4090
 
 from kit.errors import PrerequisiteError
 from kit.hardware import gpu_class, gpu_facts, host_facts, probe_cpu, probe_gpu
@@ -19,7 +20,6 @@ from kit.hardware.gpu_class import KINDS
 from kit.hardware.gpu_probe import l2_knee_bytes
 from kit.hardware.nvml import Nvml, uuid_hash
 from kit.verify import synthetic
-from kit.verify.synthetic_machine import gpu_4090
 
 GIB = 2**30
 MIB = 2**20

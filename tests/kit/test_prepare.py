@@ -23,8 +23,8 @@ from prepare_place import place as place
 from kit.cli.prepare import fetch_for_run
 from kit.errors import KitError, PrerequisiteError
 from kit.prepare.fetch import check, inputs_for_run, prepare
+from kit.prepare.inputs import locate
 from kit.prepare.job import Need
-from kit.run.inputs import locate
 
 
 def test_everything_a_recipe_reads_is_fetched_and_found(place: Place) -> None:

@@ -19,7 +19,7 @@ from prepare_place import small_core as small_core
 
 from kit.cli.prepare import prepare as command
 from kit.errors import PrerequisiteError
-from kit.run.inputs import Inputs, describe, locate
+from kit.prepare.inputs import Inputs, describe, locate
 
 
 def run_command(place: Place, *options: str) -> Any:

@@ -25,9 +25,9 @@ from prepare_place import place as place
 from kit.cli.prepare import say_need
 from kit.errors import KitError, PrerequisiteError, SchemaError
 from kit.prepare.fetch import check, inputs_for_run
+from kit.prepare.inputs import locate
 from kit.prepare.job import Need
 from kit.prepare.transfer import retry_after_s
-from kit.run.inputs import locate
 
 
 def test_a_broken_connection_is_resumed_where_it_broke(place: Place) -> None:

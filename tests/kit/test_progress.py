@@ -8,7 +8,6 @@ import select
 import termios
 import threading
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 from rich.cells import cell_len
@@ -17,24 +16,28 @@ from rich.console import Console
 from kit.cli import screen
 from kit.cli.progress import LiveDisplay, PlainDisplay, make_display
 from kit.cli.screen import Screen
+from kit.events import Clocks, Data, Eval, Event, StageStart, StageStop, Step
 from kit.recipe import load_recipe
 
 
-def step(number: int) -> dict[str, Any]:
-    data = {"step": number, "loss": 2.5, "progress": number / 450, "dt_s": 0.1, "step_tokens": 2048}
-    return {"ev": "step", "src": "trainer", "t_ns": 10**9 * number, "data": data}
+def event(data: Data, t_ns: int) -> Event[Data]:
+    src = "trainer" if data.by == "stage" else "sup"
+    return Event(0, "", t_ns, 0, Clocks(0, None, None), src, data)
+
+
+def step(number: int) -> Event[Data]:
+    told = Step(number, 0, 2.5, progress=number / 450, dt_s=0.1, step_tokens=2048)
+    return event(told, 10**9 * number)
 
 
 def shown(every_s: float) -> str:
     shown_on = io.StringIO()
     console = Console(file=shown_on, force_terminal=True, width=120)
     with LiveDisplay(load_recipe("smoke"), console, every_s) as display:
-        start = {"stage": "pretrain", "attempt": 0}
-        display.observe({"ev": "stage_start", "src": "sup", "t_ns": 0, "data": start})
+        display.observe(event(StageStart("pretrain", 0), 0))
         for number in range(20):
             display.observe(step(number))
-        stop = {"stage": "pretrain", "status": "complete"}
-        display.observe({"ev": "stage_stop", "src": "sup", "t_ns": 20 * 10**9, "data": stop})
+        display.observe(event(StageStop("pretrain", 0, "complete"), 20 * 10**9))
     return shown_on.getvalue()
 
 
@@ -54,8 +57,7 @@ def test_what_a_trainer_names_moves_no_cursor_and_wraps_no_line() -> None:
     shown_on = io.StringIO()
     console = Console(file=shown_on, force_terminal=True, width=60)
     with LiveDisplay(load_recipe("smoke"), console, 0.0) as display:
-        data = {"name": "\x1b[2J\x9b5Abpb\n\r" + "\u8a55" * 40, "value": 1.5}
-        display.observe({"ev": "eval", "src": "trainer", "t_ns": 1, "data": data})
+        display.observe(event(Eval("\x1b[2J\x9b5Abpb\n\r" + "\u8a55" * 40, 1.5), 1))
     drawn = shown_on.getvalue().split("\x1b[36m")[1].split("\x1b[0m")[0]
     assert "?[2J?5Abpb??" in drawn and drawn.endswith("…")
     assert cell_len(drawn) <= 59 and drawn.isprintable()
@@ -85,9 +87,8 @@ def test_a_paused_terminal_holds_up_no_run(opening: None) -> None:
         display.observe(step(1))
         assert b"step 2" in read_all(master)
         termios.tcflow(terminal, termios.TCOOFF)  # what Ctrl-S does
-        start = {"stage": "sft", "attempt": 0}
-        begin = {"ev": "stage_start", "src": "sup", "t_ns": 0, "data": start}
-        begun = in_time(lambda: [display.observe(event) for event in (step(2), begin, step(3))])
+        begin = event(StageStart("sft", 0), 0)
+        begun = in_time(lambda: [display.observe(one) for one in (step(2), begin, step(3))])
         termios.tcflow(terminal, termios.TCOON)
         assert begun
         display.observe(step(4))
@@ -133,8 +134,7 @@ def in_time(call: Callable[[], object]) -> bool:
 def test_a_line_stays_short_however_much_a_trainer_names() -> None:
     display = PlainDisplay(load_recipe("smoke"))
     for number in range(1000):
-        data = {"name": f"{number} " * 500, "value": 1.5}
-        display.reading.take({"ev": "eval", "src": "trainer", "t_ns": 1, "data": data})
+        display.reading.take(event(Eval(f"{number} " * 500, 1.5), 1))
     display.reading.take(step(7))
     assert len(display.reading.line()) < 1500
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from kit.events import EVENTS
-from kit.result import Story
 from kit.run_log import RunLog
 from kit.trust.chain import Chain
 from reference.lab.run_folder import RunFolder
@@ -64,8 +63,6 @@ def test_steps_that_a_resumed_run_gave_up_do_not_count(
     ]
     start = {"ev": "stage_start", "data": {"stage": "pretrain"}}
     records = [{"ev": "header", "data": {}}, start, *reports]
-    story = Story.from_chain(Chain("", records=records))
-    assert [event["data"]["report"] for event in story.steps("pretrain")] == counted
     log = RunLog.from_chain(Chain("", records=[full(record) for record in records]))
     assert [event.data.more["report"] for event in log.steps()] == counted
     assert [event.data.more["report"] for event in log.evaluations("val_bpb")] == counted

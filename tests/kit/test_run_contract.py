@@ -7,11 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kit.run.contract import Redactor, parse_report, stage_seed
-from kit.run.limits import MAX_LINE_BYTES, MAX_TEXT
+from kit.contract import Redactor, parse_report, stage_seed
+from kit.events import Step
+from kit.limits import MAX_LINE_BYTES, MAX_TEXT
 from kit.run.process import LineBuffer
 from kit.timing import ClockSample
 from kit.trust.canonical import canonical_bytes
+from kit.typed import to_json
 
 NOTHING = Redactor({})
 NOW = ClockSample.now()
@@ -24,7 +26,7 @@ def line(ev: str, **data: object) -> bytes:
 def test_a_step_is_stored_as_reported() -> None:
     report = parse_report(line("step", step=3, tokens=10, loss=2.5), NOTHING, NOW)
     assert report is not None
-    assert (report.ev, report.data) == ("step", {"step": 3, "tokens": 10, "loss": 2.5})
+    assert report.data == Step(3, 10, 2.5)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +58,7 @@ def test_what_breaks_the_contract_is_dropped(bad: bytes) -> None:
 @given(st.binary(max_size=300) | st.text().map(str.encode))
 def test_no_line_raises_and_what_is_kept_can_be_chained(data: bytes) -> None:
     report = parse_report(data, NOTHING, NOW)
-    assert report is None or canonical_bytes(report.data)
+    assert report is None or canonical_bytes(to_json(report.data))
 
 
 json_values = st.recursive(
@@ -69,7 +71,7 @@ json_values = st.recursive(
 def test_any_extra_data_is_chainable_or_dropped(extra: dict) -> None:
     data = {**extra, "text": "x"}
     report = parse_report(json.dumps({"ev": "note", "data": data}).encode(), NOTHING, NOW)
-    assert report is None or canonical_bytes(report.data)
+    assert report is None or canonical_bytes(to_json(report.data))
 
 
 def test_places_of_the_machine_and_long_texts_do_not_pass() -> None:
@@ -80,12 +82,12 @@ def test_places_of_the_machine_and_long_texts_do_not_pass() -> None:
         line("note", text="lost /home/ann/w/runs/1/a and /home/ann/w/b"), redact, NOW
     )
     assert report is not None
-    assert report.data["text"] == "lost <run>/a and <work>/b"
+    assert report.data.text == "lost <run>/a and <work>/b"
     relative = Redactor({"recipe_dir": Path("mine"), "work": Path("/home/ann/w")})
     assert relative(["mine", "x"]) == ["<recipe_dir>", "x"]
     long = parse_report(line("note", text="x" * 5000), redact, NOW)
     assert long is not None
-    assert len(long.data["text"]) == MAX_TEXT
+    assert len(long.data.text) == MAX_TEXT
 
 
 def test_stages_have_seeds_of_their_own_that_fit_31_bits() -> None:

@@ -13,8 +13,9 @@ import pytest
 import run_ends
 from run_ends import Ended, run_to_its_end
 
-from kit.run import limits, outputs, process, supervisor
-from kit.run.inputs import Inputs
+from kit import limits
+from kit.prepare.inputs import Inputs
+from kit.run import outputs, process, supervisor
 from kit.run.process import StopFlag
 from kit.schemas import problems
 from kit.verify import verify_result
@@ -393,8 +394,8 @@ def test_names_and_places_of_the_machine_are_in_no_signed_byte(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
     user, host = "zebulon-quist", "krakenbox-7"
-    monkeypatch.setattr("kit.run.contract.getpass.getuser", lambda: user)
-    monkeypatch.setattr("kit.run.contract.socket.gethostname", lambda: f"{host}.lan.example")
+    monkeypatch.setattr("kit.contract.getpass.getuser", lambda: user)
+    monkeypatch.setattr("kit.contract.socket.gethostname", lambda: f"{host}.lan.example")
     monkeypatch.setenv("HOME", f"/home/{user}")
     code = LEAK.replace("NAMES", repr([user, host])) + end
     ended = run_to_its_end(tmp_path / user / host, {"tokenizer": code})

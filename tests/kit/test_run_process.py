@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from kit.contract import Redactor, StageReport
 from kit.errors import PrerequisiteError
 from kit.run import process
-from kit.run.contract import Redactor, StageReport
 from kit.run.process import StageOutcome, StopFlag, run_stage
 from kit.timing import boottime_ns
 
@@ -50,7 +50,7 @@ def stage(tmp_path: Path) -> Callable[..., tuple[StageOutcome, list[StageReport]
 def test_reports_arrive_in_order_and_exit_zero_is_complete(stage) -> None:
     outcome, reports = stage("for i in range(100): emit('note', text=str(i))")
     assert outcome.status == "complete"
-    assert [report.data["text"] for report in reports] == [str(i) for i in range(100)]
+    assert [report.data.text for report in reports] == [str(i) for i in range(100)]
 
 
 def test_an_error_event_becomes_the_reason(stage) -> None:
@@ -101,7 +101,7 @@ def test_a_stop_request_asks_and_the_stage_may_save(stage) -> None:
     )
     assert outcome.status == "stopped"
     # The request may come before the handler is there; then the signal itself ends the stage.
-    assert reports == [] or reports[-1].data["text"] in ("saved", "ready")
+    assert reports == [] or reports[-1].data.text in ("saved", "ready")
 
 
 def test_a_stage_that_closes_the_pipe_is_still_waited_for(stage) -> None:
@@ -179,7 +179,7 @@ def test_a_stage_dies_with_its_supervisor(tmp_path: Path) -> None:
     script.write_text(
         "import os, sys\n"
         "from pathlib import Path\n"
-        "from kit.run.contract import Redactor\n"
+        "from kit.contract import Redactor\n"
         "from kit.run.process import StopFlag, run_stage\n"
         "from kit.timing import boottime_ns\n"
         "run_stage([sys.executable, *sys.argv[1:3]], environment=dict(os.environ),"
@@ -228,4 +228,4 @@ def test_a_report_is_passed_on_before_the_next_one_comes(stage) -> None:
         stop.count = 1
 
     stage("emit('step', step=0, tokens=0, loss=1.0); time.sleep(60)", stop=stop, on_report=take)
-    assert [report.data["step"] for report in seen] == [0]
+    assert [report.data.step for report in seen] == [0]

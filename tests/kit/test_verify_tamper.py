@@ -95,8 +95,9 @@ def test_reports_that_died_with_a_supervisor_are_forgiven_up_to_a_limit(
     draft = base("long, resumed")
     resume = draft.events.index(draft.of("resume")[0])
     last = max(e["data"]["step"] for e in draft.events[:resume] if e["ev"] == "step")
-    draft.events[resume:] = [
-        e for e in draft.events[resume:] if e["ev"] != "step" or e["data"]["step"] > last + lost
+    end = next(i for i, e in enumerate(draft.events) if i > resume and e["ev"] == "stage_stop")
+    draft.events[resume:end] = [
+        e for e in draft.events[resume:end] if e["ev"] != "step" or e["data"]["step"] > last + lost
     ]
     report = verify_result(draft.write(tmp_path / "run"))
     assert report.status("V08") == status, explain(report)

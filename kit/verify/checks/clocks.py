@@ -18,8 +18,14 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
+from kit.events import (
+    Data,
+    Event,
+    Resume,
+    Step,
+)
 from kit.verify.checks.log import attempts
-from kit.verify.evidence import Document, Evidence
+from kit.verify.evidence import Evidence
 from kit.verify.finding import Check, Finding, fail, ok, warn
 from kit.verify.thresholds import (
     CLOCK_SHARE,
@@ -53,10 +59,9 @@ def clocks(evidence: Evidence) -> Iterator[Finding]:
 
 def _sources(evidence: Evidence, ranked: bool) -> Iterator[Finding]:
     """Clocks are read from libc and the kernel; a preloaded library may not stand between."""
-    environment = evidence.header["environment"]
-    found = environment.get("clocks_from")
-    preloaded = environment.get("ld_preload")
-    if not isinstance(found, dict):
+    environment = evidence.header.environment
+    found, preloaded = environment.clocks_from, environment.ld_preload
+    if found is None:
         if ranked:
             yield fail(
                 "the log does not say what answered for the clocks", "environment.clocks_from"
@@ -96,17 +101,16 @@ def _sources(evidence: Evidence, ranked: bool) -> Iterator[Finding]:
 
 def _namespaces(evidence: Evidence, ranked: bool) -> Iterator[Finding]:
     """A time namespace shifts clocks once and for all: it may not differ over a run."""
-    environment = evidence.header["environment"]
-    begun = environment.get("time_namespace")
+    begun = evidence.header.environment.time_namespace
     if begun is None and ranked:
         yield fail("the time namespace was not read", "environment.time_namespace")
-    places = [("end", evidence.story.environment_end.get("time_namespace", begun))]
-    for event in evidence.story.resumes:
-        seq, name = event["seq"], "time_namespace"
-        if name in event["data"]:
-            places.append((f"events.jsonl, seq {seq}", event["data"][name]))
-        elif begun not in (None, "none"):
-            places.append((f"events.jsonl, seq {seq}", None))
+    end = evidence.log.end
+    places = [("end", end.environment.time_namespace)] if end else []
+    for event in evidence.log.resumes:
+        found = event.data.time_namespace
+        # Resumes of early kits do not have it: they excuse nothing but plain clocks.
+        if found is not None or begun not in (None, "none"):
+            places.append((f"events.jsonl, seq {event.seq}", found))
     for place, found in places:
         if found != begun:
             yield fail(
@@ -128,17 +132,17 @@ def _read(evidence: Evidence, ranked: bool) -> Iterator[Finding]:
     """A clock that is there is read with every event; a missing sample excuses nothing."""
     silent = []
     for name in _CLOCKS:
-        lacking = [e for e in evidence.story.chain.records if e["clocks"][name] is None]
+        lacking = [e for e in evidence.log.events if getattr(e.clocks, name) is None]
         if not lacking:
             continue
-        if len(lacking) == len(evidence.story.chain.records):
+        if len(lacking) == len(evidence.log.events):
             silent.append(name)
             if ranked:
                 yield fail("a clock was never read", f"clocks.{name}")
             continue
         yield fail(
             "a clock was not read with every event",
-            f"events.jsonl, seq {lacking[0]['seq']}: {name}",
+            f"events.jsonl, seq {lacking[0].seq}: {name}",
             expected="a time",
             found=f"none in {len(lacking):,} events",
         )
@@ -150,7 +154,7 @@ def _read(evidence: Evidence, ranked: bool) -> Iterator[Finding]:
 
 def _disagreements(evidence: Evidence, ranked: bool) -> Iterator[Finding]:
     asleep_s = wall_steps = 0.0
-    for boot in boots(evidence.story.chain.records):
+    for boot in boots(evidence.log.events):
         slept = _asleep_s(boot)
         for name, deviation_s, span_s, at in _deviations(boot, slept):
             if name == "wall":
@@ -184,14 +188,14 @@ def _allowed_s(name: str, span_s: float) -> float:
     return CLOCK_SLACK_S + (UPTIME_SHARE if name == "uptime" else CLOCK_SHARE) * span_s
 
 
-def _wall_drift(boot: list[Document]) -> Iterator[Finding]:
+def _wall_drift(boot: list[Event[Data]]) -> Iterator[Finding]:
     """The wall clock is set in jumps or slewed with the run's clock, never drawn away from it."""
     if len(boot) < 2:
         return
-    ahead_s = [event["wall_ms"] / 1e3 - event["t_ns"] / 1e9 for event in boot]
+    ahead_s = [event.wall_ms / 1e3 - event.t_ns / 1e9 for event in boot]
     moves = [after - before for before, after in pairwise(ahead_s)]
     jumps = [move for move in moves if abs(move) > WALL_JUMP_S]
-    span_s = (boot[-1]["t_ns"] - boot[0]["t_ns"]) / 1e9
+    span_s = (boot[-1].t_ns - boot[0].t_ns) / 1e9
     drift_s = math.fsum(move for move in moves if abs(move) <= WALL_JUMP_S)
     allowed_s = CLOCK_SLACK_S + WALL_DRIFT_SHARE * span_s
     if abs(drift_s) > allowed_s:
@@ -216,17 +220,17 @@ def _wall_drift(boot: list[Document]) -> Iterator[Finding]:
 
 def _reboots(evidence: Evidence, ranked: bool) -> Iterator[Finding]:
     """Each reboot is named, and its gap is no shorter than other clocks say."""
-    records = evidence.story.chain.records
-    begun = evidence.header["environment"].get("rtc_s")
+    records = evidence.log.events
+    begun = evidence.header.environment.rtc_s
     for before, event in pairwise(records):
-        data = event["data"]
-        if event["ev"] != "resume" or not data["rebooted"]:
+        data = event.data
+        if not isinstance(data, Resume) or not data.rebooted:
             continue
-        place = f"events.jsonl, seq {event['seq']}"
-        gap_s = (event["t_ns"] - before["t_ns"]) / 1e9
-        booted_s, rtc = data.get("since_boot_s"), data.get("rtc_s")
+        place = f"events.jsonl, seq {event.seq}"
+        gap_s = (event.t_ns - before.t_ns) / 1e9
+        booted_s, rtc = data.since_boot_s, data.rtc_s
         witnesses = []
-        if isinstance(booted_s, int | float):
+        if booted_s is not None:
             witnesses.append("time since boot")
             if booted_s > gap_s + CLOCK_SLACK_S:
                 yield fail(
@@ -235,9 +239,9 @@ def _reboots(evidence: Evidence, ranked: bool) -> Iterator[Finding]:
                     expected=f"at least {booted_s:,.1f} s of downtime",
                     found=f"{gap_s:,.1f} s",
                 )
-        if isinstance(begun, int) and isinstance(rtc, int):
+        if begun is not None and rtc is not None:
             witnesses.append("hardware clock")
-            passed_s, by_rtc_s = (event["t_ns"] - records[0]["t_ns"]) / 1e9, rtc - begun
+            passed_s, by_rtc_s = (event.t_ns - records[0].t_ns) / 1e9, rtc - begun
             if abs(by_rtc_s - passed_s) > RTC_SLACK_S + RTC_SHARE * passed_s:
                 yield fail(
                     "the hardware clock counted another time up to a reboot than the run",
@@ -254,11 +258,11 @@ def _reboots(evidence: Evidence, ranked: bool) -> Iterator[Finding]:
 def _device_clock(evidence: Evidence, ranked: bool) -> Iterator[Finding]:
     """The GPU times each step on a clock of its own, which no library can slow down."""
     for stage in ("pretrain", "sft"):
-        for run in attempts(evidence.story.of(stage, "step")):
-            timed = [e["data"] for e in run[1:] if e["data"].get("cuda_s") is not None]
-            device_s = math.fsum(step["cuda_s"] for step in timed)
-            passed_s = (run[-1]["t_ns"] - run[0]["t_ns"]) / 1e9
-            stated_s = math.fsum(step.get("dt_s") or 0.0 for step in timed)
+        for run in attempts(evidence.log.of(stage, Step)):
+            timed = [e.data for e in run[1:] if e.data.cuda_s is not None]
+            device_s = math.fsum(step.cuda_s or 0.0 for step in timed)
+            passed_s = (run[-1].t_ns - run[0].t_ns) / 1e9
+            stated_s = math.fsum(step.dt_s or 0.0 for step in timed)
             allowed_s = STEP_TIME_SLACK_S + CLOCK_SHARE * passed_s
             if device_s > passed_s + allowed_s:
                 yield fail(
@@ -276,11 +280,11 @@ def _device_clock(evidence: Evidence, ranked: bool) -> Iterator[Finding]:
                 )
 
 
-def boots(records: list[Document]) -> Iterator[list[Document]]:
+def boots(records: list[Event[Data]]) -> Iterator[list[Event[Data]]]:
     """The events of each boot."""
-    current: list[Document] = []
+    current: list[Event[Data]] = []
     for event in records:
-        if event["ev"] == "resume" and event["data"]["rebooted"]:
+        if isinstance(event.data, Resume) and event.data.rebooted:
             yield current
             current = []
         current.append(event)
@@ -288,7 +292,7 @@ def boots(records: list[Document]) -> Iterator[list[Document]]:
 
 
 def _deviations(
-    boot: list[Document], asleep: list[float]
+    boot: list[Event[Data]], asleep: list[float]
 ) -> Iterator[tuple[str, float, float, int]]:
     """(clock, seconds ahead of the run's clock, seconds counted, seq) where each is worst.
 
@@ -299,17 +303,17 @@ def _deviations(
     """
     if len(boot) < 2:
         return
-    t0 = boot[0]["t_ns"]
+    t0 = boot[0].t_ns
     series: dict[str, list[tuple[int, float]]] = {}
 
     def take(name: str, values: list[float | None]) -> None:
         series[name] = [(i, value) for i, value in enumerate(values) if value is not None]
 
-    spans = [(event["t_ns"] - t0) / 1e9 for event in boot]
-    raw = [event["clocks"]["raw_ns"] / 1e9 for event in boot]
-    system = [_scaled(event["clocks"]["syscall_ns"], 1e-9) for event in boot]
-    take("wall", [event["wall_ms"] / 1e3 for event in boot])
-    take("uptime", [_scaled(event["clocks"]["uptime_ms"], 1e-3) for event in boot])
+    spans = [(event.t_ns - t0) / 1e9 for event in boot]
+    raw = [event.clocks.raw_ns / 1e9 for event in boot]
+    system = [_scaled(event.clocks.syscall_ns, 1e-9) for event in boot]
+    take("wall", [event.wall_ms / 1e3 for event in boot])
+    take("uptime", [_scaled(event.clocks.uptime_ms, 1e-3) for event in boot])
     # Through libc and past it: what a preloaded library cannot do to both.
     take(
         "raw against the system call",
@@ -332,7 +336,7 @@ def _deviations(
             index = points[place][0]
             excess = abs(lasting) - _allowed_s(name, spans[index])
             if excess > worst[0]:
-                worst = (excess, lasting, spans[index], boot[index]["seq"])
+                worst = (excess, lasting, spans[index], boot[index].seq)
         yield name, *worst[1:]
 
 
@@ -340,14 +344,14 @@ def _scaled(value: Any, unit: float) -> float | None:
     return None if value is None else value * unit
 
 
-def _asleep_s(boot: list[Document]) -> list[float]:
+def _asleep_s(boot: list[Event[Data]]) -> list[float]:
     """Seconds slept so far, by event: the raw clock falls behind at once, by much, and for good."""
     first = boot[0]
     slept, furthest = 0.0, 0.0
     found = []
     for event in boot:
-        elapsed = event["t_ns"] - first["t_ns"]
-        lag = (elapsed - event["clocks"]["raw_ns"] + first["clocks"]["raw_ns"]) / 1e9
+        elapsed = event.t_ns - first.t_ns
+        lag = (elapsed - event.clocks.raw_ns + first.clocks.raw_ns) / 1e9
         if lag - furthest > SLEEP_MIN_S:
             slept += lag - furthest
         furthest = max(furthest, lag)
@@ -355,7 +359,7 @@ def _asleep_s(boot: list[Document]) -> list[float]:
     return found
 
 
-def slept_s(boot: list[Document]) -> float:
+def slept_s(boot: list[Event[Data]]) -> float:
     """Seconds that the run's clock counted and the raw clock did not."""
     return _asleep_s(boot)[-1] if boot else 0.0
 

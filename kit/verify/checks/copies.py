@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kit.errors import KitError
-from kit.result import Story
+from kit.run_log import RunLog
 from kit.schemas import problems
 from kit.verify.checks.identity import name_of
 from kit.verify.evidence import Document, Evidence, Irrelevant, read_result
@@ -79,7 +79,7 @@ def _compare(
                 "the same card as a row of another key", card[:19] + "…", found=f"row {name}"
             )
     if not same_seed and evidence.reference_trainer:
-        likeness = _likeness(_losses(evidence.story), _losses_beside(path))
+        likeness = _likeness(_losses(evidence.log), _losses_beside(path))
         if likeness is not None and likeness > CURVE_CORRELATION:
             yield fail(
                 "the loss goes up and down with another row's, though the seeds differ",
@@ -99,14 +99,14 @@ def _cards(document: Document) -> set[str]:
     return {gpu["uuid_hash"] for gpu in gpus if isinstance(gpu.get("uuid_hash"), str)}
 
 
-def _losses(story: Story) -> dict[int, float]:
-    return {e["data"]["step"]: float(e["data"]["loss"]) for e in story.steps("pretrain")}
+def _losses(log: RunLog) -> dict[int, float]:
+    return {event.data.step: float(event.data.loss) for event in log.steps()}
 
 
 def _losses_beside(path: Path) -> dict[int, float]:
     """The losses in the log beside another row; none when there is none to be read."""
     try:
-        return _losses(Story.read(path.parent))
+        return _losses(RunLog.read(path.parent))
     except (KitError, OSError, KeyError, TypeError, ValueError, AttributeError):
         return {}
 

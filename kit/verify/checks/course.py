@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import kit
+from kit.contract import CONTRACT
 from kit.events import (
     Artifacts,
     End,
@@ -20,7 +21,6 @@ from kit.events import (
     StageStop,
     TelemetrySummary,
 )
-from kit.run.contract import CONTRACT
 from kit.timing import utc_from_ms, wall_ms
 from kit.trust.digest import sha256_bytes
 from kit.verify.checks.log import _grammar
@@ -57,7 +57,7 @@ _NAMES = {
 
 def course(evidence: Evidence) -> Iterator[Finding]:
     """Each event stands where the recipe's run has it, once, and says what that run must say."""
-    if _grammar(evidence.story.chain.records):
+    if _grammar(evidence.log.events):
         raise Refused("the order of the log cannot be relied on (V05)")
     expected = Expected(evidence.recipe)
     problems = 0

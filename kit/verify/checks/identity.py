@@ -80,17 +80,17 @@ def owner(evidence: Evidence) -> Iterator[Finding]:
     document, options = evidence.document, evidence.options
     submitter = document["submitter"]
     keys = [entry["public_key"] for entry in document["signatures"]] or [submitter["public_key"]]
-    began = evidence.header["signer"]
-    for name, stated in (
-        ("public_key", submitter["public_key"]),
-        ("created", submitter["key_created_for_this_work_folder"]),
-        ("identities", submitter["identities"]),
+    began = evidence.header.signer
+    for logged, stated in (
+        (began.public_key, submitter["public_key"]),
+        (began.created, submitter["key_created_for_this_work_folder"]),
+        (began.identities, submitter["identities"]),
     ):
-        if began.get(name, {}) != stated:
+        if logged != stated:
             yield fail(
                 "the run was begun with another key than the submitter's",
                 "submitter",
-                expected=began.get(name),
+                expected=logged,
                 found=stated,
             )
             return

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any
 
 import kit
 from kit.core_eval.bundle import core_facts
 from kit.errors import SchemaError
+from kit.events import InputFiles
 from kit.recipe import parse_recipe
-from kit.result import data_section
 from kit.trust.digest import FileDigest, manifest_digest, sha256_bytes
+from kit.typed import to_json
+from kit.verify import recompute
 from kit.verify.checks.numbers import differences
 from kit.verify.evidence import Absent, Evidence, Refused
 from kit.verify.finding import Check, Finding, fail, ok, warn
@@ -22,13 +23,18 @@ def software(evidence: Evidence) -> Iterator[Finding]:
     """Kit, image and recipe are the ones the log began with."""
     document, header = evidence.document, evidence.header
     problems = 0
-    for section in ("kit", "image", "software"):
-        for place, expected, found in differences(header[section], document[section], section):
+    stated_by_log = {
+        "kit": to_json(header.kit),
+        "image": to_json(header.image),
+        "software": header.software,
+    }
+    for section, logged in stated_by_log.items():
+        for place, expected, found in differences(logged, document[section], section):
             problems += 1
             yield fail("differs from the log's header", place, expected=expected, found=found)
     recipe = document["recipe"]
     digest = sha256_bytes(recipe["text"].encode())
-    stated = {"recipe.digest": recipe["digest"], "the log's header": header["recipe"]["digest"]}
+    stated = {"recipe.digest": recipe["digest"], "the log's header": header.recipe.digest}
     for place, value in stated.items():
         if value != digest:
             problems += 1
@@ -49,7 +55,7 @@ def software(evidence: Evidence) -> Iterator[Finding]:
                 expected=getattr(parsed, name),
                 found=recipe[name],
             )
-    began = set(evidence.story.starts)
+    began = {name for name, stage in evidence.log.stages.items() if stage.starts}
     if not began <= set(parsed.stages):
         problems += 1
         yield fail(
@@ -97,50 +103,48 @@ def _own_code() -> str | None:
 
 def data(evidence: Evidence) -> Iterator[Finding]:
     """Inputs are those of the log, canonical where they must be, and the tokens add up."""
-    document, story = evidence.document, evidence.story
+    document, log = evidence.document, evidence.log
     before = 0
     findings: list[Finding] = []
-    for place, expected, found in differences(data_section(story), document["data"], "data"):
+    for place, expected, found in differences(recompute.data(log), document["data"], "data"):
         findings.append(
             fail("differs from the log's inputs", place, expected=expected, found=found)
         )
-    for name, part in story.inputs.items():
-        if part is None:
-            continue
-        files = [FileDigest(f["path"], f["bytes"], f["sha256"]) for f in part["files"]]
+    for name, part in log.inputs.items():
+        files = [FileDigest(f.path, f.bytes, f.sha256) for f in part.files]
         digest = manifest_digest(files)
-        if digest != part["digest"]:
+        if digest != part.digest:
             findings.append(
                 fail(
                     "the digest of an input is not that of its files",
                     f"inputs.{name}",
                     expected=digest,
-                    found=part["digest"],
+                    found=part.digest,
                 )
             )
-    findings += _validation(story.inputs.get("data"))
+    findings += _validation(log.inputs.data)
     findings += _bundle(evidence)
     findings += _chat(evidence)
     findings += _tokens(evidence)
     before = sum(finding.status == "fail" for finding in findings)
     yield from findings
     if not before:
-        shards = story.inputs.get("data")
-        what = f"{len(shards['files'])} training files" if shards else "no training data"
+        shards = log.inputs.data
+        what = f"{len(shards.files)} training files" if shards else "no training data"
         yield ok(f"{what}, {document['training']['tokens']:,} tokens add up")
 
 
-def _validation(shards: dict[str, Any] | None) -> Iterator[Finding]:
+def _validation(shards: InputFiles | None) -> Iterator[Finding]:
     """No file twice: a copy of the validation shard among the training ones shows here."""
     seen: dict[str, str] = {}
-    for file in shards["files"] if shards else []:
-        if file["sha256"] in seen:
+    for file in shards.files if shards else ():
+        if file.sha256 in seen:
             yield fail(
                 "the same file twice among the shards (is validation data trained on?)",
-                f"inputs.data: {file['path']}",
-                found=seen[file["sha256"]],
+                f"inputs.data: {file.path}",
+                found=seen[file.sha256],
             )
-        seen[file["sha256"]] = file["path"]
+        seen[file.sha256] = file.path
 
 
 def _bundle(evidence: Evidence) -> Iterator[Finding]:
@@ -197,38 +201,39 @@ def _chat(evidence: Evidence) -> Iterator[Finding]:
 
 def _tokens(evidence: Evidence) -> Iterator[Finding]:
     """Tokens grow by the same batch at every step; for the reference trainer, by the recipe's."""
-    steps = [event["data"] for event in evidence.story.steps("pretrain")]
+    steps = [event.data for event in evidence.log.steps()]
     if not steps:
         return
     for before, after in pairwise(steps):
-        if after["tokens"] <= before["tokens"]:
+        if after.tokens <= before.tokens:
             yield fail(
                 "tokens do not grow from step to step",
-                f"pretrain step {after['step']}",
-                expected=f"more than {before['tokens']}",
-                found=after["tokens"],
+                f"pretrain step {after.step}",
+                expected=f"more than {before.tokens}",
+                found=after.tokens,
             )
             return
     if not evidence.reference_trainer:
         return
     section = evidence.recipe.section("pretrain")
     total, ramp = section["total_batch_size"], section.get("batch_ramp") or []
-    before = {"step": -1, "tokens": 0}
+    last, last_tokens = -1, 0
     for step in steps:
-        expected = (step["step"] + 1) * total
+        expected = (step.step + 1) * total
         if ramp:
             # The batch of a step is the recipe's at the progress that the step reports.
-            if step["step"] != before["step"] + 1:
+            if step.step != last + 1:
                 return  # V08 says so
-            reached = [value for share, value in ramp if share <= step.get("progress", 1.0)]
-            expected = before["tokens"] + (reached[-1] if reached else total)
-        before = step
-        if step["tokens"] != expected:
+            progress = 1.0 if step.progress is None else step.progress
+            reached = [value for share, value in ramp if share <= progress]
+            expected = last_tokens + (reached[-1] if reached else total)
+        last, last_tokens = step.step, step.tokens
+        if step.tokens != expected:
             yield fail(
                 "tokens are not steps times batch",
-                f"pretrain step {step['step']}",
+                f"pretrain step {step.step}",
                 expected=expected,
-                found=step["tokens"],
+                found=step.tokens,
             )
             return
 

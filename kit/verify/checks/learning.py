@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from kit.events import Model, Step
 from kit.trust.digest import DIGEST_PATTERN
 from kit.verify.checks.replay import initial_weights_problem
 from kit.verify.evidence import Evidence, Irrelevant
@@ -14,26 +15,26 @@ from kit.verify.thresholds import BEST_BPB_RTX4090, FIRST_LOSS_NATS
 
 def curve(evidence: Evidence) -> Iterator[Finding]:
     """The loss starts where a model that knows nothing starts, and ends where one can."""
-    steps = evidence.story.steps("pretrain")
+    steps = evidence.log.steps("pretrain")
     if not steps:
         raise Irrelevant("the run has no pretraining steps")
     if not evidence.reference_trainer:
         raise Irrelevant("only the reference trainer is known to start at ln(vocabulary)")
     problems = 0
-    if any(event["data"]["loss"] < 0 for event in steps):
+    if any(event.data.loss < 0 for event in steps):
         problems += 1
         yield fail("a loss below zero", "events.jsonl")
-    first = steps[0]["data"]
+    first = steps[0].data
     vocabulary = _vocabulary(evidence)
     expected = math.log(vocabulary)
     # A resume may do the first step again; each of them counts.
-    for event in evidence.story.of("pretrain", "step"):
-        loss = event["data"]["loss"]
-        if event["data"]["step"] == 0 and abs(loss - expected) > FIRST_LOSS_NATS:
+    for event in evidence.log.of("pretrain", Step):
+        loss = event.data.loss
+        if event.data.step == 0 and abs(loss - expected) > FIRST_LOSS_NATS:
             problems += 1
             yield fail(
                 "the first loss is not that of a fresh model",
-                f"events.jsonl, seq {event['seq']}",
+                f"events.jsonl, seq {event.seq}",
                 expected=f"{expected:.2f} (ln {vocabulary}), within {FIRST_LOSS_NATS}",
                 found=loss,
             )
@@ -48,34 +49,34 @@ def curve(evidence: Evidence) -> Iterator[Finding]:
             found=bpb["last"],
         )
     if not problems:
-        last = steps[-1]["data"]["loss"]
-        yield ok(f"loss {first['loss']:.3f} (ln vocabulary {expected:.3f}) to {last:.3f}")
+        last = steps[-1].data.loss
+        yield ok(f"loss {first.loss:.3f} (ln vocabulary {expected:.3f}) to {last:.3f}")
 
 
 def _vocabulary(evidence: Evidence) -> int:
-    models = evidence.story.of("pretrain", "model")
-    stated = models[-1]["data"].get("vocab_size") if models else None
+    models = evidence.log.of("pretrain", Model)
+    stated = models[-1].data.vocab_size if models else None
     asked = evidence.recipe.section("tokenizer")["vocab_size"]
     # A small corpus may give fewer tokens than asked for, never more.
-    if isinstance(stated, int) and 256 <= stated <= asked:
+    if stated is not None and 256 <= stated <= asked:
         return stated
     return int(asked)
 
 
 def start(evidence: Evidence) -> Iterator[Finding]:
     """Every start of the training began with the same weights: those of its seed."""
-    models = evidence.story.of("pretrain", "model")
+    models = evidence.log.of("pretrain", Model)
     if not models or not evidence.reference_trainer:
         raise Irrelevant("only the reference trainer reports the weights it begins with")
     place = "the model event's initial_weights"
-    stated = [event["data"].get("initial_weights") for event in models]
+    stated = [event.data.initial_weights for event in models]
     if all(value is None for value in stated):
         if evidence.track == "rtx4090-24h":
             yield fail("the trainer did not say which weights it began with", place)
             return
         raise Irrelevant("made before the trainer reported the weights it begins with")
     first = stated[0]
-    if not isinstance(first, str) or not DIGEST_PATTERN.fullmatch(first):
+    if first is None or not DIGEST_PATTERN.fullmatch(first):
         yield fail("no digest", place, found=first)
         return
     if any(value != first for value in stated):

@@ -7,7 +7,19 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from itertools import pairwise
 
-from kit.verify.evidence import Document, Evidence
+from kit.events import (
+    Artifacts,
+    Data,
+    End,
+    Event,
+    Resume,
+    RunStart,
+    RunStop,
+    StageStart,
+    StageStop,
+    Step,
+)
+from kit.verify.evidence import Evidence
 from kit.verify.finding import Check, Finding, fail, ok, warn
 from kit.verify.thresholds import (
     CLOCK_SHARE,
@@ -29,17 +41,17 @@ def chain(evidence: Evidence) -> Iterator[Finding]:
     claimed = evidence.document["telemetry"]
     if claimed["digest"] is None:
         return
-    told = evidence.story.telemetry
+    told = evidence.log.telemetry
     telemetry = evidence.telemetry
     for problem in telemetry.chain.problems[:3]:
         yield fail(problem.message, f"telemetry.jsonl, line {problem.line}")
     for name in ("head", "count"):
         found = getattr(telemetry.chain, name)
-        if told and told.get(name) != found:
+        if told and getattr(told, name) != found:
             yield fail(
                 "the telemetry is not the one that the log names",
                 f"telemetry.jsonl, {name}",
-                expected=told.get(name),
+                expected=getattr(told, name),
                 found=found,
             )
     if telemetry.chain.problems:
@@ -58,85 +70,84 @@ def chain(evidence: Evidence) -> Iterator[Finding]:
 
 def order(evidence: Evidence) -> Iterator[Finding]:
     """Time only moves forward; start, stages and stop stand in each other as a run does."""
-    records = evidence.story.chain.records
+    records = evidence.log.events
     previous = -1
     for line, event in enumerate(records, start=1):
-        if event["t_ns"] < previous:
+        if event.t_ns < previous:
             yield fail(
                 "time runs backwards",
                 f"events.jsonl, line {line}",
                 expected=f"at least {previous} ns",
-                found=event["t_ns"],
+                found=event.t_ns,
             )
             return
-        previous = event["t_ns"]
+        previous = event.t_ns
     problem = _grammar(records)
     if problem:
         yield fail(problem[1], f"events.jsonl, line {problem[0]}")
         return
-    late = [e for e in evidence.story.chain.records if e["ev"] == "run_stop"]
-    if not late:
+    if evidence.log.run_stop is None:
         yield fail("the run has no stop", "events.jsonl")
         return
     yield ok(f"{len(records):,} events in order, {previous / 1e9:,.0f} s on the run's clock")
 
 
-def _grammar(records: list[Document]) -> tuple[int, str] | None:
+def _grammar(records: list[Event[Data]]) -> tuple[int, str] | None:
     """(line, problem) of the first event that cannot stand where it stands."""
     started = stopped = False
     finished = ended = False  # the run was complete; its log was closed
     stage: str | None = None
     done: set[str] = set()
     for line, event in enumerate(records, start=1):
-        ev, data = event["ev"], event["data"]
-        if ev == "header":
+        data = event.data
+        if line == 1:  # the header
             continue
-        if ev == "run_start":
+        if isinstance(data, RunStart):
             if started:
                 return line, "the run starts a second time"
             started = True
-        elif ev == "resume":
+        elif isinstance(data, Resume):
             if ended:
                 return line, "a complete run goes on"
             stage, stopped = None, finished  # a complete run may only be closed, not continued
-        elif ev == "stage_start":
+        elif isinstance(data, StageStart):
             if finished:
                 return line, "a complete run goes on"
             if not started or stopped:
                 return line, "a stage begins outside the run"
             if stage is not None:
-                return line, f"stage {data['stage']} begins inside {stage}"
-            if data["stage"] in done:
-                return line, f"stage {data['stage']} begins again after it was complete"
-            stage = data["stage"]
-        elif ev == "stage_stop":
-            if stage != data["stage"]:
-                return line, f"stage {data['stage']} stops but did not start"
-            if data["status"] == "complete":
-                done.add(data["stage"])
+                return line, f"stage {data.stage} begins inside {stage}"
+            if data.stage in done:
+                return line, f"stage {data.stage} begins again after it was complete"
+            stage = data.stage
+        elif isinstance(data, StageStop):
+            if stage != data.stage:
+                return line, f"stage {data.stage} stops but did not start"
+            if data.status == "complete":
+                done.add(data.stage)
             stage = None
-        elif ev == "artifacts":
-            if stage != data["stage"]:
+        elif isinstance(data, Artifacts):
+            if stage != data.stage:
                 return line, "outputs are counted outside their stage"
-        elif ev == "run_stop":
+        elif isinstance(data, RunStop):
             if not started or stopped or stage is not None:
                 return line, "the run stops while a stage goes on, or without having started"
             stopped = True
-            finished = data["status"] == "complete"
-        elif ev == "end":
+            finished = data.status == "complete"
+        elif isinstance(data, End):
             ended = finished
-        elif event["src"] != "sup" and stage is None:
-            return line, f"the trainer reports `{ev}` outside a stage"
-        elif event["src"] == "eval" and stage != "core":
+        elif event.src != "sup" and stage is None:
+            return line, f"the trainer reports `{event.ev}` outside a stage"
+        elif event.src == "eval" and stage != "core":
             return line, "the evaluator reports outside CORE"
     return None
 
 
-def attempts(steps: list[Document]) -> Iterator[list[Document]]:
+def attempts(steps: list[Event[Step]]) -> Iterator[list[Event[Step]]]:
     """Runs of steps that only grow: one for each start of the stage."""
-    current: list[Document] = []
+    current: list[Event[Step]] = []
     for event in steps:
-        if current and event["data"]["step"] <= current[-1]["data"]["step"]:
+        if current and event.data.step <= current[-1].data.step:
             yield current
             current = []
         current.append(event)
@@ -146,36 +157,36 @@ def attempts(steps: list[Document]) -> Iterator[list[Document]]:
 
 def gaps(evidence: Evidence) -> Iterator[Finding]:
     """No unexplained silence, no missing step, no hidden restart."""
-    story = evidence.story
-    boot = evidence.header["boot"]
+    log = evidence.log
+    boot = evidence.header.boot
     problems = 0
-    for event in story.resumes:
-        data = event["data"]
-        changed = data["boot"] != boot
-        if changed != data["rebooted"]:
+    for event in log.resumes:
+        data = event.data
+        changed = data.boot != boot
+        if changed != data.rebooted:
             problems += 1
             yield fail(
                 "a resume says one thing about a reboot and the boot's name another",
-                f"events.jsonl, seq {event['seq']}",
+                f"events.jsonl, seq {event.seq}",
                 expected=f"rebooted: {changed}",
-                found=f"rebooted: {data['rebooted']}",
+                found=f"rebooted: {data.rebooted}",
             )
-        boot = data["boot"]
-    records = story.chain.records
-    for before, event in pairwise(records):
-        if event["ev"] != "resume":
+        boot = data.boot
+    records = log.events
+    for before, after in pairwise(records):
+        if not isinstance(after.data, Resume):
             continue
-        elapsed_s = (event["t_ns"] - before["t_ns"]) / 1e9
-        if abs(elapsed_s - event["data"]["downtime_s"]) > CLOCK_SLACK_S + CLOCK_SHARE * elapsed_s:
+        elapsed_s = (after.t_ns - before.t_ns) / 1e9
+        if abs(elapsed_s - after.data.downtime_s) > CLOCK_SLACK_S + CLOCK_SHARE * elapsed_s:
             problems += 1
             yield fail(
                 "downtime is not the time between the events around it",
-                f"events.jsonl, seq {event['seq']}",
+                f"events.jsonl, seq {after.seq}",
                 expected=round(elapsed_s, 3),
-                found=event["data"]["downtime_s"],
+                found=after.data.downtime_s,
             )
-    for stage, starts in story.starts.items():
-        attempts = [event["data"]["attempt"] for event in starts]
+    for stage, told in log.stages.items():
+        attempts = [event.data.attempt for event in told.starts]
         if attempts != list(range(len(attempts))):
             problems += 1
             yield fail(
@@ -185,29 +196,30 @@ def gaps(evidence: Evidence) -> Iterator[Finding]:
                 found=attempts,
             )
     for stage in ("pretrain", "sft"):
-        for finding in _step_gaps(story.reports.get(stage, []), stage):
+        reports = log.stages[stage].reports if stage in log.stages else []
+        for finding in _step_gaps(reports, stage):
             problems += finding.status == "fail"
             yield finding
     if not problems:
-        steps = len(story.steps("pretrain"))
-        yield ok(f"{steps:,} pretraining steps without a hole, {len(story.resumes)} resumes")
+        steps = len(log.steps("pretrain"))
+        yield ok(f"{steps:,} pretraining steps without a hole, {len(log.resumes)} resumes")
 
 
-def _step_gaps(events: list[Document], stage: str) -> Iterator[Finding]:
+def _step_gaps(events: list[Event[Data]], stage: str) -> Iterator[Finding]:
     """Holes in the step numbers, and silences that nothing between two steps explains."""
-    steps = [event for event in events if event["ev"] == "step"]
+    steps = [event for event in events if isinstance(event.data, Step)]
     if len(steps) < 2:
         return
-    numbers = [event["data"]["step"] for event in steps]
+    numbers = [event.data.step for event in steps if isinstance(event.data, Step)]
     strides = [after - before for before, after in pairwise(numbers)]
     stride = statistics.mode(strides)
-    seqs = [event["seq"] for event in steps]
-    intervals = [(after["t_ns"] - before["t_ns"]) / 1e9 for before, after in pairwise(steps)]
+    seqs = [event.seq for event in steps]
+    intervals = [(after.t_ns - before.t_ns) / 1e9 for before, after in pairwise(steps)]
     longest = max(GAP_MIN_S, GAP_MEDIANS * statistics.median(intervals))
     # What does not explain a silence. Events that are not the stage's own (a stage that ends and
     # begins again) show as seq numbers that the stage's events leave out.
-    quiet = [e["seq"] for e in events if e["ev"] not in ("step", "eval", "checkpoint")]
-    own = [e["seq"] for e in events]
+    quiet = [e.seq for e in events if e.ev not in ("step", "eval", "checkpoint")]
+    own = [e.seq for e in events]
     holes = silences = 0
     for index, (step, interval) in enumerate(zip(strides, intervals, strict=True)):
         begin, end = seqs[index], seqs[index + 1]

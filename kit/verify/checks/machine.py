@@ -73,10 +73,10 @@ def alone(evidence: Evidence) -> Iterator[Finding]:
 
 def machine(evidence: Evidence) -> Iterator[Finding]:
     """The machine is one and the same, and its GPU what it says it is."""
-    document, story = evidence.document, evidence.story
+    document, log = evidence.document, evidence.log
     findings: list[Finding] = []
     for when in ("before", "after"):
-        logged = story.fingerprints.get(when)
+        logged = log.fingerprints.get(when)
         for place, expected, found in differences(
             logged, document["hardware"][when], f"hardware.{when}"
         ):

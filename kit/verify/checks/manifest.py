@@ -7,11 +7,13 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from kit.contract import stage_outputs
+from kit.events import Artifacts, Model
 from kit.files import open_regular
-from kit.run.contract import stage_outputs
 from kit.trust.digest import FileDigest, manifest_digest
+from kit.typed import to_json
 from kit.verify.checks.numbers import differences
-from kit.verify.evidence import Document, Evidence, Irrelevant, safe_path
+from kit.verify.evidence import Evidence, Irrelevant, safe_path
 from kit.verify.finding import Check, Finding, fail, missing, ok, skip, warn
 from kit.verify.weights import BrokenWeights, read_weights
 
@@ -48,22 +50,26 @@ _TEXT_BYTES = 2**20  # of a text file, that are looked at
 
 def checkpoint(evidence: Evidence) -> Iterator[Finding]:
     """Manifests are the log's, name only plain files inside, and the files are those."""
-    document, story = evidence.document, evidence.story
+    document, log = evidence.document, evidence.log
     findings: list[Finding] = []
     for part, stage in _STAGES.items():
-        logged = story.artifacts.get(stage)
-        expected = logged and {key: logged[key] for key in ("folder", "digest", "files")}
+        logged = log.artifacts.get(stage)
+        expected = logged and {
+            "folder": logged.folder,
+            "digest": logged.digest,
+            "files": to_json(logged.files),
+        }
         for place, want, found in differences(
             expected, document["checkpoint"][part], f"checkpoint.{part}"
         ):
             findings.append(fail("differs from the log", place, expected=want, found=found))
-    if not story.artifacts:
+    if not log.artifacts:
         yield from findings
         if not findings:
             raise Irrelevant("the run left no outputs")
         return
     counted = absent = elsewhere = 0
-    for stage, artifact in story.artifacts.items():
+    for stage, artifact in log.artifacts.items():
         found, files, gone = _one(evidence, stage, artifact)
         findings += found
         counted += files
@@ -87,16 +93,16 @@ def checkpoint(evidence: Evidence) -> Iterator[Finding]:
         yield ok(f"{counted} files by digest, safetensors and plain text only")
 
 
-def _one(evidence: Evidence, stage: str, artifact: Document) -> tuple[list[Finding], int, int]:
+def _one(evidence: Evidence, stage: str, artifact: Artifacts) -> tuple[list[Finding], int, int]:
     """Findings, files counted, and files absent, of one stage's outputs."""
-    folder, files = artifact["folder"], artifact["files"]
+    folder, files = artifact.folder, artifact.files
     place = f"artifacts of {stage}"
     if folder != stage_outputs(stage):
         return [fail("outputs in a folder that is not the stage's", place, found=folder)], 0, 0
     findings: list[Finding] = []
     names: set[str] = set()
     for file in files:
-        path = file["path"]
+        path = file.path
         if not safe_path(path):
             findings.append(
                 fail("a name that leads elsewhere or reads two ways", place, found=path)
@@ -115,14 +121,14 @@ def _one(evidence: Evidence, stage: str, artifact: Document) -> tuple[list[Findi
         names.add(path.casefold())
     if any(finding.status == "fail" for finding in findings):
         return findings, 0, 0
-    digest = manifest_digest([FileDigest(f["path"], f["bytes"], f["sha256"]) for f in files])
-    if digest != artifact["digest"]:
+    digest = manifest_digest([FileDigest(f.path, f.bytes, f.sha256) for f in files])
+    if digest != artifact.digest:
         findings.append(
             fail(
                 "the digest of the manifest is not that of its files",
                 place,
                 expected=digest,
-                found=artifact["digest"],
+                found=artifact.digest,
             )
         )
     if evidence.folder.joinpath(folder).is_symlink() or not evidence.inside(folder):
@@ -131,54 +137,54 @@ def _one(evidence: Evidence, stage: str, artifact: Document) -> tuple[list[Findi
         return findings, 0, len(files)
     counted = absent = 0
     for file in files:
-        relative = f"{folder}/{file['path']}"
-        path = evidence.folder / relative
+        relative = f"{folder}/{file.path}"
+        target = evidence.folder / relative
         if not evidence.inside(relative):
             findings.append(fail("a symbolic link", relative))
             continue
-        if not path.exists():
+        if not target.exists():
             absent += 1
             continue
         counted += 1
-        if not path.is_file():
+        if not target.is_file():
             findings.append(fail("not a regular file", relative))
             continue
-        size = path.stat().st_size
-        if size != file["bytes"]:
+        size = target.stat().st_size
+        if size != file.bytes:
             findings.append(
-                fail("another size than listed", relative, expected=file["bytes"], found=size)
+                fail("another size than listed", relative, expected=file.bytes, found=size)
             )
             continue
         found = evidence.digest(relative)
-        if found != file["sha256"]:
+        if found != file.sha256:
             findings.append(
-                fail("another content than listed", relative, expected=file["sha256"], found=found)
+                fail("another content than listed", relative, expected=file.sha256, found=found)
             )
             continue
-        findings += _content(path, relative)
+        findings += _content(target, relative)
     if stage not in ("core", "chat_eval"):
         findings += _strangers(evidence, folder, names)
     return findings, counted, absent
 
 
-def _parameters(evidence: Evidence, artifact: Document) -> Iterator[Finding]:
+def _parameters(evidence: Evidence, artifact: Artifacts) -> Iterator[Finding]:
     """The weights are the model of the log; judged by their sizes where they lie elsewhere."""
-    models = evidence.story.of("pretrain", "model")
-    names = [f for f in artifact["files"] if _suffix(f["path"]) == ".safetensors"]
-    names = [file for file in names if not file["path"].startswith("snapshots/")]
+    models = evidence.log.of("pretrain", Model)
+    names = [f for f in artifact.files if _suffix(f.path) == ".safetensors"]
+    names = [file for file in names if not file.path.startswith("snapshots/")]
     if not models or not names:
         return
-    stated, folder = models[-1]["data"]["parameters"], artifact["folder"]
-    listed = sum(file["bytes"] for file in names)
+    stated, folder = models[-1].data.parameters, artifact.folder
+    listed = sum(file.bytes for file in names)
     if listed < stated * _LEAST_BYTES:
         yield fail(
             "the weights are too small for the model",
-            f"artifacts of {artifact['stage']}",
+            f"artifacts of {artifact.stage}",
             expected=f"at least {stated * _LEAST_BYTES:,.0f} bytes for {stated:,} parameters",
             found=f"{listed:,}",
         )
         return
-    paths = [evidence.folder / folder / file["path"] for file in names]
+    paths = [evidence.folder / folder / file.path for file in names]
     if not all(path.is_file() for path in paths):
         return
     held = sum(read_weights(path).parameters for path in paths)

@@ -8,13 +8,15 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
+from kit.events import Event, Model, Step
 from kit.growth import size_at, teacher_share, varies
 from kit.hardware.gpu_class import kind
-from kit.result import energy_section
+from kit.typed import to_json
+from kit.verify import recompute
 from kit.verify.checks.clocks import boots, slept_s
 from kit.verify.checks.log import attempts
 from kit.verify.checks.numbers import differences
-from kit.verify.evidence import Document, Evidence, Irrelevant
+from kit.verify.evidence import Evidence, Irrelevant
 from kit.verify.expected import eight_bit_gain
 from kit.verify.finding import Check, Finding, fail, missing, ok, warn
 from kit.verify.thresholds import (
@@ -42,7 +44,7 @@ _FLOPS_TOLERANCE = 0.06
 
 def roof(evidence: Evidence) -> Iterator[Finding]:
     """The FLOPs fit into the time at the hardware's peak."""
-    steps = evidence.story.steps("pretrain")
+    steps = evidence.log.steps("pretrain")
     training = evidence.document["training"]
     per_token = training["flops_per_token"]
     if len(steps) < 2 or not per_token:
@@ -90,31 +92,32 @@ def work_rate(evidence: Evidence, per_token: float) -> float | None:
     """
     config = _config(evidence) if _work_varies(evidence) else None
     rates = []
-    for run in attempts(evidence.story.of("pretrain", "step")):
+    for run in attempts(evidence.log.of("pretrain", Step)):
+        at_s = [step.t_ns / 1e9 for step in run]
         if config is None:
-            rate, cost = tokens_per_s(run, each_waited_for=evidence.reference_trainer), per_token
+            tokens = [float(step.data.tokens) for step in run]
+            rate, cost = rate_of(at_s, tokens, evidence.reference_trainer), per_token
         else:
             work = work_of(run, config, evidence.recipe.section("pretrain"))
-            counted = [
-                {**step, "data": {"tokens": flops}} for step, flops in zip(run, work, strict=True)
-            ]
-            rate, cost = tokens_per_s(counted, each_waited_for=True), 1.0
+            rate, cost = rate_of(at_s, work, True), 1.0
         if rate is not None:
             rates.append(rate * cost)
     return max(rates) if rates else None
 
 
-def work_of(steps: list[Document], config: dict[str, Any], pretrain: dict[str, Any]) -> list[float]:
+def work_of(
+    steps: list[Event[Step]], config: dict[str, Any], pretrain: dict[str, Any]
+) -> list[float]:
     """FLOPs done by the end of each of these steps, the model having its size of the time."""
     total, tokens, found = 0.0, 0, []
-    for step in (step["data"] for step in steps):
-        progress = float(step.get("progress", 1.0))
+    for step in (step.data for step in steps):
+        progress = 1.0 if step.progress is None else float(step.progress)
         cost = flops_per_token(size_at(config, pretrain, progress))
         taken = teacher_share(pretrain, progress)
         if taken is not None:  # a forward pass is a third of training
             cost += flops_per_token(size_at(config, pretrain, taken)) / 3
-        total += (step["tokens"] - tokens) * cost
-        tokens = step["tokens"]
+        total += (step.tokens - tokens) * cost
+        tokens = step.tokens
         found.append(total)
     return found
 
@@ -125,22 +128,24 @@ def _work_varies(evidence: Evidence) -> bool:
 
 def _claimed_work(evidence: Evidence, config: dict[str, Any]) -> Iterator[Finding]:
     """The trainer's own sum over steps is that of the models that the recipe names."""
-    steps = evidence.story.steps("pretrain")
+    steps = evidence.log.steps("pretrain")
     counted = work_of(steps, config, evidence.recipe.section("pretrain"))[-1]
-    claimed = steps[-1]["data"].get("flops")
-    if not isinstance(claimed, int | float) or abs(claimed - counted) > _FLOPS_TOLERANCE * counted:
+    claimed = steps[-1].data.flops
+    if claimed is None or abs(claimed - counted) > _FLOPS_TOLERANCE * counted:
         yield fail(
             "the run's FLOPs are not those of the models it trained",
-            f"pretrain step {steps[-1]['data']['step']}",
+            f"pretrain step {steps[-1].data.step}",
             expected=f"{counted:.4g}",
             found=claimed,
         )
 
 
-def tokens_per_s(steps: list[Document], *, each_waited_for: bool = False) -> float | None:
-    """The speed of one start of the stage, from its first step's event to its last.
+def rate_of(at_s: list[float], done: list[float], each_waited_for: bool) -> float | None:
+    """How much was done in a second in one start of the stage, from its first step to its last.
 
     Args:
+        at_s: When each step was reported.
+        done: What was done by then, in tokens or FLOPs.
         each_waited_for: The trainer reports a step when the device has done it. Then the median
             step counts, which no sleep, evaluation or invented pause makes slower; other trainers
             may report in bursts, and for them only the whole counts.
@@ -148,15 +153,15 @@ def tokens_per_s(steps: list[Document], *, each_waited_for: bool = False) -> flo
     Returns:
         None for fewer than five steps or no time at all: reports that came in one burst.
     """
-    elapsed_s = (steps[-1]["t_ns"] - steps[0]["t_ns"]) / 1e9
-    if len(steps) < ROOF_MIN_STEPS or elapsed_s <= 0:
+    elapsed_s = at_s[-1] - at_s[0]
+    if len(at_s) < ROOF_MIN_STEPS or elapsed_s <= 0:
         return None
-    mean = (steps[-1]["data"]["tokens"] - steps[0]["data"]["tokens"]) / elapsed_s
+    mean = (done[-1] - done[0]) / elapsed_s
     if not each_waited_for:
         return float(mean)
     pairs = [
-        (after["data"]["tokens"] - before["data"]["tokens"], (after["t_ns"] - before["t_ns"]) / 1e9)
-        for before, after in pairwise(steps)
+        (later - earlier, end_s - begin_s)
+        for (earlier, later), (begin_s, end_s) in zip(pairwise(done), pairwise(at_s), strict=True)
     ]
     if statistics.median(seconds for _, seconds in pairs) <= BURST_S:
         return float(mean)
@@ -184,8 +189,8 @@ def flops_per_token(config: dict[str, Any]) -> float:
 
 
 def _config(evidence: Evidence) -> dict[str, Any] | None:
-    models = evidence.story.of("pretrain", "model")
-    config = models[-1]["data"].get("config") if models else None
+    models = evidence.log.of("pretrain", Model)
+    config = models[-1].data.config if models else None
     needed = ("n_layer", "n_embd", "n_head", "n_kv_head", "seq_len", "vocab_size")
     if not isinstance(config, dict) or any(not isinstance(config.get(k), int) for k in needed):
         if evidence.reference_trainer and models:
@@ -258,7 +263,7 @@ def pace(evidence: Evidence) -> Iterator[Finding]:
     """The trainer's step times fit the supervisor's clock, and vary as real ones do."""
     problems = judged = 0
     for stage in ("pretrain", "sft"):
-        steps = evidence.story.of(stage, "step")
+        steps = evidence.log.of(stage, Step)
         judged += len(steps)
         for run in attempts(steps):
             for finding in _pace_of(run, stage):
@@ -270,10 +275,10 @@ def pace(evidence: Evidence) -> Iterator[Finding]:
         yield ok(f"step times of {judged:,} steps fit the clock")
 
 
-def _pace_of(steps: list[Document], stage: str) -> Iterator[Finding]:
-    durations = [event["data"].get("dt_s") for event in steps]
+def _pace_of(steps: list[Event[Step]], stage: str) -> Iterator[Finding]:
+    durations = [event.data.dt_s for event in steps]
     claimed_s = math.fsum(value for value in durations[1:] if value is not None)
-    elapsed_s = (steps[-1]["t_ns"] - steps[0]["t_ns"]) / 1e9
+    elapsed_s = (steps[-1].t_ns - steps[0].t_ns) / 1e9
     allowed_s = elapsed_s * (1 + STEP_TIME_SHARE) + STEP_TIME_SLACK_S
     if claimed_s > allowed_s:
         yield fail(
@@ -287,7 +292,7 @@ def _pace_of(steps: list[Document], stage: str) -> Iterator[Finding]:
     if len(steps) < MIN_STEPS_FOR_JITTER:
         return
     # Microseconds: no scheduler hits the same one again and again.
-    intervals = [(b["t_ns"] - a["t_ns"]) // 1000 for a, b in pairwise(steps)]
+    intervals = [(b.t_ns - a.t_ns) // 1000 for a, b in pairwise(steps)]
     # Bursts (a trainer that reports in batches) repeat only the shortest intervals.
     evenly = len(set(intervals)) < DISTINCT_INTERVALS * len(intervals)
     if evenly and sorted(intervals)[len(intervals) // 2] > 1000:
@@ -310,29 +315,30 @@ def _pace_of(steps: list[Document], stage: str) -> Iterator[Finding]:
 
 def energy(evidence: Evidence) -> Iterator[Finding]:
     """Telemetry covers the run, adds up to what is stated, and fits the work."""
-    document, story = evidence.document, evidence.story
+    document, log = evidence.document, evidence.log
     if document["telemetry"]["digest"] is None:
         if evidence.complete:
             yield fail("a complete run without telemetry", "telemetry")
             return
         raise Irrelevant("the run ended before telemetry began")
-    told = story.telemetry
+    told = log.telemetry
     telemetry = evidence.telemetry
-    if telemetry.chain.problems or (told and told.get("head") != telemetry.chain.head):
+    if telemetry.chain.problems or (told and told.head != telemetry.chain.head):
         raise Irrelevant("the telemetry cannot be relied on (V04)")
     findings: list[Finding] = []
     summary = telemetry.summary.to_json()
+    stated = to_json(told) if told else {}
     for place, expected, found in differences(
-        summary, {key: told[key] for key in summary if key in told}, "telemetry.summary"
+        summary, {key: stated[key] for key in summary if key in stated}, "telemetry.summary"
     ):
         findings.append(
             fail("differs from the telemetry itself", place, expected=expected, found=found)
         )
     for place, expected, found in differences(
-        told or None, document["telemetry"]["summary"], "telemetry.summary"
+        stated or None, document["telemetry"]["summary"], "telemetry.summary"
     ):
         findings.append(fail("differs from the log", place, expected=expected, found=found))
-    for place, expected, found in differences(energy_section(story), document["energy"], "energy"):
+    for place, expected, found in differences(recompute.energy(log), document["energy"], "energy"):
         findings.append(fail("differs from the log", place, expected=expected, found=found))
     findings += _coverage(evidence)
     if evidence.uses_gpu:
@@ -347,17 +353,17 @@ def energy(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _coverage(evidence: Evidence) -> Iterator[Finding]:
-    story, telemetry = evidence.story, evidence.telemetry
+    log, telemetry = evidence.log, evidence.telemetry
     if telemetry.backwards:
         yield fail("telemetry runs backwards", "telemetry.jsonl")
-    start, stop = story.run_start, story.run_stop
+    start, stop = log.run_start, log.run_stop
     if start is None or stop is None or not telemetry.times:
         return
-    span_s = (stop["t_ns"] - start["t_ns"]) / 1e9
-    down_s = sum(event["data"]["downtime_s"] for event in story.resumes)
-    down_s += sum(slept_s(boot) for boot in boots(story.chain.records))
+    span_s = (stop.t_ns - start.t_ns) / 1e9
+    down_s = sum(event.data.downtime_s for event in log.resumes)
+    down_s += sum(slept_s(boot) for boot in boots(log.events))
     expected = (span_s - down_s - TELEMETRY_SLACK_S) / telemetry.summary.interval_s
-    from_ms, to_ms = start["t_ns"] / 1e6 - 1500, stop["t_ns"] / 1e6 + 1500
+    from_ms, to_ms = start.t_ns / 1e6 - 1500, stop.t_ns / 1e6 + 1500
     within = [at for at, _ in telemetry.times if from_ms <= at <= to_ms]
     if len(within) < TELEMETRY_COVERAGE * expected:
         yield fail(
@@ -368,7 +374,7 @@ def _coverage(evidence: Evidence) -> Iterator[Finding]:
         )
         return
     # Wall time minus run time is one and the same for both files, until somebody sets the clock.
-    offsets = [event["wall_ms"] - event["t_ns"] / 1e6 for event in story.chain.records]
+    offsets = [event.wall_ms - event.t_ns / 1e6 for event in log.events]
     low, high = min(offsets), max(offsets)
     slack = TELEMETRY_OFFSET_S * 1000
     least, most = low - slack, high + slack
@@ -423,10 +429,10 @@ def _gpu_energy(evidence: Evidence, summary: dict[str, Any]) -> Iterator[Finding
 
 def _power_while_training_w(evidence: Evidence) -> float | None:
     """The median power of the samples between the first and the last step."""
-    steps = evidence.story.of("pretrain", "step")
+    steps = evidence.log.of("pretrain", Step)
     if not steps:
         return None
-    begin, end = steps[0]["t_ns"] // 10**6, steps[-1]["t_ns"] // 10**6
+    begin, end = steps[0].t_ns // 10**6, steps[-1].t_ns // 10**6
     found = [watts for at_ms, watts in evidence.telemetry.power if begin <= at_ms <= end]
     return statistics.median(found) if found else None
 

@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from kit.contract import StageReport, stage_seed
 from kit.errors import SchemaError
-from kit.run.contract import StageReport, stage_seed
+from kit.events import Eval, Model, Note, Step
 from kit.trust.digest import sha256_file
 from kit.verify.evidence import Absent, Evidence, Irrelevant
 from kit.verify.finding import Check, Finding, fail, missing, ok
@@ -55,7 +56,7 @@ def replay(evidence: Evidence) -> Iterator[Finding]:
         yield missing("the training data were not given (--data DIR)")
         return
     found = evidence.replayed
-    logged = {e["data"]["step"]: e["data"]["loss"] for e in evidence.story.steps("pretrain")}
+    logged = {e.data.step: e.data.loss for e in evidence.log.steps("pretrain")}
     allowed = REPLAY_LOSS_GPU if evidence.uses_gpu else REPLAY_LOSS_CPU
     worst = 0.0
     for step, loss in found.losses.items():
@@ -102,13 +103,13 @@ def run_replay(evidence: Evidence) -> Replay:
         evidence.artifact_folder("pretrain", skip="snapshots/")
     found = Replay(windows)
     for report in _run_trainer(evidence, windows, validate):
-        data = report.data
-        if report.ev == "model":
-            found.initial_weights = data.get("initial_weights")
-        elif report.ev == "step":
-            found.losses[data["step"]] = data["loss"]
-        elif report.ev == "eval":
-            found.val_bpb = data["value"]
+        match report.data:
+            case Model(initial_weights=weights):
+                found.initial_weights = weights
+            case Step(step=step, loss=loss):
+                found.losses[step] = loss
+            case Eval(value=value):
+                found.val_bpb = value
     return found
 
 
@@ -124,10 +125,10 @@ def check_data(evidence: Evidence, folder: Path, name: Literal["data", "sft"] = 
         Absent: It does not.
         Irrelevant: The run read none.
     """
-    part = evidence.story.inputs.get(name)
+    part = evidence.log.inputs.get(name)
     if part is None:
         raise Irrelevant("the run read no training data")
-    listed = {file["path"]: file["sha256"] for file in part["files"]}
+    listed = {file.path: file.sha256 for file in part.files}
     pattern = "*.parquet" if name == "data" else "*.jsonl"
     names = {path.name for path in folder.glob(pattern)}
     if names != set(listed):
@@ -143,15 +144,15 @@ def check_data(evidence: Evidence, folder: Path, name: Literal["data", "sft"] = 
 
 def _choose(evidence: Evidence) -> list[Window]:
     """`options.replay` random starts, or all there are; nobody can know them beforehand."""
-    artifact = evidence.story.artifacts.get("pretrain")
+    artifact = evidence.log.artifacts.get("pretrain")
     if artifact is None:
         raise Irrelevant("the run left no checkpoint")
-    steps = {e["data"]["step"]: e["data"] for e in evidence.story.steps("pretrain")}
-    found = (_SNAPSHOT.fullmatch(file["path"]) for file in artifact["files"])
+    steps = {e.data.step: e.data for e in evidence.log.steps("pretrain")}
+    found = (_SNAPSHOT.fullmatch(file.path) for file in artifact.files)
     starts = [0, *(int(match[1]) for match in found if match)]
     starts = [step for step in starts if step in steps]
-    notes = evidence.story.of("pretrain", "note")
-    again = {e["data"].get("rolled_back_step") for e in notes}
+    notes = evidence.log.of("pretrain", Note)
+    again = {event.data.more.get("rolled_back_step") for event in notes}
     if len(again - {None}) > evidence.recipe.section("pretrain")["rollbacks"]:
         again = set()  # more than the recipe allows: claimed, to keep the stretches short
     chosen = random.SystemRandom().sample(starts, min(evidence.options.replay, len(starts)))
@@ -161,7 +162,7 @@ def _choose(evidence: Evidence) -> list[Window]:
             evidence.artifact_file("pretrain", f"snapshots/step-{start:08}.safetensors")
         progress = []
         for step in range(start, start + evidence.options.replay_steps):
-            share = steps.get(step, {}).get("progress")
+            share = steps[step].progress if step in steps else None
             # A step that was done twice, from older weights the second time, ends the stretch. A
             # snapshot at it holds the weights it was done from.
             if share is None or (step in again and step != start):
@@ -175,7 +176,7 @@ def _choose(evidence: Evidence) -> list[Window]:
 
 
 def _run_trainer(evidence: Evidence, windows: list[Window], validate: bool) -> list[StageReport]:
-    from kit.run.contract import Redactor, build_request, deadline_ns, trainer_command
+    from kit.contract import Redactor, build_request, deadline_ns, trainer_command
     from kit.run.plan import stage_environment
     from kit.run.process import StopFlag, run_stage
     from kit.timing import boottime_ns
@@ -183,7 +184,7 @@ def _run_trainer(evidence: Evidence, windows: list[Window], validate: bool) -> l
     reports: list[StageReport] = []
     header = evidence.header
     device = evidence.options.device if evidence.uses_gpu else "cpu"
-    threads = max(1, int(header.get("threads", 1)))
+    threads = max(1, header.threads or 1)
     with tempfile.TemporaryDirectory(prefix="n4090-replay-") as name:
         scratch = Path(name)
         asked = {
@@ -203,7 +204,7 @@ def _run_trainer(evidence: Evidence, windows: list[Window], validate: bool) -> l
                 "data": evidence.options.data and evidence.options.data.resolve(),
                 "sft": evidence.options.sft and evidence.options.sft.resolve(),
             },
-            seed=header["seed"]["value"],
+            seed=header.seed.value,
             attempt=0,
             device=device,
             threads=threads,
@@ -215,7 +216,7 @@ def _run_trainer(evidence: Evidence, windows: list[Window], validate: bool) -> l
             },
             out=scratch / "out",
         )
-        request["seed"] = stage_seed(header["seed"]["value"], "pretrain")
+        request["seed"] = stage_seed(header.seed.value, "pretrain")
         request["paths"]["replay"] = str(scratch / "replay.json")
         (scratch / "request.json").write_text(json.dumps(request))
         outcome = run_stage(

@@ -7,8 +7,8 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from kit.core_eval.bundle import core_facts
-from kit.events import Eval, Model
-from kit.verify.checks.physics import _peak_flops, flops_per_token, tokens_per_s
+from kit.events import Eval, Model, Step
+from kit.verify.checks.physics import _peak_flops, flops_per_token, rate_of
 from kit.verify.evidence import Absent, Evidence, Refused
 from kit.verify.expected import Expected, block_flops
 from kit.verify.finding import Check, Finding, fail, ok
@@ -36,14 +36,14 @@ def scope(evidence: Evidence) -> Iterator[Finding]:
             problems += finding.status == "fail"
             yield finding
     if not problems:
-        read = [name for name in _INPUTS if evidence.log.inputs.of(name)]
+        read = [name for name in _INPUTS if evidence.log.inputs.get(name)]
         yield ok(f"read {', '.join(read) or 'nothing'}, as the recipe's stages do")
 
 
 def _inputs(evidence: Evidence, expected: Expected) -> Iterator[Finding]:
     """Each input that the stages read is there, whole, and no other."""
     for name in _INPUTS:
-        part, place = evidence.log.inputs.of(name), f"inputs.{name}"
+        part, place = evidence.log.inputs.get(name), f"inputs.{name}"
         if (part is not None) != expected.reads(name):
             yield fail(
                 "an input that no stage reads"
@@ -54,27 +54,27 @@ def _inputs(evidence: Evidence, expected: Expected) -> Iterator[Finding]:
             continue
         if part is None:
             continue
-        files = part["files"]
-        if not files or part["bytes"] != sum(file["bytes"] for file in files):
+        files = part.files
+        if not files or part.bytes != sum(file.bytes for file in files):
             yield fail(
                 "an input's size is not that of its files",
                 place,
-                expected=sum(file["bytes"] for file in files),
-                found=part["bytes"],
+                expected=sum(file.bytes for file in files),
+                found=part.bytes,
             )
-        names = [file["path"] for file in files]
+        names = [file.path for file in files]
         if len(set(names)) != len(names):
             yield fail("an input names a file twice", place)
         for file in files:
-            suffix = PurePosixPath(file["path"]).suffix
-            if file["bytes"] < LEAST_FILE_BYTES.get(suffix, 1) or (
+            suffix = PurePosixPath(file.path).suffix
+            if file.bytes < LEAST_FILE_BYTES.get(suffix, 1) or (
                 name in _SUFFIX and suffix != _SUFFIX[name]
             ):
                 yield fail(
                     "a file that holds nothing that its stage reads",
-                    f"{place}: {file['path']}",
+                    f"{place}: {file.path}",
                     expected=f"{_SUFFIX.get(name, 'a file')} of some bytes",
-                    found=f"{file['bytes']} bytes",
+                    found=f"{file.bytes} bytes",
                 )
                 break
 
@@ -86,14 +86,14 @@ def _overlap(evidence: Evidence, expected: Expected) -> Iterator[Finding]:
         for facts in core_facts()["files"].values()
     }
     for name in reversed(_INPUTS):
-        part = evidence.log.inputs.of(name)
-        for file in part["files"] if part else ():
-            owner = owners.setdefault(file["sha256"], name)
+        part = evidence.log.inputs.get(name)
+        for file in part.files if part else ():
+            owner = owners.setdefault(file.sha256, name)
             if owner != name:
                 yield fail(
                     f"a file of {owner} among the files of {name}",
-                    f"inputs.{name}: {file['path']}",
-                    found=file["sha256"],
+                    f"inputs.{name}: {file.path}",
+                    found=file.sha256,
                 )
 
 
@@ -103,22 +103,22 @@ def _corpus(evidence: Evidence, expected: Expected) -> Iterator[Finding]:
     if part is None:
         return
     section = expected.recipe.section("data")
-    if section["digest"] and part["digest"] != section["digest"]:
+    if section["digest"] and part.digest != section["digest"]:
         yield fail(
             "the corpus is not the one that the recipe names",
             "inputs.data",
             expected=section["digest"],
-            found=part["digest"],
+            found=part.digest,
         )
-    if expected.closed and expected.ranked and len(part["files"]) != section["shards"] + 1:
+    if expected.closed and expected.ranked and len(part.files) != section["shards"] + 1:
         yield fail(
             "another number of shards than the recipe names",
             "inputs.data",
             expected=section["shards"] + 1,
-            found=len(part["files"]),
+            found=len(part.files),
         )
     most = TOKENS_PER_BYTE_CLOSED if expected.closed else TOKENS_PER_BYTE
-    size = sum(file["bytes"] for file in part["files"])
+    size = sum(file.bytes for file in part.files)
     if steps and steps[-1].data.tokens > most * size:
         yield fail(
             "more tokens than the training text can give",
@@ -143,11 +143,11 @@ def _core(evidence: Evidence, expected: Expected) -> Iterator[Finding]:
         if "core" in evidence.log.stages and evidence.log.stages["core"].complete:
             yield fail("the core stage is complete without a score", "quality.core")
         return
-    if part is not None and part["digest"] != stated["bundle_digest"]:
+    if part is not None and part.digest != stated["bundle_digest"]:
         yield fail(
             "the score is of another bundle than the run read",
             "quality.core.bundle_digest",
-            expected=part["digest"],
+            expected=part.digest,
             found=stated["bundle_digest"],
         )
     section = expected.recipe.section("core")
@@ -210,7 +210,7 @@ def _core_reports(
             )
             return
     final = [e.data for e in reports if e.data.name == "core"]
-    artifact = evidence.log.artifacts("core")
+    artifact = evidence.log.artifacts.get("core")
     digest = artifact.files[0].sha256 if artifact else None
     if (
         not final
@@ -239,7 +239,7 @@ def _chat(evidence: Evidence, expected: Expected) -> Iterator[Finding]:
             expected=cap,
             found=scored.get("max_per_task"),
         )
-    known = {PurePosixPath(file["path"]).stem for file in part["files"]}
+    known = {PurePosixPath(file.path).stem for file in part.files}
     left_out = {str(name).split(" (")[0] for name in scored.get("left_out") or ()}
     wanted = set(expected.recipe.section("chat_eval")["tasks"]) or known
     asked = set(scored["tasks"])
@@ -301,19 +301,20 @@ def _core_work_s(evidence: Evidence) -> float:
     if not peak or stated["bundle"] != "core":
         return 0.0
     share = sum(task["n"] for task in stated["tasks"]) / _ITEMS
-    tokens = share * part["bytes"] / CORE_BYTES_PER_TOKEN
+    tokens = share * part.bytes / CORE_BYTES_PER_TOKEN
     return float(tokens * block_flops(models[-1].data.config) / 3 / peak)
 
 
 def _finetuning(evidence: Evidence, expected: Expected) -> Iterator[Finding]:
     """Finetuning keeps below the same roof as pretraining."""
-    steps = [e for e in evidence.story.of("sft", "step") if e["data"].get("step") is not None]
+    steps = evidence.log.of("sft", Step)
     models = evidence.log.of("pretrain", Model)
     if len(steps) < 2 or not models:
         return
     config, per_token = models[-1].data.config, models[-1].data.flops_per_token
     cost = flops_per_token(config) if expected.reference and config else per_token
-    rate = tokens_per_s(steps, each_waited_for=expected.reference)
+    at_s, tokens = [e.t_ns / 1e9 for e in steps], [float(e.data.tokens) for e in steps]
+    rate = rate_of(at_s, tokens, expected.reference)
     peak, what = _peak_flops(evidence)
     if cost and rate and peak and rate * cost > peak:
         yield fail(

@@ -11,6 +11,7 @@ from kit.run.group import challenge_seed, registration_problem
 from kit.schemas import problems as schema_problems
 from kit.trust import sshsig
 from kit.trust.sign import signed_bytes
+from kit.typed import to_json
 from kit.verify.checks.identity import name_of
 from kit.verify.checks.numbers import differences
 from kit.verify.evidence import Evidence, Irrelevant, read_result
@@ -22,7 +23,7 @@ def seed(evidence: Evidence) -> Iterator[Finding]:
     document, header = evidence.document, evidence.header
     problems = 0
     stated: dict[str, Any] = document["seed"]
-    for place, expected, found in differences(header["seed"], stated, "seed"):
+    for place, expected, found in differences(to_json(header.seed), stated, "seed"):
         problems += 1
         yield fail("differs from the log's header", place, expected=expected, found=found)
     policy = evidence.recipe.section("seed")
@@ -36,15 +37,15 @@ def seed(evidence: Evidence) -> Iterator[Finding]:
                 found=stated["value"],
             )
     elif stated["source"] == "challenge":
-        member = header.get("group")
-        if not member:
+        member = header.group
+        if member is None:
             problems += 1
             yield fail("a challenge seed without a registered group", "seed")
         else:
-            registration = member["registration"]
+            registration = member.registration
             challenge = registration["challenge"]["value"]
             key = document["submitter"]["public_key"]
-            expected = challenge_seed(challenge, key, member["index"])
+            expected = challenge_seed(challenge, key, member.index)
             if expected != stated["value"]:
                 problems += 1
                 yield fail(
@@ -68,10 +69,10 @@ def seed(evidence: Evidence) -> Iterator[Finding]:
 
 def group(evidence: Evidence) -> Iterator[Finding]:
     """The registration is its owner's, and every registered run is there, once."""
-    member = evidence.header.get("group")
+    member = evidence.header.group
     if member is None:
         raise Irrelevant("the run belongs to no registered group")
-    registration, index = member["registration"], member["index"]
+    registration, index = member.registration, member.index
     findings = list(_registration(evidence, registration, index))
     yield from findings
     if findings:

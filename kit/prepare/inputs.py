@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from kit.errors import KitError, PrerequisiteError
+from kit.image import in_image
 from kit.prepare import dataset_lock
 from kit.recipe import Recipe
-from kit.run.image import in_image
 from kit.trust.canonical import canonical_bytes
 from kit.trust.digest import DigestCache, FileDigest, manifest_digest, sha256_file
 

@@ -25,10 +25,10 @@ from kit.run_log import LOG_KIND
 from kit.trust import sshsig
 from kit.trust.digest import FileDigest, manifest_digest, sha256_bytes
 from kit.verify.checks.physics import flops_per_token
-from kit.verify.draft import KEY, Draft, Event
 from kit.verify.expected import Expected
-from kit.verify.synthetic_machine import UUID_HASH, Clock, fingerprint_4090
 from kit.verify.thresholds import CORE_TASKS
+from support.draft import KEY, Draft, Event
+from support.synthetic_machine import UUID_HASH, Clock, fingerprint_4090
 
 RECIPE = """
 schema_version = 1
@@ -465,7 +465,7 @@ class Synthesis:
                 self.next_sample_s = self.clock.t_s + 0.5
                 self.sampling = sampled
                 self.say("trainer", "eval", name="val_bpb", step=step, value=1.02)
-            if step % 30 == 0:
+            if step % 30 == 0 or step % self.recipe.section("pretrain")["eval_every"] == 0:
                 self.wait(11)
                 self.say(
                     "trainer",

@@ -1,11 +1,12 @@
 """A run before it is chained and signed, so that it can be changed as its owner could change it.
 
 Who owns the machine has the source, too: everything that the kit writes can be written by hand.
-The tamper suite and `bench verify` make their runs with this.
+The tamper suite and benchmarks/verify.py make their runs with this.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import json
@@ -16,12 +17,14 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from kit import events as kit_events
+from kit.errors import SchemaError
 from kit.result import build_result
-from kit.run_log import LOG_KIND
+from kit.run_log import LOG_KIND, RunLog
 from kit.telemetry_summary import TELEMETRY_KIND, Summary
 from kit.trust import sshsig
 from kit.trust.canonical import canonical_bytes
-from kit.trust.chain import chain_seed
+from kit.trust.chain import chain_seed, read_chain
 from kit.trust.digest import FileDigest, manifest_digest, sha256_bytes
 from kit.trust.sign import signed_bytes
 
@@ -86,10 +89,19 @@ class Draft:
             (folder / "telemetry.jsonl").write_bytes(telemetry)
         self._fill(telemetry)
         (folder / "events.jsonl").write_bytes(chain_lines(self.events, LOG_KIND))
-        result = build_result(folder)
+        result = build_result(folder, self._readable_log(folder))
         for edit in self.result_edits:
             edit(result)
         return write_signed(folder, result, self.key, self.namespace)
+
+    def _readable_log(self, folder: Path) -> RunLog:
+        """The log with the events that are none left out: a forger's result is built from it."""
+        chain = read_chain(folder / "events.jsonl", LOG_KIND)
+        readable = []
+        for record in chain.records:
+            with contextlib.suppress(SchemaError):
+                readable.append(kit_events.Event.from_json(record))
+        return RunLog.from_events(readable, chain)
 
     def _fill(self, telemetry: bytes) -> None:
         """Digests and sums that the supervisor takes from files."""

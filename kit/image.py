@@ -31,7 +31,7 @@ def changed_code() -> list[str]:
     listed = os.environ.get(CODE_TREE_VARIABLE)
     if not listed:
         return []
-    site = Path(__file__).parents[2]
+    site = Path(__file__).parents[1]
     try:
         lines = Path(listed).read_text().splitlines()
     except OSError:

@@ -6,18 +6,22 @@ Each verification is timed as a person meets it: a fresh process, from its start
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import click
+from support.synthetic import gpu_run
+
 from kit.errors import KitError
 from kit.trust.digest import DigestCache, sha256_file
-from kit.verify.synthetic import gpu_run
 
 DAY_STEPS, DAY_STEP_S, DAY_BATCH = 20_000, 3.95, 131_072
 _BLOCK_BYTES = 2**20
@@ -127,3 +131,72 @@ def _forget(path: Path) -> None:
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(descriptor)
+
+
+@click.command("verify")
+@click.option(
+    "--steps",
+    default=20_000,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Steps of the generated day.",
+)
+@click.option(
+    "--repeats",
+    default=3,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="The fastest counts.",
+)
+@click.option(
+    "--gb",
+    default=4.0,
+    show_default=True,
+    type=click.FloatRange(min=0),
+    help="GB to hash; 0 leaves that out.",
+)
+@click.option(
+    "--result",
+    type=click.Path(exists=True, path_type=Path),
+    help="A short run to time as well; by default one is generated.",
+)
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def bench_verify(steps: int, repeats: int, gb: float, result: Path | None, as_json: bool) -> None:
+    """Time `verify` on a generated 24 h run, on a short run, and on GBs of weights.
+
+    Fresh processes, start-up included. The day has 20,000 steps and a telemetry row a second.
+    """
+    with tempfile.TemporaryDirectory(prefix="n4090-bench-") as name:
+        folder = Path(name)
+        click.echo(f"generating a day of {steps:,} steps …", err=True)
+        contents = make_day(folder / "day", steps)
+        day = time_verify(folder / "day", repeats=repeats)
+        if result is None:
+            result = gpu_run(steps=24).write(folder / "short")
+        short = time_verify(result, repeats=repeats)
+        hashing = time_hashing(folder, int(gb * 1e9)) if gb else None
+    if as_json:
+        document = {
+            "day": {**contents, **day._asdict()},
+            "short": short._asdict(),
+            "hashing": hashing and hashing._asdict(),
+        }
+        click.echo(json.dumps(document, indent=2))
+        return
+    click.echo(
+        f"a day ({contents['telemetry_rows']:,} telemetry rows, {contents['step_events']:,} steps, "
+        f"{contents['bytes'] / 1e6:.0f} MB): {day.wall_s:.2f} s ({day.cpu_s:.2f} s of CPU), "
+        f"peak {day.peak_bytes / 1e6:.0f} MB"
+    )
+    click.echo(f"a short run: {short.wall_s:.2f} s ({short.cpu_s:.2f} s of CPU)")
+    if hashing:
+        rate = hashing.bytes / 1e9
+        click.echo(
+            f"hashing {rate:.1f} GB: {rate / hashing.kit_s:.2f} GB/s; sha256 in memory "
+            f"{rate / hashing.sha256_s:.2f}, reading alone {rate / hashing.read_s:.2f}; "
+            f"again, cached: {hashing.cached_s * 1000:.1f} ms"
+        )
+
+
+if __name__ == "__main__":
+    bench_verify()

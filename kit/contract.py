@@ -27,8 +27,9 @@ from typing import Any
 
 from kit import events
 from kit.errors import SchemaError
+from kit.events import Data
+from kit.limits import MAX_LINE_BYTES, MAX_TEXT
 from kit.recipe import Recipe
-from kit.run.limits import MAX_LINE_BYTES, MAX_TEXT
 from kit.timing import ClockSample, boottime_ns
 from kit.trust.digest import sha256_bytes
 
@@ -142,11 +143,14 @@ def build_request(
 
 @dataclass(frozen=True)
 class StageReport:
-    """One accepted line of a stage, and the clocks when it came."""
+    """One accepted line of a stage, and the clocks when it arrived."""
 
-    ev: str
-    data: dict[str, Any]
+    data: Data
     at: ClockSample
+
+    @property
+    def ev(self) -> str:
+        return self.data.ev
 
 
 class Redactor:
@@ -222,14 +226,11 @@ def parse_report(line: bytes, redact: Redactor, at: ClockSample) -> StageReport 
     if not isinstance(ev, str) or not isinstance(data, dict) or not _storable(data):
         return None
     try:
-        events.parse_report(ev, data)
+        return StageReport(events.parse_report(ev, redact(data)), at)
     except SchemaError:
         return None
     if not _statable(ev, data):
         return None
-    redacted = redact(data)
-    assert isinstance(redacted, dict)
-    return StageReport(ev, redacted, at)
 
 
 def deadline_ns(start_ns: int, budget_s: float) -> int:

@@ -1,0 +1,6 @@
+"""Benchmarks of this project: `python -m benchmarks.verify`, `python -m benchmarks.board`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # their runs come from tests/support
