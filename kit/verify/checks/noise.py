@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Iterator
 from itertools import pairwise
 
-from kit.events import Eval, Event, Note, Step
+from kit.events import Eval, Event, Model, Note, Step
 from kit.verify.evidence import Absent, Evidence, Irrelevant, Refused
 from kit.verify.expected import Expected
 from kit.verify.finding import Check, Finding, fail, ok, warn
@@ -131,10 +131,10 @@ def _units(evidence: Evidence, steps: list[Event[Step]]) -> Iterator[Finding]:
     """Nats a token and bits a byte measure one thing: bytes a token link them, twice."""
     evals = [e.data for e in evidence.log.of("pretrain", Eval) if e.data.name == "val_bpb"]
     values = [data for data in evals if isinstance(data.value, int | float) and data.value > 0]
-    models = evidence.story.of("pretrain", "model")
-    size = models[-1]["data"].get("vocab_size") if models else None
+    models = evidence.log.of("pretrain", Model)
+    size = models[-1].data.vocab_size if models else None
     section = evidence.recipe.section("pretrain")
-    if len(values) < 2 or not isinstance(size, int) or size < 2:
+    if len(values) < 2 or size is None or size < 2:
         return
     spoken = [
         note.data.more["bytes_per_token"]
