@@ -67,11 +67,11 @@ COPY requirements/${LOCK}.lock /src/all.lock
 RUN --mount=type=bind,source=docker/wheels,target=/wheels \
     lock-only --not accelerate aiohappyeyeballs aiohttp aiosignal annotated-doc annotated-types \
       ast-serialize atheris axe-playwright-python contourpy cycler datasets datatrove dill duckdb \
-      editables execnet fonttools frozenlist gguf greenlet hatchling humanize hypothesis iniconfig \
+      editables execnet fonttools frozenlist gguf greenlet hatchling humanize hypothesis iniconfig jiter \
       kiwisolver librt loguru matplotlib mlperf-logging msgpack multidict multiprocess mypy \
-      mypy-extensions pandas pathspec pillow playwright pluggy propcache protobuf py3langid pydantic \
+      mypy-extensions openai pandas pathspec pillow playwright pluggy propcache protobuf py3langid pydantic \
       pydantic-core pyparsing pytest pytest-xdist python-dateutil ray ruff scipy securesystemslib \
-      shellingham sortedcontainers sshsig tokenizers tomlkit transformers trove-classifiers typer \
+      shellingham sniffio sortedcontainers sshsig tokenizers tomlkit transformers trove-classifiers typer \
       typing-inspection tzdata xxhash yarl zstandard < /src/all.lock > /tmp/image.lock \
  && /tools/bin/pip --python /opt/n4090/bin/python install --find-links /wheels \
       --only-binary :all: --require-hashes -r /tmp/image.lock

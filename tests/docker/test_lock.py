@@ -7,7 +7,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
-IN_THE_IMAGE = ("train", "container", "board")
+IN_THE_IMAGE = ("train", "container", "board", "serve")
 LEFT_OUT = ("lab", "data", "dev", "eval")
 
 
