@@ -317,10 +317,13 @@ def _line_of(text: str, path: str) -> int | None:
 
 def resolved_toml(recipe: Recipe) -> str:
     """`recipe` as TOML with every default written out."""
-    lines = [
-        f"{key} = {_toml(value)}" for key, value in recipe.document.items() if not _table(value)
-    ]
-    for key, value in recipe.document.items():
+    return toml_text(recipe.document)
+
+
+def toml_text(document: dict[str, Any]) -> str:
+    """A document of plain values and sections as TOML."""
+    lines = [f"{key} = {_toml(value)}" for key, value in document.items() if not _table(value)]
+    for key, value in document.items():
         if _table(value):
             lines += [
                 "",

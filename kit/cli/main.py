@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "keys": ("kit.cli.keys:keys", "Make, show and revoke signing keys."),
     "fingerprint": ("kit.cli.fingerprint:fingerprint", "Measure this machine."),
     "export": ("kit.cli.export:export", "Write a model or a result for other programs."),
+    "completion": ("kit.cli.completion:completion", "Print the completion script of a shell."),
     "canon": ("kit.cli.verify:canon", "Print the signed bytes of a result."),
 }
 

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import click
+
+SET = click.option(
+    "--set", "settings", multiple=True, metavar="A.B=V", help="Change a field; repeatable."
+)
 
 
 @click.group(invoke_without_command=True)
@@ -42,13 +47,15 @@ def list_recipes(as_json: bool = False) -> None:
 
 @recipes.command("show")
 @click.argument("name")
+@SET
 @click.option("--json", "as_json", is_flag=True, help="The resolved recipe and its plan as JSON.")
-def show(name: str, as_json: bool) -> None:
+def show(name: str, settings: tuple[str, ...], as_json: bool) -> None:
     """Print recipe NAME with every default, and what it will cost."""
+    from kit.overrides import override
     from kit.recipe import load_recipe, resolved_toml
     from kit.run.preflight import estimate
 
-    recipe = load_recipe(name)
+    recipe = override(load_recipe(name), settings)
     plan = estimate(recipe)
     if as_json:
         click.echo(json.dumps({"recipe": recipe.document, "plan": plan}, indent=2))
@@ -56,6 +63,57 @@ def show(name: str, as_json: bool) -> None:
     click.echo(resolved_toml(recipe))
     if plan:
         click.echo("\n".join(f"# {line}" for line in plan_lines(plan)))
+
+
+@recipes.command("new")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--from", "base", default="nano", show_default=True, help="Recipe to begin with.")
+@SET
+def new(file: Path, base: str, settings: tuple[str, ...]) -> None:
+    """Write a recipe of your own to FILE: a copy of another, with another name."""
+    from kit.cli.invocation import program, shown_path
+    from kit.errors import PrerequisiteError
+    from kit.files import write_bytes
+    from kit.overrides import override
+    from kit.recipe import load_recipe, parse_recipe
+
+    if file.exists():
+        raise PrerequisiteError(
+            f"{file} exists", hint="Nothing is overwritten: name another file, or remove it."
+        )
+    changed = [*settings, f"name={json.dumps(file.stem)}"]
+    recipe = override(load_recipe(base), changed)
+    text = f"# From recipe {base}. `n4090-kit recipes schema` says what each field means.\n"
+    text += recipe.text.split("\n", 1 + len(changed))[-1]
+    parse_recipe(text, folder=file.resolve().parent, label=file.name)
+    write_bytes(file, text.encode())
+    click.echo(f"wrote {file}", err=True)
+    click.echo(f"next: {program()} run --recipe {shown_path(file.resolve())}", err=True)
+
+
+@recipes.command("diff")
+@click.argument("a")
+@click.argument("b")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def diff(a: str, b: str, as_json: bool) -> None:
+    """Show the fields in which recipes A and B differ, defaults filled in."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from kit.overrides import differences
+    from kit.recipe import load_recipe
+
+    found = differences(load_recipe(a), load_recipe(b))
+    if as_json:
+        rows = [{"field": field, "a": old, "b": new} for field, old, new in found]
+        click.echo(json.dumps(rows, indent=2))
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in ("field", a, b):
+        table.add_column(heading, header_style="dim", overflow="fold")
+    for field, old, new in found:
+        table.add_row(field, *("-" if v is None else json.dumps(v) for v in (old, new)))
+    Console(markup=False).print(table if found else "no difference")
 
 
 @recipes.command("check")

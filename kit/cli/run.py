@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
 
 if TYPE_CHECKING:
     from kit.cli.progress import Display
@@ -15,9 +16,33 @@ DIRECTORY = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
 
 
+def complete_recipe(
+    _ctx: click.Context, _param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Names of recipes, then files."""
+    from kit.recipe import named_recipes
+
+    names = [name for name in named_recipes() if name.startswith(incomplete)]
+    return [
+        *(CompletionItem(name) for name in names),
+        *([] if names else [CompletionItem(incomplete, type="file")]),
+    ]
+
+
 @click.command()
 @click.option(
-    "--recipe", "-r", "recipe_name", help="Name or TOML file; `n4090-kit recipes` lists names."
+    "--recipe",
+    "-r",
+    "recipe_name",
+    shell_complete=complete_recipe,
+    help="Name or TOML file; `n4090-kit recipes` lists names.",
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="A.B=V",
+    help="Change a field of the recipe, such as pretrain.num_steps=200; repeatable.",
 )
 @click.option("--resume", type=DIRECTORY, help="Go on with this run folder; downtime counts.")
 @click.option(
@@ -53,6 +78,7 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 )
 def run(
     recipe_name: str | None,
+    settings: tuple[str, ...],
     resume: Path | None,
     work: Path,
     data: Path | None,
@@ -78,6 +104,7 @@ def run(
     from kit.cli.prepare import fetch_for_run
     from kit.cli.progress import make_display
     from kit.events import Price
+    from kit.overrides import override
     from kit.recipe import load_recipe
     from kit.run.finished import refuse_complete
     from kit.run.group import open_group
@@ -89,6 +116,8 @@ def run(
 
     if (recipe_name is None) == (resume is None):
         raise click.UsageError("give either --recipe NAME or --resume RUN")
+    if resume is not None and settings:
+        raise click.UsageError("a run is resumed with the recipe it began with: leave --set out")
     if not (len(currency) == 3 and currency.isalpha() and currency.isascii()):
         raise click.UsageError(f"{currency!r} is no currency of three letters")
     work = work.resolve()
@@ -97,7 +126,7 @@ def run(
         plan = load_plan(resume.resolve())
     else:
         assert recipe_name is not None
-        recipe = load_recipe(recipe_name)
+        recipe = override(load_recipe(recipe_name), settings)
         check(recipe, work, device=device or recipe.document["device"])
         given = {"data": data, "sft": sft, "chat_eval": chat_eval, "core": core}
         fetch = fetch_for_run(quiet=quiet or as_json)
