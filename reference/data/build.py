@@ -274,6 +274,11 @@ class _Build:
         problems: list[str],
     ) -> dict[str, Any]:
         found = read_selection(self.work)
+        _check_rows(found["placed"], shards)
+        if self.spec.shards.validation and not any(
+            row[0] == "validation" for row in found["placed"]
+        ):
+            problems = [*problems, "no document is held out for validation: there are too few"]
         return {
             "format": FORMAT,
             "name": self.spec.name,
@@ -284,7 +289,7 @@ class _Build:
             "models": models,
             "shards": shards,
             "inputs": totals.inputs,
-            "sources": totals.sources(found["duplicates"], found["placed"]),
+            "sources": totals.sources(found),
             "removed": totals.removed,
             "problems": problems + totals.problems,
             "overlaps": totals.overlaps,
@@ -308,6 +313,19 @@ class _Build:
         write_whole(self.out / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
         if not self.options.keep_work:
             shutil.rmtree(self.work)
+
+
+def _check_rows(placed: Sequence[Sequence[Any]], shards: Sequence[dict[str, Any]]) -> None:
+    """Holds the rows of the written shards to the documents that were chosen for them."""
+    for split in sorted({row[0] for row in placed} | {shard["split"] for shard in shards}):
+        chosen = sum(row[3] for row in placed if row[0] == split)
+        written = sum(shard["rows"] for shard in shards if shard["split"] == split)
+        if chosen != written:
+            raise TrainerError(
+                "internal",
+                f"{chosen} documents were chosen for {split}, and its shards hold {written}",
+                "The build lost documents: report it, with the spec.",
+            )
 
 
 def _shard_record(build: Path, name: str) -> Path:

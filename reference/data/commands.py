@@ -102,7 +102,7 @@ def _print_summary(folder: Path, manifest: dict[str, Any]) -> None:
 
     table = Table(title=f"{manifest['name']}: documents", box=None)
     table.add_column("source")
-    for heading in ("read", "removed", "training", "anneal", "validation", "text MB"):
+    for heading in ("read", "removed", "left out", "training", "anneal", "validation", "text MB"):
         table.add_column(heading, justify="right")
     for name, entry in manifest["sources"].items():
         placed = entry.get("placed", {})
@@ -111,10 +111,13 @@ def _print_summary(folder: Path, manifest: dict[str, Any]) -> None:
             name,
             f"{entry['documents']:,}",
             f"{sum(entry['removed'].values()):,}",
+            f"{sum(entry['left_out'].values()) if 'left_out' in entry else 0:,}",
             *(f"{count:,}" for count in counts),
             f"{sum(size for _, size in placed.values()) / 1e6:,.1f}",
         )
     Console().print(table)
+    for text in _left_out(manifest):
+        click.echo(text, err=True)
     for line in manifest["problems"]:
         click.echo(f"passed over: {line}", err=True)
     if not manifest["models"].get("benchmarks"):
@@ -122,6 +125,17 @@ def _print_summary(folder: Path, manifest: dict[str, Any]) -> None:
     click.echo(f"digest: {manifest['digest']}")
     click.echo(f"next:   n4090-kit data report {folder}")
     click.echo(f"        n4090-kit run --recipe RECIPE --data {folder}")
+
+
+def _left_out(manifest: dict[str, Any]) -> Iterator[str]:
+    """Why documents that no step removed are not in the corpus."""
+    reasons = {
+        "domain": "mix.shares does not name their domain",
+        "rate": "mix.shares and mix.max_mb take a part of their domain",
+    }
+    for name, entry in manifest["sources"].items():
+        for why, count in entry.get("left_out", {}).items():
+            yield f"left out: {count:,} documents of {name} ({reasons[why]})"
 
 
 @data.command()

@@ -180,26 +180,36 @@ def choose(db: duckdb.DuckDBPyConnection, spec: Spec) -> dict[str, Any]:
             "no document is left: the steps removed all of them",
             "Look at what each removed (`removed` in .build/parts/*.json) and relax the spec.",
         )
+    wanted = [name for name, share in spec.mix.shares.items() if share > 0]
+    db.execute("CREATE TABLE wanted (domain VARCHAR)")
+    if wanted:
+        db.executemany("INSERT INTO wanted VALUES (?)", [[name] for name in wanted])
+        eligible = "left_over SEMI JOIN wanted USING (domain)"
+    else:
+        eligible = "left_over"
+    db.execute(f"CREATE VIEW eligible AS SELECT left_over.* FROM {eligible}")
     # Two halves of the text's digest are two independent random numbers; the order key is a third.
     limit = spec.shards.validation * 2.0**64
     db.execute(
-        "CREATE TABLE held AS SELECT rank FROM left_over WHERE low < ? "
-        "UNION SELECT rank FROM (SELECT rank FROM left_over ORDER BY low, rank LIMIT 1) "
+        "CREATE TABLE held AS SELECT rank FROM eligible WHERE low < ? "
+        "UNION SELECT rank FROM (SELECT rank FROM eligible ORDER BY low, rank LIMIT 1) "
         "WHERE ? > 0",
         [limit, limit],
     )
-    if total > 1:
+    if wanted:  # a domain of which all was held out has to give the mixture something
+        db.execute(
+            "DELETE FROM held WHERE rank IN (SELECT rank FROM eligible WHERE domain NOT IN "
+            "(SELECT domain FROM eligible ANTI JOIN held USING (rank)))"
+        )
+    if _number(db, "SELECT count(*) FROM eligible ANTI JOIN held USING (rank)"):
         db.execute("CREATE VIEW pool AS SELECT * FROM left_over ANTI JOIN held USING (rank)")
-    else:
+    else:  # nothing but held-out documents: the corpus is for training first
+        db.execute("DELETE FROM held")
         db.execute("CREATE VIEW pool AS SELECT * FROM left_over")
     available = dict(_rows(db, "SELECT domain, sum(bytes)::BIGINT FROM pool GROUP BY 1 ORDER BY 1"))
     rates = sampling_rates(available, spec)
     db.execute("CREATE TABLE rates (domain VARCHAR, rate DOUBLE)")
     db.executemany("INSERT INTO rates VALUES (?, ?)", list(rates.items()))
-    # Held out is what the mixture could have taken: no domain that it leaves out.
-    db.execute(
-        "DELETE FROM held WHERE rank IN (SELECT rank FROM left_over ANTI JOIN rates USING (domain))"
-    )
     db.execute(
         "CREATE TABLE mixed AS SELECT p.*, (floor(rate) + CASE WHEN high < (rate - floor(rate)) * "
         "18446744073709551616.0 THEN 1 ELSE 0 END)::INT AS copies FROM pool p JOIN rates "
@@ -209,8 +219,7 @@ def choose(db: duckdb.DuckDBPyConnection, spec: Spec) -> dict[str, Any]:
     _choose_anneal(db, spec)
     db.execute(
         "CREATE TABLE chosen AS "
-        "SELECT 'validation' AS split, 0 AS copy, rank FROM held WHERE (SELECT count(*) FROM "
-        "left_over) > 1 "
+        "SELECT 'validation' AS split, 0 AS copy, rank FROM held "
         "UNION ALL SELECT 'anneal', 0, rank FROM annealed "
         "UNION ALL SELECT 'train', unnest(range(copies - (rank IN (SELECT rank FROM annealed))"
         "::INT)), rank FROM mixed"
@@ -225,8 +234,11 @@ def sampling_rates(available: dict[str, int], spec: Spec) -> dict[str, float]:
     """
     mix = spec.mix
     shares = {name: share for name, share in mix.shares.items() if share > 0}
+    epochs = mix.max_epochs or 1.0
     if not shares:
-        shares = {name: float(size) for name, size in available.items()}
+        size = sum(available.values())
+        rate = min(epochs, mix.max_mb * 1e6 / size) if mix.max_mb else epochs
+        return dict.fromkeys(available, rate)
     missing = sorted(set(shares) - set(available))
     if missing:
         raise TrainerError(
@@ -236,7 +248,6 @@ def sampling_rates(available: dict[str, int], spec: Spec) -> dict[str, float]:
             "Correct the names, or the sources' `domain`.",
         )
     weight = sum(shares.values())
-    epochs = mix.max_epochs or 1.0
     total = min(available[name] * epochs * weight / share for name, share in shares.items())
     if mix.max_mb:
         total = min(total, mix.max_mb * 1e6)
@@ -307,7 +318,20 @@ def facts(db: duckdb.DuckDBPyConnection) -> dict[str, Any]:
         "JOIN docs w ON w.rank = g.rank JOIN docs b ON b.rank = g.twin "
         "WHERE why = 'near' ORDER BY w.order_key, g.rank LIMIT 8",
     )
+    left_out = _rows(
+        db,
+        "SELECT source, CASE WHEN domain IN (SELECT domain FROM rates) THEN 'rate' ELSE 'domain' "
+        "END, count(*), sum(bytes)::BIGINT FROM left_over ANTI JOIN chosen USING (rank) "
+        "GROUP BY 1, 2 ORDER BY 1, 2",
+    )
+    distinct = _rows(
+        db,
+        "SELECT source, count(DISTINCT rank) FROM chosen JOIN docs USING (rank) "
+        "GROUP BY 1 ORDER BY 1",
+    )
     return {
+        "left_out": [list(row) for row in left_out],
+        "distinct": dict(distinct),
         "duplicates": [list(row) for row in by_source],
         "placed": [list(row) for row in by_split],
         "similarity": {str(bin_): count for bin_, count in similarity},

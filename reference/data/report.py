@@ -141,9 +141,8 @@ def _source(name: str, entry: dict[str, Any]) -> dict[str, Any]:
     placed = entry.get("placed", {})
     removed = dict(entry["removed"])
     corpus = sum(count for count, _ in placed.values())
-    left_out = entry["documents"] - sum(removed.values()) - corpus
-    if left_out > 0:  # repeats can make it negative
-        removed["not chosen"] = left_out
+    if "left_out" in entry:
+        removed["not chosen"] = sum(entry["left_out"].values())
     total = max(1, sum(removed.values()) + corpus)
     segments = [(split, placed.get(split, [0, 0])[0] / total) for split in _SPLITS]
     segments += [(step, removed[step] / total) for step in _STEPS if removed.get(step)]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from reference.errors import TrainerError
 
 SAMPLES = 6  # removed documents kept for the report, a reason
 
@@ -49,25 +50,37 @@ class Totals:
         """By step: seconds of all workers, documents and bytes that reached it."""
         return self._steps
 
-    def sources(
-        self, duplicates: Sequence[Sequence[Any]], placed: Sequence[Sequence[Any]]
-    ) -> dict[str, Any]:
+    def sources(self, selection: dict[str, Any]) -> dict[str, Any]:
         """Per source: what was read, what each step took away, what is in the corpus.
 
         Args:
-            duplicates: (source, why, documents, bytes) of what the index removed.
-            placed: (split, source, domain, documents, bytes) of what is in the corpus.
+            selection: The facts of `index.facts`: duplicates, left_out, distinct and placed.
+
+        Raises:
+            TrainerError: The documents read are not those removed, left out or in the corpus.
         """
         found = {
             name: {**entry, "removed": dict(entry["removed"])}
             for name, entry in self._sources.items()
         }
-        for source, why, count, _ in duplicates:
+        for source, why, count, _ in selection["duplicates"]:
             found[source]["removed"][f"{why} duplicate"] = count
-        for split, source, _, count, size in placed:
+        for source, why, count, _ in selection["left_out"]:
+            found[source].setdefault("left_out", {})[why] = count
+        for split, source, _, count, size in selection["placed"]:
             here = found[source].setdefault("placed", {}).setdefault(split, [0, 0])
             here[0] += count
             here[1] += size
+        for name, entry in found.items():
+            gone = sum(entry["removed"].values()) + sum(entry.get("left_out", {}).values())
+            entry["distinct"] = int(selection["distinct"].get(name, 0))
+            if entry["documents"] != gone + entry["distinct"]:
+                raise TrainerError(
+                    "internal",
+                    f"source {name!r}: {entry['documents']} documents were read, {gone} removed or "
+                    f"left out and {entry['distinct']} are in the corpus",
+                    "The build lost documents: report it, with the spec.",
+                )
         return found
 
     def _add_removed(self, summary: dict[str, Any]) -> None:
