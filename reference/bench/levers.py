@@ -8,6 +8,7 @@ they show that a lever learns, and roughly what it costs.
 from __future__ import annotations
 
 import copy
+import gc
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,7 +17,8 @@ import torch
 
 from reference.bench.trial_run import trial_run
 from reference.config.model import ModelConfig
-from reference.errors import TrainerError
+from reference.kernels.attention_trial import short_reason
+from reference.kernels.compiling import forget_compiled
 from reference.model.cost import count_flops
 from reference.train.device import forget_determinism, make_deterministic
 
@@ -120,9 +122,11 @@ def measure(
         make_deterministic()
     try:
         run = trial_run(recipe, device=device, steps=steps, compile_setting=compile_setting)
-    except (TrainerError, RuntimeError) as error:
-        return {"reason": str(error).splitlines()[0][:300]}
+    except Exception as error:  # whatever a lever does, the table goes on with the next one
+        return {"reason": short_reason(error)}
     finally:
+        forget_compiled()
+        gc.collect()  # the failed run's tensors, which its traceback keeps in cycles
         if recipe["pretrain"]["deterministic"]:
             forget_determinism()
         if torch.cuda.is_available():

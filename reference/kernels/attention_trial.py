@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from reference.errors import TrainerError
 from reference.kernels.attention import (
     Backend,
     Documents,
@@ -117,9 +118,9 @@ def try_backend(
 
 
 def short_reason(error: Exception) -> str:
-    """The type of an error and the first line of its text, which may be empty."""
+    """The first line of an error's text, after its type unless it is one of the trainer's own."""
     first = (str(error).splitlines() or [""])[0]
-    return f"{type(error).__name__}: {first}"[:200]
+    return (first if isinstance(error, TrainerError) else f"{type(error).__name__}: {first}")[:300]
 
 
 def _inputs(

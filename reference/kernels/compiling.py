@@ -6,6 +6,7 @@ and runs the function eagerly without a word, which in a trial means timing the 
 
 from __future__ import annotations
 
+import sys
 import types
 from collections.abc import Callable
 from itertools import count
@@ -26,6 +27,12 @@ def allow_recompiles() -> None:
     # Over all functions that share a code object; PyTorch's own value is 32 times the other limit.
     accumulated = max(limits.accumulated_recompile_limit, 32 * RECOMPILE_LIMIT)
     limits.accumulated_recompile_limit = accumulated
+
+
+def forget_compiled() -> None:
+    """Drops all compiled code, if there is any: a benchmark's next configuration starts afresh."""
+    if "torch._dynamo" in sys.modules:  # importing it would take seconds
+        torch._dynamo.reset()
 
 
 def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:

@@ -18,6 +18,7 @@ from reference.bench.kernels import bench_attention, bench_matmuls, nanochat_con
 from reference.bench.levers import LEVERS, bench_levers, measure, with_lever
 from reference.bench.plots import plot_kernels, plot_levers, plot_training
 from reference.bench.trial_run import trial_run
+from reference.errors import TrainerError
 
 TEXT = """
 schema_version = 1
@@ -106,15 +107,43 @@ def test_ramps_are_passed_through_and_the_last_part_is_back_in_bf16():
 
 
 def test_a_run_that_cannot_be_is_a_reason_not_a_crash(monkeypatch):
-    def broken(*_, **__):
-        raise torch.OutOfMemoryError("CUDA out of memory\nmore")
+    for error, reason in (
+        (
+            torch.OutOfMemoryError("CUDA out of memory\nmore"),
+            "OutOfMemoryError: CUDA out of memory",
+        ),
+        (AttributeError(), "AttributeError: "),
+        (TrainerError("bad_input", "no such kernel here"), "no such kernel here"),
+    ):
 
-    monkeypatch.setattr("reference.bench.levers.trial_run", broken)
-    assert measure(RECIPE, device="cpu", steps=1) == {"reason": "CUDA out of memory"}
+        def broken(*_, error=error, **__):
+            raise error
+
+        monkeypatch.setattr("reference.bench.levers.trial_run", broken)
+        assert measure(RECIPE, device="cpu", steps=1) == {"reason": reason}
     assert with_lever(pulled("fp8"), "fp8") == "the recipe has it already"
     odd = copy.deepcopy(RECIPE)
     odd["model"].update(n_head=1, n_kv_head=1)
     assert with_lever(odd, "half the key heads") == "does not divide this recipe's sizes"
+
+
+def test_a_lever_that_fails_leaves_nothing_compiled_to_the_next_one(monkeypatch):
+    """Dynamo failed at the recompile after a lever, and that error ended the whole table."""
+    code = []
+
+    def compiled_run(*_, **__):
+        def double(x):
+            return 2 * x
+
+        torch.compile(double, backend="eager")(torch.ones(2))
+        code.append(double.__code__)
+        raise AttributeError("Dynamo's own")
+
+    monkeypatch.setattr("reference.bench.levers.trial_run", compiled_run)
+    rows = bench_levers(RECIPE, device="cpu", steps=1, names=["fp8", "tied"])
+    assert [row["reason"] for row in rows] == ["AttributeError: Dynamo's own"] * 3
+    entries = torch._dynamo.eval_frame._debug_get_cache_entry_list
+    assert len(code) == 3 and not any(entries(each) for each in code)
 
 
 def test_kernels_are_timed_in_three_products_and_four_kinds(monkeypatch):
