@@ -165,21 +165,26 @@ def precompile(
     decisions: Mapping[str, Any],
     phases: list[tuple[Phase, int]],
     bos: int | None,
+    *,
+    evaluation_rows: int,
 ) -> None:
     """Compiles the blocks for every shape that the run will meet, evaluation's among them.
 
     One micro-batch of made-up tokens forward and backward for each; weights stay as they are. With
-    8-bit factors the compiled gradients are compared with eager ones.
+    8-bit factors the compiled gradients are compared with eager ones. Evaluation's code, which is
+    another one without gradients, is compiled first.
 
     Args:
         phases: Every phase with the rows of its micro-batch, the one to start with last.
         bos: Where rows hold documents: their first token.
+        evaluation_rows: Sequences of full length in a batch of an evaluation.
 
     Raises:
         TrainerError: Compiled blocks compute other gradients than eager ones.
     """
     from reference.kernels.attention import find_documents
 
+    compile_evaluation(model, section, decisions, phases[-1][0], evaluation_rows)
     seen = set()
     for phase, rows in phases:
         apply_shape(model, section, decisions, phase)
@@ -193,6 +198,22 @@ def precompile(
         model.loss(tokens, tokens, documents=documents).backward()
         model.zero_grad(set_to_none=True)
         check_compiled_gradients(model, rows, phase.seq_len, documents)
+
+
+def compile_evaluation(
+    model: GPT,
+    section: Mapping[str, Any],
+    decisions: Mapping[str, Any],
+    phase: Phase,
+    rows: int,
+) -> None:
+    """Compiles the blocks for evaluations: without gradients and documents, at full reach."""
+    apply_shape(model, section, decisions, phase)
+    model.set_windows(model.config.windows)
+    tokens = torch.zeros((rows, model.config.seq_len), dtype=torch.int64, device=model.device)
+    with torch.no_grad():
+        model.loss(tokens, tokens, reduction="none")
+    model.set_windows(phase.windows)
 
 
 def apply_shape(

@@ -283,7 +283,14 @@ class TrainState:
         if compiled:
             began, phases = time.perf_counter(), self.curriculum.phases
             shapes = [(phase, rows_at(phase, self.micro_batch, T)) for phase in phases]
-            precompile(self.model, section, self.decisions, shapes[::-1], self._bos)
+            precompile(
+                self.model,
+                section,
+                self.decisions,
+                shapes[::-1],
+                self._bos,
+                evaluation_rows=self.micro_batch,
+            )
             self._say(
                 f"{compiled_graphs()} graphs compiled in advance for {len(shapes)} phase(s)",
                 compile_s=round(time.perf_counter() - began, 3),
