@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import click
 
+from reference.config.model import ModelConfig
 from reference.lab.cards import find_card
-from reference.model.step_time import leave_one_out, predict_recipe, speed_points
+from reference.model.step_time import (
+    BF16,
+    COMPILED,
+    Passes,
+    Work,
+    fitted_share,
+    leave_one_out,
+    predict,
+    predict_recipe,
+    rates_of,
+    speed_points,
+)
+from reference.train.memory import VRAM_BYTES, fitting_micro_batch
 
 
 def prediction_json(recipe: Mapping[str, Any], card: str) -> dict[str, Any]:
@@ -27,6 +41,7 @@ def prediction_json(recipe: Mapping[str, Any], card: str) -> dict[str, Any]:
         "tokens_per_s": found.tokens_per_s,
         "us_per_token": found.us_per_token,
         "rows": [row._asdict() for row in found.rows],
+        "ladder": ladder(recipe, card),
         "leave_one_out": [
             {
                 "name": point.name,
@@ -39,6 +54,67 @@ def prediction_json(recipe: Mapping[str, Any], card: str) -> dict[str, Any]:
             for point, speed in held_out
         ],
     }
+
+
+INT8: Passes = ("int8", "int8", "int8")
+# Each step of the way to a fused 8-bit step: change, state of it here, what it alters.
+LADDER: tuple[tuple[str, str, dict[str, Any], dict[str, Passes]], ...] = (
+    ("loss in separate kernels", "replaced", {"loss": 67.0, "loss_chunk": 2730}, {}),
+    ("loss in one kernel", "in the trainer", {"loss": 10.0, "loss_chunk": 2752}, {}),
+    ("int8 products, rounded from memory", "a switch", {}, {"kinds": INT8}),
+    ("rounding where the tensor is made", "an experiment", {"rounding": 2.0}, {}),
+    ("weights cast or rounded once a step", "an experiment", {"casts": 0.0}, {}),
+    ("gradients summed in the product", "not written", {"accumulation": 8.0}, {}),
+    ("table gradients by index", "not written", {"tables": 0.0}, {}),
+    ("head in int8, all three products", "not written", {"loss": 8.0}, {"head": INT8}),
+    ("merged q, k, v; residual and norm fused", "not written", {"elementwise": 60.0}, {}),
+)
+
+
+def ladder(recipe: Mapping[str, Any], card: str) -> list[dict[str, Any]]:
+    """Predicted tokens/s after each change of LADDER, one on top of the other."""
+    config = ModelConfig.from_recipe(recipe["model"], recipe["tokenizer"]["vocab_size"])
+    section = recipe["pretrain"]
+    micro_batch = fitting_micro_batch(config, section, VRAM_BYTES)
+    work = Work.of(config, micro_batch, section["total_batch_size"])
+    design, products, rows = COMPILED, {"kinds": BF16, "head": BF16}, []
+    for change, state, altered, kinds in LADDER:
+        design, products = replace(design, **altered), {**products, **kinds}
+        found = predict(work, design, rates_of(card), fitted_share(), **products)
+        rows.append(
+            {
+                "change": change,
+                "state": state,
+                "kb_per_token": sum(row.bytes for row in found.rows) / 1e3,
+                "us_per_token": found.us_per_token,
+                "tokens_per_s": found.tokens_per_s,
+            }
+        )
+    return rows
+
+
+def _print_ladder(told: Mapping[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        title="what each change is predicted to bring, on top of the one before",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+    )
+    for heading in ("change", "here", "kB/token", "us/token", "tokens/s"):
+        left = heading in ("change", "here")
+        table.add_column(heading, justify="left" if left else "right", header_style="dim")
+    for row in told["ladder"]:
+        table.add_row(
+            row["change"],
+            row["state"],
+            f"{row['kb_per_token']:,.0f}",
+            f"{row['us_per_token']:.2f}",
+            f"{row['tokens_per_s']:,.0f}",
+        )
+    Console().print(table)
 
 
 def print_prediction(recipe: Mapping[str, Any], card: str, *, as_json: bool) -> None:
@@ -69,6 +145,7 @@ def print_prediction(recipe: Mapping[str, Any], card: str, *, as_json: bool) -> 
     console.print(table)
     worst = max(abs(row["error"]) for row in told["leave_one_out"])
     console.print(f"{told['tokens_per_s']:,.0f} tokens/s, give or take {worst:.0%}")
+    _print_ladder(told)
     errors = Table(
         title="the model against published speeds, each fitted to the others",
         title_justify="left",

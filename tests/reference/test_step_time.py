@@ -14,7 +14,6 @@ from reference.commands import bench_train
 from reference.config.model import ModelConfig
 from reference.errors import TrainerError
 from reference.model.step_time import (
-    BF16,
     COMPILED,
     DESIGNS,
     RATES,
@@ -113,7 +112,11 @@ def test_the_command_says_that_it_predicts() -> None:
     told = json.loads(CliRunner().invoke(bench_train, [*arguments, "--json"]).output)
     assert told["predicted"] is True
     assert told["us_per_token"] == pytest.approx(sum(row["us"] for row in told["rows"]))
-    assert BF16 == ("bf16", "bf16", "bf16")
+    speeds = [row["tokens_per_s"] for row in told["ladder"]]
+    assert speeds == sorted(speeds)
+    # Without a switch, the trainer is at the rung that says so.
+    here = [row for row in told["ladder"] if row["state"] == "in the trainer"]
+    assert here[-1]["tokens_per_s"] == pytest.approx(told["tokens_per_s"], rel=1e-6)
 
 
 def test_the_model_needs_no_torch() -> None:
