@@ -4,7 +4,7 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help run test test-gpuless check schemas image lock wheel clean
+.PHONY: help run test test-gpuless check docs schemas image lock wheel clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -29,6 +29,9 @@ check: $(VENV)/installed ## Format, lint and types.
 
 schemas: $(VENV)/installed ## Write the schemas that are made from dataclasses.
 	PYTHONPATH=tests $(BIN)/python -m support.write_schemas
+
+docs: $(VENV)/installed ## Build the site into docs/_build/html; a warning is an error.
+	$(BIN)/python -m sphinx -q -W --keep-going docs docs/_build/html
 
 wheel: $(VENV)/installed ## Build the wheel into dist/.
 	$(BIN)/python -m hatchling build -t wheel

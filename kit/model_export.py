@@ -1,7 +1,7 @@
 """A run's model in the forms of other programs; the trainer that made it knows how.
 
 A checkpoint's `config.json` names its loader. The exporter of the same name, an entry point of
-`n4090_kit.exporters`, writes the files:
+`n4090_kit.exporters`, writes the files::
 
     export(checkpoint, out, form, *, name, chat, dtype) -> names of the files in `out`
 """
