@@ -35,74 +35,92 @@ _TONE = {
 
 @click.command()
 @click.argument("result", type=FILE, required=False)
-@click.option("--strict", is_flag=True, help="Warnings refuse, too.")
+@click.option("--strict", is_flag=True, help="Reject the result for warnings as well.")
 @click.option("--json", "as_json", is_flag=True, help="The report as JSON.")
 @click.option(
     "--html",
     type=click.Path(dir_okay=False, path_type=Path),
     help="Also write the report as one HTML page.",
 )
-@click.option("--all", "show_all", is_flag=True, help="Show the checks that do not apply, too.")
-@click.option(
-    "--offline", is_flag=True, help="Ask nobody (checks that need a network are skipped)."
-)
+@click.option("--all", "show_all", is_flag=True, help="Also show the checks that do not apply.")
 @click.option(
     "--cached",
     is_flag=True,
-    help="Take digests of files that have not changed since they were hashed here.",
+    help="Reuse the digests of files that have not changed since this machine hashed them.",
 )
-@click.option("--allowed-signers", type=OWN_FILE, help="OpenSSH file that says whose key is whose.")
+@click.option(
+    "--allowed-signers",
+    type=OWN_FILE,
+    help="Allowed-signers file of OpenSSH: which key belongs to whom.",
+)
 @click.option(
     "--identities",
     type=OWN_FILE,
-    help="Snapshot of accounts' keys, as `keys identify --out` writes it.",
+    help="Snapshot of the keys that accounts publish; `keys identify --out` writes one.",
 )
-@click.option("--revoked", type=OWN_FILE, help="List of revoked keys, as `keys revoke` writes it.")
-@click.option("--group", type=THERE, multiple=True, help="Other results of the same group.")
+@click.option("--revoked", type=OWN_FILE, help="List of revoked keys; `keys revoke` writes one.")
 @click.option(
-    "--against", type=THERE, multiple=True, help="Other rows (results, folders): is this a copy?"
+    "--group",
+    type=THERE,
+    multiple=True,
+    help="Another result of the same registered group; may be repeated.",
+)
+@click.option(
+    "--against",
+    type=THERE,
+    multiple=True,
+    help="Compare with other results or folders of results, to find copies; may be repeated.",
 )
 @click.option(
     "--contamination",
     is_flag=True,
-    help="Look for the test's items in the training shards (--core and --data; needs pyarrow).",
+    help="Search the training shards for items of the test (needs --core, --data and pyarrow).",
 )
-@click.option("--re-evaluate", is_flag=True, help="Score the checkpoint again (needs torch).")
+@click.option(
+    "--re-evaluate", is_flag=True, help="Score the checkpoint again on this machine (needs torch)."
+)
 @click.option(
     "--replay",
     type=click.IntRange(0, 100),
     default=0,
     metavar="K",
-    help="Do K random stretches of the training again, from the seed and stored snapshots.",
+    help="Repeat K random windows of the training, from the seed and from stored snapshots.",
 )
 @click.option(
     "--replay-steps",
     type=click.IntRange(1, 10_000),
     default=8,
     show_default=True,
-    help="Steps of each stretch.",
+    help="Steps of each window.",
 )
 @click.option("--core", type=THERE, help="CORE bundle, for --re-evaluate.")
 @click.option(
-    "--data", type=THERE, help="The run's shards, for --re-evaluate, --replay and --contamination."
+    "--data",
+    type=THERE,
+    help="Training shards of the run, for --re-evaluate, --replay and --contamination.",
 )
 @click.option(
-    "--sft", type=FILE, help="The run's conversations, where pretraining read them (the same two)."
+    "--sft",
+    type=FILE,
+    help="Conversations of the run, for the same options, if pretraining read them.",
 )
 @click.option(
     "--device",
     type=click.Choice(["cpu", "cuda", "auto"]),
     default="auto",
-    help="For --re-evaluate and --replay.",
+    help="Device for --re-evaluate and --replay.",
 )
-@click.option("--explain", metavar="ID", help="Say what a check protects against, and stop.")
+@click.option(
+    "--explain",
+    metavar="ID",
+    help="Print what the check ID looks at and protects against, then exit.",
+)
 def verify(
     result: Path | None,
     strict: bool,
     as_json: bool,
     html: Path | None,
     show_all: bool,
-    offline: bool,
     cached: bool,
     allowed_signers: Path | None,
     identities: Path | None,
@@ -121,8 +139,8 @@ def verify(
 ) -> None:
     """Check a result: signature, log, clocks, scores, machine, files.
 
-    RESULT is a result.json or the run folder that holds it. Only reads, runs nothing it is given,
-    and needs no network, GPU or torch.
+    RESULT is a result.json or the run folder that holds it. `verify` only reads files. It executes
+    nothing from the run folder and needs no network, GPU or torch.
     """
     if explain is not None:
         show_check(explain)

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from kit.errors import SchemaError
-from kit.events import Event, Header, Model
+from kit.events import Data, Event, Header, Model
 from kit.files import read_regular
 from kit.recipe import Recipe, parse_recipe
 from kit.run_log import LOG_KIND, RunLog
@@ -187,7 +187,7 @@ class Evidence:
         if not chain.problems:
             found += [
                 (message, f"events.jsonl, line {line}", None, None)
-                for line, message in shape_problems(chain.records)
+                for line, message in self._events[1]
             ]
         return found
 
@@ -196,7 +196,11 @@ class Evidence:
         """What the log says happened; only when V04 has nothing against it."""
         if self.log_problems:
             raise Refused("the log cannot be relied on (V04)")
-        return RunLog.from_chain(self.chain)
+        return RunLog.from_events(self._events[0], self.chain)
+
+    @cached_property
+    def _events(self) -> tuple[list[Event[Data]], list[tuple[int, str]]]:
+        return read_events(self.chain.records)
 
     @property
     def header(self) -> Header:
@@ -363,23 +367,22 @@ def safe_path(path: str) -> bool:
     )
 
 
-def shape_problems(records: list[Document]) -> Iterator[tuple[int, str]]:
-    """(line, problem) for events that are not of the form the event schema gives, at most ten."""
-    found = 0
+def read_events(records: list[Document]) -> tuple[list[Event[Data]], list[tuple[int, str]]]:
+    """The events of a log, and (line, problem) for at most ten records that are not events."""
     if not records:
-        yield 1, "the log is empty"
-        return
+        return [], [(1, "the log is empty")]
     if records[0].get("ev") != "header":
-        yield 1, "the log does not begin with a header"
-        return
+        return [], [(1, "the log does not begin with a header")]
+    events: list[Event[Data]] = []
+    problems: list[tuple[int, str]] = []
     for line, record in enumerate(records, start=1):
-        problem = "a second header" if line > 1 and record.get("ev") == "header" else ""
         try:
-            Event.from_json(record)
+            events.append(Event.from_json(record))
         except SchemaError as error:
-            problem = error.message
-        if problem:
-            yield line, problem
-            found += 1
-            if found == 10:
-                return
+            problems.append((line, error.message))
+        else:
+            if line > 1 and record["ev"] == "header":
+                problems.append((line, "a second header"))
+        if len(problems) == 10:
+            break
+    return events, problems

@@ -21,7 +21,7 @@ with atheris.instrument_imports(include=["kit", "tomllib", "json"]):
     from kit.trust import sshsig
     from kit.trust.canonical import canonical_bytes, parse_strict
     from kit.trust.chain import chain_seed, read_chain
-    from kit.verify.evidence import safe_path, shape_problems
+    from kit.verify.evidence import read_events, safe_path
     from kit.verify.weights import BrokenWeights, read_weights
 
 SCRATCH = Path(tempfile.mkdtemp(prefix="n4090-fuzz-"))
@@ -39,7 +39,7 @@ def log(data: bytes) -> None:
     for content in (data, prefix + data):
         path.write_bytes(content)
         chain = read_chain(path, LOG_KIND)
-        list(shape_problems(chain.records))
+        read_events(chain.records)
 
 
 def signature(data: bytes) -> None:

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from support import synthetic
 from support.synthetic_machine import gpu_4090
 
 from kit.errors import PrerequisiteError
@@ -19,7 +20,6 @@ from kit.hardware.fingerprint import classify, fingerprint
 from kit.hardware.gpu_class import KINDS
 from kit.hardware.gpu_probe import l2_knee_bytes
 from kit.hardware.nvml import Nvml, uuid_hash
-from kit.verify import synthetic
 
 GIB = 2**30
 MIB = 2**20
