@@ -225,11 +225,11 @@ def parse_report(line: bytes, redact: Redactor, at: ClockSample) -> StageReport 
     ev, data = message["ev"], message["data"]
     if not isinstance(ev, str) or not isinstance(data, dict) or not _storable(data):
         return None
+    if not _statable(ev, data):
+        return None
     try:
         return StageReport(events.parse_report(ev, redact(data)), at)
     except SchemaError:
-        return None
-    if not _statable(ev, data):
         return None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -159,9 +159,3 @@ def _arrow_schema(arrow: Any) -> Any:
         "source": record(text=text, url=text),
     }
     return arrow.schema(list(columns.items()))
-
-
-def read_lines(path: Path) -> Iterator[bytes]:
-    """The lines of a table, one at a time."""
-    with path.open("rb") as file:
-        yield from file
