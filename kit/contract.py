@@ -225,12 +225,11 @@ def parse_report(line: bytes, redact: Redactor, at: ClockSample) -> StageReport 
     ev, data = message["ev"], message["data"]
     if not isinstance(ev, str) or not isinstance(data, dict) or not _storable(data):
         return None
-    if not _statable(ev, data):
-        return None
     try:
-        return StageReport(events.parse_report(ev, redact(data)), at)
+        report = StageReport(events.parse_report(ev, redact(data)), at)
     except SchemaError:
         return None
+    return report if _statable(ev, data) else None
 
 
 def deadline_ns(start_ns: int, budget_s: float) -> int:

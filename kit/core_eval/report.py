@@ -164,31 +164,6 @@ def bar(value: float, width: int = BAR_WIDTH) -> str:
     return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
 
 
-def markdown_table(document: Document) -> str:
-    """The per-task figures and the published columns as a Markdown table."""
-    models = published()["models"]
-    lines = [
-        "| task | n | accuracy | ± s.e. | centered | " + " | ".join(models) + " |",
-        "| --- | ---: | ---: | ---: | ---: |" + " ---: |" * len(models),
-    ]
-    for task in document["tasks"]:
-        others = [m["accuracy"].get(task["label"]) for m in models.values()]
-        lines.append(
-            f"| {task['label']} | {task['n']} | {task['accuracy']:.4f} "
-            f"| {task['standard_error']:.4f} | {task['centered']:.4f} | "
-            + " | ".join("" if value is None else f"{value:.4f}" for value in others)
-            + " |"
-        )
-    interval = document["interval"]
-    lines.append(
-        f"| **{score_name(document)}** | | | {interval['standard_error']:.4f} "
-        f"| **{document['core_metric']:.4f}** | "
-        + " | ".join(f"{m['core_metric']:.4f}" for m in models.values())
-        + " |"
-    )
-    return "\n".join(lines)
-
-
 def html_page(document: Document, title: str) -> str:
     """One self-contained page: bars against the GPT-2 family, the figures, the conditions."""
     interval = document["interval"]
