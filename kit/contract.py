@@ -136,6 +136,7 @@ def build_request(
         "device": device,
         "threads": threads,
         "recipe": recipe.document,
+        "dtype": recipe.facts.dtype,
         "paths": {key: None if value is None else str(value) for key, value in paths.items()},
         "clock": dict(clock),
     }

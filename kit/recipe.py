@@ -1,8 +1,9 @@
 """Recipes: TOML in, a resolved and checked description of a run out.
 
-A recipe is checked twice: against schema/recipe.schema.json, whose defaults are then filled in, and
-against the few rules a schema cannot say (what divides what, which stage needs which). All problems
-are reported together, each with its path and line.
+A recipe is checked twice: against schema/recipe.schema.json together with the schemas of the
+sections that the recipe's trainer owns (`kit.trainer`), whose defaults are then filled in, and
+against the few rules a schema cannot say (which stage needs which; the trainer's own rules). All
+problems are reported together, each with its path and line.
 """
 
 from __future__ import annotations
@@ -14,14 +15,15 @@ import json
 import re
 import tomllib
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from kit.errors import SchemaError
-from kit.growth import growth_problems
-from kit.schemas import Problem, load_schema, problems, with_defaults
+from kit.errors import PrerequisiteError, SchemaError
+from kit.schemas import NO_SUCH_FIELD, Problem, load_schema, schema_problems, with_defaults
+from kit.trainer import Facts, Trainer, facts_of, find_trainer
 
 STAGES = ("tokenizer", "pretrain", "core", "sft", "chat_eval")
 # What has to have run before a stage can.
@@ -43,6 +45,8 @@ class Recipe:
         document: Every field, defaults filled in; what stages receive.
         text: The file as written; it travels in the result.
         folder: Where the file lies, for trainers and loaders named relative to it.
+        trainer: Owns the sections that are not the kit's; None where that is code beside the recipe
+            that may not run.
     """
 
     name: str
@@ -53,6 +57,12 @@ class Recipe:
     document: dict[str, Any]
     text: str
     folder: Path
+    trainer: Trainer | None = None
+
+    @cached_property
+    def facts(self) -> Facts:
+        """What the recipe's trainer says of it."""
+        return facts_of(self.trainer, self.document)
 
     @property
     def digest(self) -> str:
@@ -102,11 +112,27 @@ def load_recipe(reference: str) -> Recipe:
         raise SchemaError(f"recipe {path.name} is not UTF-8: {error}") from error
     except OSError as error:
         raise SchemaError(f"recipe {path.name} cannot be read: {error.strerror}") from error
-    return parse_recipe(text, folder=path.resolve().parent, label=path.name)
+    return parse_recipe(text, folder=path.resolve().parent, label=path.name, run_code=True)
 
 
-def parse_recipe(text: str, *, folder: Path, label: str = "recipe") -> Recipe:
-    """Checks and resolves a recipe's text. Raises `SchemaError` with every problem found."""
+def parse_recipe(
+    text: str,
+    *,
+    folder: Path,
+    label: str = "recipe",
+    run_code: bool = False,
+    of_result: bool = False,
+) -> Recipe:
+    """Checks and resolves a recipe's text.
+
+    Args:
+        run_code: The recipe's trainer may be code beside the recipe: the caller chose to run it.
+        of_result: The recipe was run already. Fields that its trainer no longer knows stay as they
+            were written, so that old results can be verified.
+
+    Raises:
+        SchemaError: The message lists every problem.
+    """
     if len(text) > MAX_RECIPE_BYTES:
         raise SchemaError(f"{label} is too long", limit=MAX_RECIPE_BYTES, found=len(text))
     if _DEEP_KEY.search(text):
@@ -115,12 +141,24 @@ def parse_recipe(text: str, *, folder: Path, label: str = "recipe") -> Recipe:
         source = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # ValueError: an integer of 5,000 digits
         raise SchemaError(f"{label} is not TOML: {error}") from error
-    found = problems(source, "recipe")
+    schema = load_schema("recipe")
+    trainer = _trainer_of(source, folder if run_code else None, of_result)
+    sections = trainer.sections() if trainer else {}
+    known = {**schema, "properties": {**schema["properties"], **sections}}
+    if trainer is not None:
+        known["additionalProperties"] = False
+    found = schema_problems(source, known)
+    if of_result:
+        ours = schema["properties"]
+        found = [p for p in found if p.found != NO_SUCH_FIELD or p.path.split(".")[0] in ours]
     usable = _without(source, found)
     document: dict[str, Any] = {}
-    if not found or not problems(usable, "recipe"):
-        document = with_defaults(usable, load_schema("recipe"))
-        found += _independent(_inconsistencies(document), found)
+    if not found or not schema_problems(usable, known):
+        document = with_defaults(usable, known)
+        rules = _inconsistencies(document)
+        if trainer is not None:
+            rules += [Problem(*problem) for problem in trainer.problems(document)]
+        found += _independent(rules, found)
     if found:
         shown = found[:_SHOWN_PROBLEMS]
         lines = [str(replace(problem, line=_line_of(text, problem.path))) for problem in shown]
@@ -140,6 +178,7 @@ def parse_recipe(text: str, *, folder: Path, label: str = "recipe") -> Recipe:
         document=document,
         text=text,
         folder=folder,
+        trainer=trainer,
     )
 
 
@@ -163,6 +202,21 @@ def _independent(values: list[Problem], found: list[Problem]) -> list[Problem]:
     return [one for one in values if not fields & set(re.findall(r"\w+", str(one)))]
 
 
+def _trainer_of(source: dict[str, Any], folder: Path | None, of_result: bool) -> Trainer | None:
+    """The trainer that a recipe names, before anything of the recipe has been checked."""
+    section = source.get("trainer")
+    default = load_schema("recipe")["properties"]["trainer"]["properties"]["config"]["default"]
+    name = section.get("config", default) if isinstance(section, dict) else default
+    if not isinstance(name, str):
+        return None  # the schema says so
+    try:
+        return find_trainer(name, folder)
+    except PrerequisiteError as error:
+        if of_result:  # the result can be verified without it, as far as that goes
+            return None
+        raise SchemaError(error.message, hint=error.hint) from error
+
+
 def _inconsistencies(document: dict[str, Any]) -> list[Problem]:
     """What a schema cannot say."""
     found = []
@@ -174,8 +228,6 @@ def _inconsistencies(document: dict[str, Any]) -> list[Problem]:
         needed = _NEEDS.get(stage)
         if needed and needed not in stages:
             found.append(Problem("stages", f"`{stage}` without `{needed}`", f"add `{needed}`"))
-    if document["trainer"]["command"] == ["python", "-m", "reference"]:
-        found += _reference_inconsistencies(document)
     data = document["data"]
     if data["kind"] == "hub" and ("/" not in data["repo"] or data["shards"] < 1):
         found.append(
@@ -183,109 +235,6 @@ def _inconsistencies(document: dict[str, Any]) -> list[Problem]:
         )
     if document["track"] == "rtx4090-24h":
         found += _track_inconsistencies(document)
-    return found
-
-
-def _reference_inconsistencies(document: dict[str, Any]) -> list[Problem]:
-    found = []
-    model, pretrain, sft = document["model"], document["pretrain"], document["sft"]
-    if model["n_embd"] % model["n_head"] or (model["n_embd"] // model["n_head"]) % 2:
-        found.append(
-            Problem(
-                "model.n_head",
-                f"found {model['n_head']}",
-                f"must divide n_embd ({model['n_embd']}) into heads of even width",
-            )
-        )
-    if model["n_head"] % model["n_kv_head"]:
-        found.append(
-            Problem(
-                "model.n_kv_head",
-                f"found {model['n_kv_head']}",
-                f"must divide n_head ({model['n_head']})",
-            )
-        )
-    for name, section in (("pretrain", pretrain), ("sft", sft)):
-        micro = max(1, section["device_batch_size"]) * model["seq_len"]
-        if name in document["stages"] and section["total_batch_size"] % micro:
-            found.append(
-                Problem(
-                    f"{name}.total_batch_size",
-                    f"found {section['total_batch_size']}",
-                    f"must be a multiple of device_batch_size * seq_len = {micro}",
-                )
-            )
-    found += _ramp_problems(model, pretrain) + _mixing_problems(pretrain)
-    found += growth_problems(model, pretrain)
-    if "pretrain" in document["stages"] and (pretrain["num_steps"] > 0) == (pretrain["hours"] > 0):
-        found.append(
-            Problem(
-                "pretrain.num_steps",
-                f"found {pretrain['num_steps']} with hours {pretrain['hours']}",
-                "exactly one of num_steps and hours is above 0",
-            )
-        )
-    return found
-
-
-def _ramp_problems(model: dict[str, Any], pretrain: dict[str, Any]) -> list[Problem]:
-    """Ramps begin at share 0, only move on, end at the full value, and cut batches evenly."""
-    found = []
-    length, micro = model["seq_len"], max(1, pretrain["device_batch_size"]) * model["seq_len"]
-    for name, full, unit in (
-        ("seq_len_ramp", length, None),
-        ("window_ramp", 1, None),
-        ("batch_ramp", pretrain["total_batch_size"], micro),
-    ):
-        ramp = pretrain[name]
-        if not ramp:
-            continue
-        shares, values = [share for share, _ in ramp], [value for _, value in ramp]
-        if shares[0] != 0 or sorted(set(shares)) != shares:
-            found.append(
-                Problem(f"pretrain.{name}", f"found shares {shares}", "must rise, from 0 on")
-            )
-        if values[-1] != full:
-            found.append(
-                Problem(f"pretrain.{name}", f"ends with {values[-1]}", f"must end with {full}")
-            )
-        uneven = [
-            value
-            for value in values
-            if (unit and value % unit) or (name == "seq_len_ramp" and length % value)
-        ]
-        if uneven:
-            rule = f"a multiple of {unit}" if unit else f"a divisor of {length}"
-            found.append(Problem(f"pretrain.{name}", f"found {uneven[0]}", f"must be {rule}"))
-    return found
-
-
-def _mixing_problems(pretrain: dict[str, Any]) -> list[Problem]:
-    """Rows of other sources leave room for new ones, and come when all rows have full length."""
-    found = []
-    together = pretrain["replay_share"] + pretrain["sft_share"]
-    if together > 0.9:
-        found.append(
-            Problem(
-                "pretrain.replay_share",
-                f"with sft_share it is {together:g}",
-                "together at most 0.9: the rest are new rows",
-            )
-        )
-    ramp = pretrain["seq_len_ramp"]
-    full = ramp[-1][0] if ramp else 0.0
-    for name in ("replay", "sft"):
-        begin = pretrain[f"{name}_from"]
-        # Replayed rows are kept from half of `replay_from` on, and rows of other lengths are of no
-        # use; conversations are packed into rows of full length.
-        if pretrain[f"{name}_share"] and begin < full:
-            found.append(
-                Problem(
-                    f"pretrain.{name}_from",
-                    f"found {begin:g}",
-                    f"seq_len_ramp reaches its end at {full:g}: not before that",
-                )
-            )
     return found
 
 

@@ -16,6 +16,7 @@ _SHIPPED = Path(__file__).parent / "schema"  # in the wheel
 _CHECKOUT = Path(__file__).parent.parent / "schema"  # an editable install does not see the copy
 
 
+NO_SUCH_FIELD = "no such field"
 _ERRORS = 500  # of a document that are explained; the next ones follow from hostility
 _SHOWN = 100  # unknown keys of one object that are named
 
@@ -57,7 +58,7 @@ def load_schema(name: str) -> dict[str, Any]:
 
 def problems(document: Any, name: str) -> list[Problem]:
     """In what `document` differs from schema `name`, in document order; at most a few hundred."""
-    return _problems(document, load_schema(name))
+    return schema_problems(document, load_schema(name))
 
 
 def section_problems(section: Any, name: str, path: tuple[str, ...]) -> list[Problem]:
@@ -66,10 +67,11 @@ def section_problems(section: Any, name: str, path: tuple[str, ...]) -> list[Pro
     rule: dict[str, Any] = whole
     for key in path:
         rule = rule["properties"][key]
-    return _problems(section, {**rule, "$defs": whole.get("$defs", {})})
+    return schema_problems(section, {**rule, "$defs": whole.get("$defs", {})})
 
 
-def _problems(document: Any, schema: dict[str, Any]) -> list[Problem]:
+def schema_problems(document: Any, schema: dict[str, Any]) -> list[Problem]:
+    """As `problems`, for a schema of the caller's own."""
     import jsonschema
 
     validator = jsonschema.Draft202012Validator(schema)
@@ -102,7 +104,7 @@ def _explain(error: Any) -> list[Problem]:
         return [
             Problem(
                 f"{prefix}{key}",
-                "no such field",
+                NO_SUCH_FIELD,
                 f"known here: {', '.join(known)}",
                 suggestion=next(iter(difflib.get_close_matches(key, known, n=1)), None),
             )

@@ -29,6 +29,7 @@ import torch
 
 from reference.bench.kernels import bench_attention, bench_matmuls, nanochat_config
 from reference.bench.levers import measure
+from reference.config.trainer import section_defaults
 from reference.kernels.attention import lacks
 from reference.kernels.eight_bit import KINDS, multiply, product, quantize
 from reference.kernels.matmul_trial import profiled_kernels
@@ -40,26 +41,11 @@ CAP_GIB = 24.0
 SECONDS = 560.0
 # Of each part, in seconds: it begins only when this much is left.
 NEEDED_S = {"numerics": 20, "train": 45, "kernels": 30, "attention": 30}
-# The rates of `[pretrain]`, and its switches at their defaults; a recipe's come from the schema.
+# `[pretrain]` of the runs below: every default, except these.
 PRETRAIN: dict[str, Any] = {
-    "num_steps": 1000, "hours": 0, "total_batch_size": 131072, "device_batch_size": 0,
-    "warmup_steps": 0, "warmdown_ratio": 0.65, "final_lr_frac": 0.05, "matrix_lr": 0.02,
-    "embedding_lr": 0.3, "unembedding_lr": 0.008, "value_embedding_lr": 0.15, "resid_lr": 0.005,
-    "x0_lr": 0.5, "gate_lr": 0.2, "weight_decay": 0.28, "scale_lr": True, "compile": "auto",
-    "attention": "auto", "document_mask": False, "matmul": "bf16",
-    "matmul_passes": ["forward", "input_grad", "weight_grad"],
-    "matmul_layers": ["attention", "mlp"], "matmul_until": 1.0, "fused_loss": True,
-    "momentum_dtype": "float32", "factored_second_moment": False, "compile_optimizer": False,
-    "seq_len_ramp": [], "window_ramp": [], "batch_ramp": [], "deterministic": False,
-    "vram_cap_gib": CAP_GIB, "prefetch": 4, "background_checkpoints": True,
-    "average": "none", "average_share": 0.05, "decay": "linear", "divergence_nats": 3.0,
-    "matrix_optimizer": "muon", "rollbacks": 0, "snapshot_every": 0,
-    "weight_decay_schedule": "cosine", "decay_exponent": 1.25, "momentum": [0.85, 0.97, 0.9],
-    "momentum_steps": 400, "soap_refresh_steps": 10, "soap_max_dim": 2048,
-    "growth_layers": [], "growth_width": [],
-    "distill_from": 0, "distill_weight": 0.5, "distill_temperature": 1, "distill_refresh": 0,
-    "replay_share": 0, "replay_from": 0.5, "replay_keep": 4096,
-    "sft_share": 0, "sft_from": 0.8, "sft_targets": "all",
+    **section_defaults("pretrain"),
+    "num_steps": 1000, "total_batch_size": 131072, "device_batch_size": 0, "warmup_steps": 0,
+    "matmul_until": 1.0, "vram_cap_gib": CAP_GIB,
 }  # fmt: skip
 # nanochat's own way: plain bf16, all logits at once, whatever windowed kernel PyTorch has.
 BASELINE = {"matmul": "bf16", "fused_loss": False}

@@ -33,7 +33,11 @@ from kit.verify.finding import Finding
 from kit.verify.thresholds import RE_EVALUATION_AGREEMENT
 
 Document = dict[str, Any]
-_REFERENCE = (["python", "-m", "reference"], "reference")
+_REFERENCE = {
+    "command": ["python", "-m", "reference"],
+    "loader": "reference",
+    "config": "reference",
+}
 _SENTENCES = ("title",)  # fields of a recipe that are words, not names of anything
 
 
@@ -59,10 +63,12 @@ def safe_recipe(claim: Claim, trainer_code: Path | None) -> Recipe:
     if claim.result["claims"]["status"] != "complete":
         raise KitError(f"the row's run is {claim.result['claims']['status']}, not complete")
     recipe = parse_recipe(
-        claim.result["recipe"]["text"], folder=(trainer_code or claim.folder).resolve()
+        claim.result["recipe"]["text"],
+        folder=(trainer_code or claim.folder).resolve(),
+        run_code=trainer_code is not None,
     )
     trainer = recipe.section("trainer")
-    if (trainer["command"], trainer["loader"]) != _REFERENCE and trainer_code is None:
+    if trainer_code is None and any(trainer[key] != value for key, value in _REFERENCE.items()):
         raise KitError(
             "the recipe brings a trainer of its own, and no stranger's code is run unasked",
             hint="get that code, read it, and name its folder: --trainer-code DIR",

@@ -142,11 +142,15 @@ def check(ctx: click.Context, names: tuple[str, ...], as_json: bool) -> None:
 
 
 @recipes.command("schema")
-def schema() -> None:
+@click.option("--trainer", "name", default="reference", help="Whose sections [reference].")
+def schema(name: str) -> None:
     """Print every field of a recipe with its meaning, limits and default."""
     from kit.schemas import load_schema
+    from kit.trainer import find_trainer
 
-    for name, rule in load_schema("recipe")["properties"].items():
+    trainer = find_trainer(name, None)
+    sections = trainer.sections() if trainer else {}
+    for name, rule in {**load_schema("recipe")["properties"], **sections}.items():
         if rule.get("type") == "object" and "properties" in rule:
             click.echo(f"\n[{name}]  {rule['description']}")
             for field, inner in rule["properties"].items():
@@ -158,7 +162,8 @@ def schema() -> None:
 def _meaning(rule: dict[str, Any]) -> str:
     default = f" [{json.dumps(rule['default'])}]" if "default" in rule else ""
     choices = f" ({', '.join(map(str, rule['enum']))})" if "enum" in rule else ""
-    return f"{rule['description']}{choices}{default}"
+    unit = f" ({rule['unit']})" if "unit" in rule else ""
+    return f"{rule['description']}{choices}{unit}{default}"
 
 
 def plan_lines(plan: dict[str, Any]) -> list[str]:

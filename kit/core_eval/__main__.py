@@ -111,7 +111,7 @@ def run_stage(request: dict[str, Any], events: Events, stop: threading.Event) ->
             loader=recipe.get("trainer", {}).get("loader"),
             recipe_dir=None if recipe_dir is None else Path(recipe_dir),
             device=request.get("device", "auto"),
-            dtype=recipe.get("model", {}).get("dtype", "auto"),
+            dtype=request.get("dtype", "auto"),
         )
         events.emit("note", text=f"model loaded in {time.perf_counter() - began:.1f} s")
 

@@ -119,24 +119,28 @@ def resolve_device(device: str) -> str:
     return device
 
 
-def from_recipe(name: str, recipe_dir: Path | None) -> Loader:
-    """The function that `file.py:function` names in the recipe's own folder."""
+def from_recipe(name: str, recipe_dir: Path | None, *, what: str = "loader") -> Any:
+    """What `file.py:name` names in the recipe's own folder; runs that file.
+
+    Args:
+        what: The recipe's field, for errors.
+    """
     file, _, function = name.partition(":")
     if recipe_dir is None:
-        raise SchemaError(f"loader {name!r} lies beside a recipe, and no recipe folder is known")
+        raise SchemaError(f"{what} {name!r} lies beside a recipe, and no recipe folder is known")
     path = (recipe_dir / file).resolve()
     if not path.is_relative_to(recipe_dir.resolve()) or path.suffix != ".py":
-        raise SchemaError(f"loader {name!r} is no Python file in the recipe's folder")
+        raise SchemaError(f"{what} {name!r} is not a Python file in the recipe's folder")
     if not path.is_file():
-        raise PrerequisiteError(f"loader {name!r}: the recipe's folder has no {file}")
+        raise PrerequisiteError(f"{what} {name!r}: the recipe's folder has no {file}")
     spec = importlib.util.spec_from_file_location(f"n4090_recipe_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     found = getattr(module, function, None)
-    if not callable(found):
-        raise SchemaError(f"loader {name!r}: {file} has no function {function!r}")
-    return found  # type: ignore[no-any-return]
+    if found is None:
+        raise SchemaError(f"{what} {name!r}: {file} has no {function!r}")
+    return found
 
 
 def _installed() -> dict[str, Any]:

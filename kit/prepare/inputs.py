@@ -74,8 +74,8 @@ def refuse_given(recipe: Recipe, given: Mapping[str, Path | None]) -> None:
 
 def reads(recipe: Recipe, name: str) -> bool:
     """Whether a stage of the recipe reads input `name`."""
-    if name == "sft" and "pretrain" in recipe.stages and recipe.section("pretrain")["sft_share"]:
-        return True  # conversations in pretraining's last part
+    if any(name in recipe.facts.reads.get(stage, ()) for stage in recipe.stages):
+        return True
     return bool(set(_KINDS[name][2]) & set(recipe.stages))
 
 

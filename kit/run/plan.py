@@ -167,7 +167,9 @@ def load_plan(run: Path) -> RunPlan:
             hint="`--resume` takes a folder under WORK/runs, on the machine that began it.",
         ) from error
     return RunPlan(
-        recipe=parse_recipe(text, folder=Path(plan["recipe_dir"]), label="recipe.toml"),
+        recipe=parse_recipe(
+            text, folder=Path(plan["recipe_dir"]), label="recipe.toml", run_code=True
+        ),
         work=Path(plan["work"]),
         run=run,
         inputs=Inputs(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, entry_points, version
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -176,10 +176,4 @@ def needed_bytes(recipe: Recipe) -> int:
 
 def estimate(recipe: Recipe) -> dict[str, Any] | None:
     """Parameters, FLOPs, memory and hours as the recipe's trainer plans them, if it does."""
-    name = recipe.section("trainer")["loader"]
-    for entry in entry_points(group="n4090_kit.estimators"):
-        if entry.name == name:
-            planned = entry.load()(recipe.document)
-            assert isinstance(planned, dict)
-            return planned
-    return None
+    return None if recipe.trainer is None else recipe.trainer.estimate(recipe.document)

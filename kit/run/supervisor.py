@@ -271,9 +271,9 @@ def _run_one_stage(
     end_ns = deadline_ns(start_ns, recipe.budget_s)
     began = log.append(StageStart(stage, attempt, tuple(_public(command, plan))))
     stage_start_ns = log.boottime_at(before.starts[0].t_ns if before.starts else began.t_ns)
-    hours = recipe.section("pretrain")["hours"] if stage == "pretrain" else 0
-    if hours:
-        end_ns = min(end_ns, deadline_ns(stage_start_ns, hours * 3600))
+    stage_s = recipe.facts.stage_s.get(stage)
+    if stage_s:
+        end_ns = min(end_ns, deadline_ns(stage_start_ns, stage_s))
     request = build_request(
         stage,
         recipe=recipe,

@@ -175,7 +175,7 @@ def _model(evidence: Evidence) -> EvalModel:
         raise Irrelevant("the recipe's loader is code of its own, and verify runs none")
     folder = evidence.artifact_folder("pretrain", skip="snapshots/")
     _check_config(folder)
-    dtype = evidence.recipe.section("model").get("dtype", "auto")
+    dtype = evidence.recipe.facts.dtype
     model: EvalModel = _load(folder, loader, evidence.options.device, dtype)
     return model
 

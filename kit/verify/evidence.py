@@ -130,7 +130,10 @@ class Evidence:
     def recipe(self) -> Recipe:
         """The recipe in the result's own text."""
         try:
-            return parse_recipe(self.document["recipe"]["text"], folder=self.folder, label="recipe")
+            text = self.document["recipe"]["text"]
+            recipe = parse_recipe(text, folder=self.folder, label="recipe", of_result=True)
+            recipe.facts  # noqa: B018  whether the trainer can read its part
+            return recipe
         except SchemaError as error:
             raise Refused(f"the recipe cannot be read ({error.message.splitlines()[0]})") from None
 

@@ -44,7 +44,9 @@ class Expected:
         """Whether the reference trainer makes the run, so that its whole log is known."""
         trainer = self.recipe.section("trainer")
         return bool(
-            trainer["command"] == REFERENCE_COMMAND and trainer["loader"] == REFERENCE_LOADER
+            trainer["command"] == REFERENCE_COMMAND
+            and trainer["loader"] == trainer["config"] == REFERENCE_LOADER
+            and self.recipe.trainer is not None
         )
 
     @property

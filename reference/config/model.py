@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from reference.config.fields import setting
+
 VOCAB_MULTIPLE = 64  # tensor cores like it; the padding columns never reach a caller
 SHORT_WINDOW_MULTIPLE = 128  # the tile of the windowed attention kernels
 VALUE_GATE_CHANNELS = 12  # leading channels of the block input that drive a value gate
@@ -17,45 +19,121 @@ SMEAR_GATE_CHANNELS = 24  # leading channels of the embedding that drive the sme
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything that fixes the function a checkpoint computes.
+    """Everything that fixes the function a checkpoint computes: a recipe's `[model]`, and the
+    tokenizer's vocabulary.
 
     Args:
         vocab_size: All tokens, special ones included; tables are padded to a multiple of 64.
-        seq_len: Training length T, also the reach of an `L` layer.
-        window_pattern: One letter a layer, repeated: `S` short window, `L` long. The last layer is
-            always long.
-        short_window: Keys a position of an `S` layer sees, itself included; 0 derives
-            a quarter of `seq_len`, rounded up to a multiple of 128.
-        ffn: "relu2" (up, relu squared, down) or "swiglu" (up times silu of gate, down).
-        ffn_width: Inner width; 0 derives 4 n_embd for relu2 and, of equal size with its third
-            matrix, 8/3 n_embd rounded up to a multiple of 64 for swiglu.
-        value_embedding_every: Layers from one value embedding to the next, counted from the last.
-        tied_until: Share of pretraining during which the head is the embedding table: 0 never,
-            1 for good (the checkpoint then has no head of its own), between: untied late.
-        x0_mix: Each layer's input takes a learned share of the first layer's input.
-        softcap: Logits become softcap * tanh(logits / softcap); 0 leaves them alone.
-        dtype: Activations: "auto" (bf16 on a GPU, fp32 on a CPU), "bfloat16" or "float32".
     """
 
     vocab_size: int
-    n_layer: int = 12
-    n_embd: int = 768
-    n_head: int = 6
-    n_kv_head: int = 6
-    seq_len: int = 2048
-    window_pattern: str = "SSSL"
-    short_window: int = 0
-    softcap: float = 15.0
-    rope_base: float = 100_000.0
-    ffn: str = "relu2"
-    ffn_width: int = 0
-    value_embeddings: bool = True
-    value_embedding_every: int = 2
-    tied_until: float = 0.0
-    x0_mix: bool = True
-    smear: bool = True
-    backout: bool = True
-    dtype: str = "auto"
+    n_layer: int = setting(
+        12,
+        "Transformer blocks.",
+        unit="blocks",
+        low=1,
+        high=256,
+    )
+    n_embd: int = setting(
+        768,
+        "Width.",
+        unit="channels",
+        low=16,
+        high=65536,
+    )
+    n_head: int = setting(
+        6,
+        "Query heads.",
+        unit="heads",
+        low=1,
+        high=1024,
+    )
+    n_kv_head: int = setting(
+        6,
+        "Key and value heads; divides n_head.",
+        unit="heads",
+        low=1,
+        high=1024,
+    )
+    seq_len: int = setting(
+        2048,
+        "Training sequence length in tokens.",
+        unit="tokens",
+        low=16,
+        high=1048576,
+    )
+    window_pattern: str = setting(
+        "SSSL",
+        "S (short) and L (full) attention windows, repeated over the layers; the "
+        "last layer is always L.",
+        pattern="^[SL]+$",
+    )
+    short_window: int = setting(
+        0,
+        "Tokens seen through an S window; 0: a quarter of seq_len, rounded up to 128.",
+        unit="tokens",
+        low=0,
+    )
+    softcap: float = setting(
+        15.0,
+        "Logits are softcap*tanh(logits/softcap); 0 leaves them alone.",
+        low=0,
+        high=1000,
+    )
+    rope_base: float = setting(
+        100000.0,
+        "Base of the rotary frequencies.",
+        low=100,
+    )
+    ffn: str = setting(
+        "relu2",
+        "relu2: up, relu squared, down. swiglu: up times silu of gate, down.",
+        choices=("relu2", "swiglu"),
+    )
+    ffn_width: int = setting(
+        0,
+        "Inner width of the MLP; 0: 4 n_embd (relu2) or 8/3 n_embd (swiglu). A multiple of 16.",
+        unit="channels",
+        low=0,
+        high=1048576,
+        multiple_of=16,
+    )
+    value_embeddings: bool = setting(
+        True,
+        "Value embeddings on alternating layers, the last included.",
+    )
+    value_embedding_every: int = setting(
+        2,
+        "Layers from one value embedding to the next, counted from the last layer.",
+        unit="layers",
+        low=1,
+        high=256,
+    )
+    tied_until: float = setting(
+        0.0,
+        "Share of pretraining during which head and embedding are one table: 0 "
+        "never, 1 for good, between: untied late.",
+        unit="share of the run",
+        low=0,
+        high=1,
+    )
+    x0_mix: bool = setting(
+        True,
+        "Each layer's input takes a learned share of the first layer's input.",
+    )
+    smear: bool = setting(
+        True,
+        "Mix the previous token's embedding into each token's.",
+    )
+    backout: bool = setting(
+        True,
+        "Subtract a share of the middle layer's residual before the head.",
+    )
+    dtype: str = setting(
+        "auto",
+        "Matmul type: auto is bf16 on GPUs and fp32 on CPUs.",
+        choices=("auto", "float32", "bfloat16"),
+    )
 
     def __post_init__(self) -> None:
         if self.n_embd % self.n_head or (self.n_embd // self.n_head) % 2:

@@ -1,10 +1,10 @@
-"""Muon's update of a batch of matrices of one shape, and the forms that precondition its momentum.
+"""Muon's update of a batch of matrices of one shape.
 
 Muon replaces a matrix's momentum by the nearest (semi-)orthogonal matrix, so that every direction
 of the update has the same size. Here, in order: Nesterov momentum; rows scaled to equal length
 (MuonEq, arXiv 2603.28254); five Polar Express steps (arXiv 2505.16932); the norm an orthogonal
 matrix would have (Muon+, arXiv 2602.21545); a factored second moment that evens out neurons
-(NorMuon, arXiv 2510.05491). Muon² and SOAP-Muon work between the first and the second.
+(NorMuon, arXiv 2510.05491).
 """
 
 from __future__ import annotations
@@ -25,8 +25,6 @@ POLAR_EXPRESS = (
     (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
     (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
 )
-SQUARES_BETA2 = 0.95  # of Muon², as published with it
-EPS = 1e-10
 NORM_MARGIN = 1.01  # keeps the largest singular value below 1 when bf16 rounds
 
 
@@ -89,20 +87,10 @@ def muon_update(
     second_moment: Tensor,
     rate: Tensor | float,
     beta2: float,
-    squares: Tensor | None = None,
 ) -> Tensor:
     """The step's direction from the gradients `update` (K, m, n), which it may overwrite.
 
     All states are brought up to date in place; momentum may be kept in bf16.
-
-    Args:
-        squares: Adam's second moment (K, m, n), which makes it Muon² (arXiv 2604.09967): momentum
-            is divided by its root before it is orthogonalized.
     """
-    if squares is not None:
-        squares.lerp_(update.square(), 1.0 - SQUARES_BETA2)
     mixed = advance(momentum, update, rate)
-    update = update.lerp_(mixed, rate)
-    if squares is not None:
-        update = update.div_(squares.sqrt().add_(EPS))
-    return orthogonal_step(update, second_moment, beta2)
+    return orthogonal_step(update.lerp_(mixed, rate), second_moment, beta2)

@@ -1,9 +1,8 @@
 """The optimizer of a training: one rule for the blocks' matrices, AdamW for everything else.
 
-The matrices take Muon (`reference.optim.muon`), Muon², SOAP or SOAP-Muon
-(`reference.experiments.soap.soap`) with weight decay only where it agrees with the update
-(cautious); those of one shape are worked off as one batch. Below: the rules that scale rates and
-decay with batch, width and horizon.
+The matrices take Muon or another rule (`reference.optim.rules`) with weight decay only where it
+agrees with the update (cautious); those of one shape are worked off as one batch. Below: how rates
+and decay scale with batch, width and horizon.
 """
 
 from __future__ import annotations
@@ -16,49 +15,38 @@ import torch
 from torch import Tensor, nn
 
 from reference.errors import TrainerError
-from reference.experiments.soap import soap
-from reference.kernels.compiling import compiled as compiled_function
 from reference.model.gpt import GPT
-from reference.optim.muon import advance, muon_update, orthogonal_step
+from reference.optim.rules import MatrixRule, rules
 from reference.optim.schedule import Schedule
-from reference.train.memory import SOAP_MAX_DIM
 
 MAX_BATCH_ELEMENTS = 64 << 20  # of matrices worked off at once: bounds Muon's workspace
 TABLE_ROWS = 8192  # of a token table worked off at once, where that needs an fp32 copy
 BASE_BATCH_TOKENS = 1 << 19  # the batch at which the learning rates were tuned
 BASE_WIDTH = 768
-SOAP_REFRESH_STEPS = 10
-MATRIX_KINDS = ("muon", "muon2", "soap", "soap_muon")
 
 
 class MuonAdamW(torch.optim.Optimizer):
     """All optimizers behind one `step`.
 
     Args:
-        groups: Dicts with `kind` one of MATRIX_KINDS (params of one shape, lr, momentum, beta2 of
-            Muon's second moment, weight_decay) or "adamw" (params, lr, betas, eps, weight_decay);
-            `name` for people. `lr` and `weight_decay` are the full ones; `set_schedule` multiplies
-            them. Optional: for matrices `momentum_dtype`, for SOAP `refresh_steps` and `max_dim`;
-            for adamw `factored`, the second moment as row times column (Adafactor, arXiv
-            1804.04235).
-        compiled: Compile Muon's update; for GPUs.
+        groups: Dicts with `kind` the name of a rule (params of one shape, lr, momentum, beta2 of
+            Muon's second moment, weight_decay, the rule's own settings) or "adamw" (params, lr,
+            betas, eps, weight_decay); `name` for people. `lr` and `weight_decay` are the full ones;
+            `set_schedule` multiplies them. Optional for adamw: `factored`, the second moment as row
+            times column (Adafactor, arXiv 1804.04235).
+        compiled: Compile the rules' updates; for GPUs.
     """
 
     def __init__(self, groups: list[dict[str, Any]], *, compiled: bool = False) -> None:
         super().__init__(groups, defaults={})
         self.updates = 0  # begun by this object: whether a failed step can be done again
-        self._muon_update, self._orthogonal_step = muon_update, orthogonal_step
-        if compiled:
-            self._muon_update = compiled_function(muon_update)
-            self._orthogonal_step = compiled_function(orthogonal_step)
-        self._compiled = compiled
+        known = rules()
+        self.rules: list[MatrixRule | None] = []  # of each group; None for adamw
         for group in self.param_groups:
-            if group["kind"] not in (*MATRIX_KINDS, "adamw"):
-                raise ValueError(f"unknown kind of optimizer group: {group['kind']}")
-            if group["kind"].startswith("soap"):
-                # On the host, so that a step waits for no device; part of the state.
-                group.setdefault("updates", 0)
-                group.setdefault("momentum_left", 1.0)  # share of the first moment's zero start
+            kind = group["kind"]
+            if kind not in known and kind != "adamw":
+                raise ValueError(f"unknown kind of optimizer group: {kind}")
+            self.rules.append(known[kind](group, compiled=compiled) if kind in known else None)
             group["full_lr"] = group["lr"]
             group["full_weight_decay"] = group["weight_decay"]
 
@@ -66,7 +54,7 @@ class MuonAdamW(torch.optim.Optimizer):
         """Puts a step's multipliers in force. Weight decay of AdamW groups stays constant."""
         for group in self.param_groups:
             group["lr"] = group["full_lr"] * schedule.lr
-            if group["kind"] in MATRIX_KINDS:
+            if group["kind"] != "adamw":
                 group["momentum"] = schedule.momentum
                 group["weight_decay"] = group["full_weight_decay"] * schedule.weight_decay
 
@@ -82,9 +70,9 @@ class MuonAdamW(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         self.updates += 1
-        for group in self.param_groups:
-            if group["kind"] in MATRIX_KINDS:
-                self._step_matrices(group)
+        for group, rule in zip(self.param_groups, self.rules, strict=True):
+            if rule is not None:
+                self._step_matrices(group, rule)
             elif group.get("factored"):
                 self._step_factored(group)
             else:
@@ -150,41 +138,20 @@ class MuonAdamW(torch.optim.Optimizer):
                 update = state["exp_avg"][rows].float() / (scale * first)
                 p[rows].sub_((update * group["lr"]).to(p.dtype))
 
-    def _step_matrices(self, group: dict[str, Any]) -> None:
+    def _step_matrices(self, group: dict[str, Any], rule: MatrixRule) -> None:
         params = group["params"]
         m, n = params[0].shape
         state = self.state[params[0]]  # of the whole group: the matrices are one batch
         if not state:
-            state.update(self.new_matrix_state(group))
-        rotating = group["kind"].startswith("soap")
-        if rotating:
-            group["updates"] += 1
-            if group["updates"] > 1:
-                group["momentum_left"] *= group["momentum"]
+            state.update(self.new_matrix_state(group, rule))
+        rule.begin_step(group)
         lr = group["lr"] * math.sqrt(max(1.0, m / n))
-        elements = m * n
-        if rotating:
-            sides = soap.rotated_sides(m, n, group.get("max_dim", SOAP_MAX_DIM))
-            elements += sum(size * size for size in sides.values())
-        size = max(1, MAX_BATCH_ELEMENTS // elements)
-        rate: Tensor | float = group["momentum"]
-        if self._compiled:  # a number would be compiled in, and anew at each of its changes
-            rate = torch.tensor(rate, device=params[0].device)
+        size = max(1, MAX_BATCH_ELEMENTS // rule.elements((m, n)))
         for start in range(0, len(params), size):
             part = slice(start, start + size)
             gradients = torch.stack([p.grad for p in params[part]])  # (K, m, n)
             states = {name: value[part] for name, value in state.items()}
-            if rotating:
-                update = self._soap_update(group, states, gradients)
-            else:
-                update = self._muon_update(
-                    gradients,
-                    states["momentum"],
-                    states["second_moment"],
-                    rate,
-                    group["beta2"],
-                    states.get("exp_avg_sq"),
-                )
+            update = rule.direction(gradients, states, group)
             if update is None:
                 continue
             for p, u in zip(params[part], update.unbind(), strict=True):
@@ -192,47 +159,21 @@ class MuonAdamW(torch.optim.Optimizer):
                     u.addcmul_(p, (p * u >= 0).to(p.dtype), value=group["weight_decay"])
                 p.sub_(u, alpha=lr)
 
-    def new_matrix_state(self, group: dict[str, Any]) -> dict[str, Tensor]:
-        """What a group of matrices begins with, each a batch (K, ...)."""
-        params, kind = group["params"], group["kind"]
-        K, (m, n), device = len(params), params[0].shape, params[0].device
-        dtype = getattr(torch, group.get("momentum_dtype", "float32"))
-        state = {"momentum": torch.zeros((K, m, n), dtype=dtype, device=device)}
-        if kind != "soap":
-            factored = (K, m, 1) if m >= n else (K, 1, n)
-            state["second_moment"] = torch.zeros(factored, device=device)
-        if kind == "muon2":
-            state["exp_avg_sq"] = torch.zeros((K, m, n), device=device)
-        elif kind != "muon":
-            state.update(soap.new_state(K, m, n, group.get("max_dim", SOAP_MAX_DIM), device))
-        return state
+    def rule_of(self, group: dict[str, Any]) -> MatrixRule:
+        """The rule of a group of matrices."""
+        rule = next(
+            rule
+            for rule, known in zip(self.rules, self.param_groups, strict=True)
+            if known is group
+        )
+        assert rule is not None
+        return rule
 
-    def _soap_update(
-        self, group: dict[str, Any], states: dict[str, Tensor], gradients: Tensor
-    ) -> Tensor | None:
-        """The direction of SOAP or SOAP-Muon; None where the first gradient only sets the bases."""
-        step, beta2, rate = group["updates"], soap.BETA2[group["kind"]], group["momentum"]
-        soap.add_to_covariances(states, gradients, beta2)
-        update = None
-        if group["kind"] == "soap_muon":
-            update = gradients.lerp(advance(states["momentum"], gradients, rate), rate)
-            if step > 1:
-                update = soap.precondition(update, states, beta2)
-            update = self._orthogonal_step(update, states["second_moment"], group["beta2"])
-        elif step > 1:
-            update = soap.soap_update(
-                gradients,
-                states["momentum"],
-                states,
-                rate=rate,
-                beta2=beta2,
-                corrections=(1.0 - group["momentum_left"], 1.0 - beta2 ** (step - 1)),
-            )
-        if step == 1:
-            soap.first_bases(states)
-        elif soap.refresh_due(step, group.get("refresh_steps", SOAP_REFRESH_STEPS)):
-            soap.refresh_bases(states)
-        return update
+    def new_matrix_state(self, group: dict[str, Any], rule: MatrixRule) -> dict[str, Tensor]:
+        """What a group of matrices begins with, each a batch (K, ...)."""
+        first = group["params"][0]
+        like = torch.empty((len(group["params"]), *first.shape), device="meta")
+        return rule.new_state(like, first.device)
 
 
 # Scaling rules
@@ -275,8 +216,8 @@ def parameter_groups(
 
     Args:
         pretrain: The rates, `weight_decay`, `total_batch_size` and `scale_lr` (False: all rates
-            and the decay as written); `momentum_dtype`, `factored_second_moment`,
-            `matrix_optimizer`, `soap_refresh_steps`, `soap_max_dim`.
+            and the decay as written); `factored_second_moment`, `matrix_optimizer` and the settings
+            of its rule.
         tokens: The horizon in tokens, for the weight decay's rule; None leaves that rule out.
 
     Raises:
@@ -298,7 +239,6 @@ def parameter_groups(
         "gate": (pretrain["gate_lr"], (0.8, 0.95), 0.0),
     }
     factored = pretrain.get("factored_second_moment", False)
-    momentum_dtype = pretrain.get("momentum_dtype", "float32")
     named = model.named_parameter_groups()
     groups = [
         {
@@ -318,12 +258,12 @@ def parameter_groups(
     by_shape: dict[tuple[int, ...], list[nn.Parameter]] = {}
     for _, p in named["matrix"]:
         by_shape.setdefault(tuple(p.shape), []).append(p)
-    kind = pretrain.get("matrix_optimizer", "muon")
-    if kind not in (*MATRIX_KINDS, "adamw"):
+    kind, known = pretrain.get("matrix_optimizer", "muon"), rules()
+    if kind not in (*known, "adamw"):
         raise TrainerError(
             "bad_input",
             f"pretrain.matrix_optimizer is {kind!r}",
-            "It is one of " + ", ".join((*MATRIX_KINDS, "adamw")) + ".",
+            "It is one of " + ", ".join((*known, "adamw")) + ".",
         )
     if kind == "adamw":
         adamw = {
@@ -337,10 +277,6 @@ def parameter_groups(
             "fused": True,
         }
         return [*groups, adamw]
-    options = {}
-    if kind.startswith("soap"):
-        options["refresh_steps"] = pretrain.get("soap_refresh_steps", SOAP_REFRESH_STEPS)
-        options["max_dim"] = pretrain.get("soap_max_dim", SOAP_MAX_DIM)
     groups += [
         {
             "name": "matrix " + "x".join(map(str, shape)),
@@ -350,8 +286,7 @@ def parameter_groups(
             "momentum": 0.95,
             "beta2": 0.9,
             "weight_decay": decay,
-            "momentum_dtype": momentum_dtype,
-            **options,
+            **known[kind].settings(pretrain),
         }
         for shape, params in by_shape.items()
     ]

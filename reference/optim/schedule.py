@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+from reference.config.pretrain import Pretrain
 
 
 class Schedule(NamedTuple):
@@ -20,8 +22,6 @@ class Schedule(NamedTuple):
     weight_decay: float
 
 
-Decay = Literal["linear", "cosine", "sqrt", "square", "inverse_time", "power"]
-WeightDecay = Literal["cosine", "linear", "constant"]
 _INVERSE_TIME = 9.0  # 1 / (1 + 9 d): half of the way down after a tenth of the warm-down
 
 
@@ -43,28 +43,19 @@ class ScheduleConfig:
             the third along the warm-down.
     """
 
-    warmup_steps: int = 40
-    warmdown_ratio: float = 0.65
-    final_lr_frac: float = 0.05
-    decay: Decay = "linear"
-    decay_exponent: float = 1.25
-    weight_decay_schedule: WeightDecay = "cosine"
-    momentum_steps: int = 400
-    momentum: Sequence[float] = (0.85, 0.97, 0.90)
+    warmup_steps: int = Pretrain.warmup_steps
+    warmdown_ratio: float = Pretrain.warmdown_ratio
+    final_lr_frac: float = Pretrain.final_lr_frac
+    decay: str = Pretrain.decay
+    decay_exponent: float = Pretrain.decay_exponent
+    weight_decay_schedule: str = Pretrain.weight_decay_schedule
+    momentum_steps: int = Pretrain.momentum_steps
+    momentum: Sequence[float] = Pretrain.momentum
 
     @classmethod
     def from_recipe(cls, section: Mapping[str, Any]) -> ScheduleConfig:
         """The schedule fields of a recipe's `[pretrain]` or `[sft]` section."""
-        names = (
-            "warmup_steps",
-            "warmdown_ratio",
-            "final_lr_frac",
-            "decay",
-            "decay_exponent",
-            "weight_decay_schedule",
-            "momentum",
-            "momentum_steps",
-        )
+        names = [field.name for field in fields(cls)]
         return cls(**{name: section[name] for name in names if name in section})
 
 
@@ -91,7 +82,7 @@ def schedule_at(progress: float, step: int, config: ScheduleConfig) -> Schedule:
     )
 
 
-def falling(decay: Decay, share: float, exponent: float = 1.25) -> float:
+def falling(decay: str, share: float, exponent: float = 1.25) -> float:
     """From 1 at share 0 to 0 at share 1 of the warm-down.
 
     "sqrt" falls fast at first (1 - sqrt(share); Hägele et al. 2024, arXiv:2405.18392), "square"

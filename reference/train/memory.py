@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from reference.config.model import SMEAR_GATE_CHANNELS, VALUE_GATE_CHANNELS, ModelConfig
+from reference.optim.rules import MatrixRule, rules
 
 GIB = 2**30
 VRAM_BYTES = 24 * GIB
@@ -20,7 +21,6 @@ VRAM_BYTES = 24 * GIB
 USABLE_SHARE = 0.90
 LOGITS_CHUNK_BYTES = 256 << 20  # of bf16 logits at a time on a GPU (`reference.model.loss`)
 MUON_CHUNK_ELEMENTS = 64 << 20  # matrices that Muon works off at once
-SOAP_MAX_DIM = 2048  # of a side whose basis SOAP turns, where a recipe does not say
 CPU_SEQUENCES = 8  # the micro-batch of a recipe that leaves it open, where there is no GPU
 
 
@@ -114,17 +114,11 @@ def _optimizer_bytes(config: ModelConfig, p: Parameters, section: Mapping[str, A
 
     Muon's factored second moment, a row or column a matrix, is left out.
     """
-    matrix = 2 if section.get("momentum_dtype") == "bfloat16" else 4
-    kind = section.get("matrix_optimizer", "muon")
-    if kind == "adamw":
-        matrix = 8
-    elif kind != "muon":
-        matrix += 4  # squares
-    bases = 0  # covariances and bases of SOAP
-    if kind.startswith("soap"):
-        limit = section.get("soap_max_dim", SOAP_MAX_DIM)
-        for shape, count in matrix_shapes(config).items():
-            bases += sum(2 * 4 * count * side**2 for side in shape if side <= limit)
+    rule = _matrix_rule(section)
+    matrices = 8 * p.matrix  # both moments of adamw
+    if rule is not None:
+        shapes = matrix_shapes(config).items()
+        matrices = sum(count * rule.state_bytes(shape) for shape, count in shapes)
     embedding = 4 if config.tied_until else 2  # bytes of one entry
     tables = embedding * p.embedding + 2 * p.value_embedding
     if section.get("factored_second_moment"):
@@ -133,7 +127,13 @@ def _optimizer_bytes(config: ModelConfig, p: Parameters, section: Mapping[str, A
         second = 4 * (V + C) + gated * 4 * (V + config.kv_dim)
     else:
         second = tables
-    return matrix * p.matrix + bases + 8 * (p.unembedding + p.scalar) + tables + second
+    return matrices + 8 * (p.unembedding + p.scalar) + tables + second
+
+
+def _matrix_rule(section: Mapping[str, Any]) -> MatrixRule | None:
+    """The rule of the blocks' matrices; None for adamw."""
+    rule = rules().get(section.get("matrix_optimizer", "muon"))
+    return None if rule is None else rule(rule.settings(section))
 
 
 def _activations_per_token(config: ModelConfig) -> int:
@@ -157,13 +157,12 @@ def block_activations(config: ModelConfig) -> int:
 def _workspace(config: ModelConfig, p: Parameters, tokens: int, section: Mapping[str, Any]) -> int:
     """The bf16 copies of all matrices, and the larger of a chunk of them and a block's gradients.
 
-    For Muon such a chunk is alive as the gradient in fp32 and three products in bf16, for SOAP as
-    five in fp32: gradient, turned gradient, turned momentum, its divisor and a product.
+    How often such a chunk is alive at once is the rule's to say.
     """
     C, L = config.n_embd, config.n_layer
     largest = min(L * C * max(C, config.ffn_dim), MUON_CHUNK_ELEMENTS)
-    rotating = str(section.get("matrix_optimizer", "muon")).startswith("soap")
-    muon = largest * (5 * 4 if rotating else 4 + 2 + 2 + 2)
+    rule = _matrix_rule(section)
+    muon = largest * (10 if rule is None else rule.workspace_bytes())
     widest = max(config.ffn_dim, C + 2 * config.kv_dim)
     backward = tokens * 3 * widest * 2
     if section.get("matmul", "bf16") != "bf16":

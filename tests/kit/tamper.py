@@ -85,6 +85,7 @@ stages = ["tokenizer", "pretrain", "sft", "chat_eval"]
 [trainer]
 command = ["python", "{recipe_dir}/bigram_trainer.py"]
 loader = "bigram_trainer.py:load"
+config = "bigram_trainer.py:TRAINER"
 """
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import tamper
 
+from kit.recipe import parse_recipe
 from kit.verify import Report, verify_result
-from kit.verify.checks.physics import flops_per_token
 
 GROWTH = "growth_layers = [[0.0, 8], [0.995, 30]]"
 
@@ -20,8 +20,10 @@ def twice_as_fast(growth: str = GROWTH, *, flops: float | None = 1.0) -> tamper.
     tamper.scale(draft, 0.5, "twrsu")
     tamper.step_times(draft, 0.5)
     draft.recipe = draft.recipe.replace("[pretrain]\n", f"[pretrain]\n{growth}\n")
-    model = draft.of("model")[0]["data"]["config"]
-    per_token = flops_per_token({**model, "n_layer": 8})
+    recipe = parse_recipe(draft.recipe, folder=Path())
+    assert recipe.trainer is not None
+    vocabulary = draft.of("model")[0]["data"]["vocab_size"]
+    [per_token] = recipe.trainer.flops_per_token(recipe.document, [0.0], vocabulary) or []
     for event in draft.of("step", "pretrain"):
         if flops is not None:
             event["data"]["flops"] = event["data"]["tokens"] * per_token * flops
@@ -45,7 +47,7 @@ def test_a_smaller_model_may_make_more_tokens_a_second(tmp_path: Path) -> None:
     ("growth", "flops", "message"),
     [
         # As fast, and most of the way as large as in the end.
-        ("growth_layers = [[0.0, 27], [0.995, 30]]", None, "more work than the hardware can do"),
+        ("growth_layers = [[0.0, 27], [0.9, 30]]", None, "more work than the hardware can do"),
         (GROWTH, None, "the run's FLOPs are not those of the models it trained"),
         (GROWTH, 3.0, "the run's FLOPs are not those of the models it trained"),
     ],

@@ -10,11 +10,10 @@ import torch.nn.functional as F
 from tiny_training import defaults
 
 import reference.model.loss
-from kit.growth import growth_problems, teacher_share
 from reference.bench.train import GivenRows
 from reference.config.model import ModelConfig
+from reference.experiments.distill.problems import problems
 from reference.experiments.distill.teacher import SoftTargets, Teacher
-from reference.experiments.growth import plan as growth_plan
 from reference.model.cost import RunCost, count_flops
 from reference.model.gpt import GPT
 from reference.model.loss import softcapped_cross_entropy
@@ -129,8 +128,6 @@ def test_its_forward_pass_is_counted_and_its_memory_planned():
     assert alone.mean(by_time=False).nanochat == pytest.approx(full * (0.4 + 0.6 * 4 / 3))
     plan, plain = (plan_vram(CONFIG, 2, s) for s in ({**SECTION}, {}))
     assert plan["teacher"] > plain["weights"] and "teacher" not in plain
-    for progress in (0.0, 0.39, 0.4, 0.69, 0.7, 0.99, 1.0):
-        assert teacher_share(SECTION, progress) == growth_plan.teacher_share(SECTION, progress)
 
 
 @pytest.mark.parametrize(
@@ -143,4 +140,4 @@ def test_its_forward_pass_is_counted_and_its_memory_planned():
 def test_a_refresh_that_makes_no_sense_is_named(changes, expected):
     model = {"n_layer": 2, "n_embd": 32}
     section = {**SECTION, "growth_layers": [], "growth_width": [], **changes}
-    assert [p.allowed for p in growth_problems(model, section)] == [expected]
+    assert [p.allowed for p in problems(model, section)] == [expected]

@@ -4,22 +4,12 @@ from __future__ import annotations
 
 import json
 import types
-from pathlib import Path
 
 import pytest
 import torch
 
 from reference import gpu_check
 from reference.bench.kernels import nanochat_config
-
-
-def test_its_switches_are_the_schemas():
-    schema = json.loads((Path(__file__).parents[2] / "schema/recipe.schema.json").read_text())
-    fields = schema["properties"]["pretrain"]["properties"]
-    known = set(fields) - {"eval_every", "eval_tokens", "eval_tokens_between", "checkpoint_every"}
-    assert set(gpu_check.PRETRAIN) == known
-    for name in ("matmul_passes", "matmul_layers", "fused_loss", "attention", "matrix_lr"):
-        assert gpu_check.PRETRAIN[name] == fields[name]["default"]
 
 
 def test_the_rehearsal_goes_through_every_part_and_writes_its_table(tmp_path, monkeypatch, capsys):

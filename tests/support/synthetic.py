@@ -24,7 +24,6 @@ from kit.run.code import code_digest
 from kit.run_log import LOG_KIND
 from kit.trust import sshsig
 from kit.trust.digest import FileDigest, manifest_digest, sha256_bytes
-from kit.verify.checks.physics import flops_per_token
 from kit.verify.expected import Expected
 from kit.verify.thresholds import CORE_TASKS
 from support.draft import KEY, Draft, Event
@@ -419,11 +418,12 @@ class Synthesis:
 
     def describe(self) -> None:
         model = {**self.recipe.section("model"), "vocab_size": VOCABULARY}
+        trainer: Any = self.recipe.trainer
         self.say(
             "trainer",
             "model",
             parameters=PARAMETERS,
-            flops_per_token=flops_per_token(model),
+            flops_per_token=trainer.flops_per_token(self.recipe.document, [1.0], VOCABULARY)[0],
             vocab_size=VOCABULARY,
             config=model,
             device="cuda:0",

@@ -36,7 +36,7 @@ def compare(text: str) -> Comparison:
     if baseline is None:
         return Comparison([], f"recipe `{BASELINE}` is not installed here")
     try:
-        here = _flat(parse_recipe(text, folder=Path()).document)
+        here = _flat(parse_recipe(text, folder=Path(), of_result=True).document)
     except KitError:
         return Comparison([], "the recipe does not fit this kit's schema")
     fields = dict.fromkeys((*baseline, *here))

@@ -42,7 +42,9 @@ def software(evidence: Evidence) -> Iterator[Finding]:
                 "is not the digest of the recipe's text", place, expected=digest, found=value
             )
     try:
-        parsed = parse_recipe(recipe["text"], folder=evidence.folder, label="recipe")
+        parsed = parse_recipe(
+            recipe["text"], folder=evidence.folder, label="recipe", of_result=True
+        )
     except SchemaError as error:
         yield fail(error.message.splitlines()[0], "recipe.text")
         return
@@ -215,18 +217,14 @@ def _tokens(evidence: Evidence) -> Iterator[Finding]:
             return
     if not evidence.reference_trainer:
         return
-    section = evidence.recipe.section("pretrain")
-    total, ramp = section["total_batch_size"], section.get("batch_ramp") or []
-    last, last_tokens = -1, 0
-    for step in steps:
-        expected = (step.step + 1) * total
-        if ramp:
-            # The batch of a step is the recipe's at the progress that the step reports.
-            if step.step != last + 1:
-                return  # V08 says so
-            progress = 1.0 if step.progress is None else step.progress
-            reached = [value for share, value in ramp if share <= progress]
-            expected = last_tokens + (reached[-1] if reached else total)
+    recipe, last, last_tokens = evidence.recipe, -1, 0
+    shares = [1.0 if step.progress is None else step.progress for step in steps]
+    batches = recipe.trainer and recipe.trainer.step_tokens(recipe.document, shares)
+    for step, batch in zip(steps, batches or (), strict=False):
+        # The batch of a step is the recipe's at the progress that the step reports.
+        if step.step != last + 1:
+            return  # V08 says so
+        expected = last_tokens + batch
         last, last_tokens = step.step, step.tokens
         if step.tokens != expected:
             yield fail(

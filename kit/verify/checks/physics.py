@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from kit.events import Event, Model, Step
-from kit.growth import size_at, teacher_share, varies
 from kit.hardware.gpu_class import kind
 from kit.typed import to_json
 from kit.verify import recompute
 from kit.verify.checks.clocks import boots, slept_s
 from kit.verify.checks.log import attempts
 from kit.verify.checks.numbers import differences
-from kit.verify.evidence import Evidence, Irrelevant
+from kit.verify.evidence import Evidence, Irrelevant, safe_path
 from kit.verify.expected import eight_bit_gain
 from kit.verify.finding import Check, Finding, fail, missing, ok, warn
 from kit.verify.thresholds import (
@@ -40,6 +41,8 @@ from kit.verify.thresholds import (
 
 # How far the trainer's own count of FLOPs may be from the plain one: gates, padding, causality.
 _FLOPS_TOLERANCE = 0.06
+_VOCABULARY_PADDING = 128  # rows that a token table may have beyond the vocabulary
+_MAX_HEADER_BYTES = 64 * 2**20
 
 
 def roof(evidence: Evidence) -> Iterator[Finding]:
@@ -49,19 +52,28 @@ def roof(evidence: Evidence) -> Iterator[Finding]:
     per_token = training["flops_per_token"]
     if len(steps) < 2 or not per_token:
         raise Irrelevant("the trainer reported no steps or no FLOPs")
-    config = _config(evidence)
-    if config is not None:
-        counted = flops_per_token(config)
-        if abs(per_token - counted) > _FLOPS_TOLERANCE * counted:
+    counted = flops_per_token(evidence, [1.0])
+    if counted is not None:
+        if abs(per_token - counted[0]) > _FLOPS_TOLERANCE * counted[0]:
             yield fail(
                 "FLOPs per token are not those of the model",
                 "training.flops_per_token",
-                expected=f"{counted:.4g}",
+                expected=f"{counted[0]:.4g}",
                 found=f"{per_token:.4g}",
             )
-        per_token = max(per_token, counted)
-        if _work_varies(evidence):
-            yield from _claimed_work(evidence, config)
+        per_token = max(per_token, counted[0])
+        if evidence.recipe.facts.varies:
+            yield from _claimed_work(evidence)
+    least = _flops_of_published_weights(evidence)
+    if least is not None and per_token < (1 - _FLOPS_TOLERANCE) * least:
+        say = fail if evidence.reference_trainer else warn
+        yield say(
+            "fewer FLOPs per token than a pass over the published matrices takes",
+            "training.flops_per_token",
+            expected=f"at least {least:.4g}",
+            found=f"{per_token:.4g}",
+        )
+        per_token = least
     # Each start of the stage by itself, or downtime would dilute what was claimed.
     rate = work_rate(evidence, per_token)
     if rate is None:
@@ -90,46 +102,37 @@ def work_rate(evidence: Evidence, per_token: float) -> float | None:
         per_token: FLOPs of a token, where every step's tokens cost the same. Where the recipe's
             model grows, they are counted step by step: small models make more tokens a second.
     """
-    config = _config(evidence) if _work_varies(evidence) else None
+    varies = evidence.reference_trainer and evidence.recipe.facts.varies
     rates = []
     for run in attempts(evidence.log.of("pretrain", Step)):
         at_s = [step.t_ns / 1e9 for step in run]
-        if config is None:
+        if not varies:
             tokens = [float(step.data.tokens) for step in run]
             rate, cost = rate_of(at_s, tokens, evidence.reference_trainer), per_token
         else:
-            work = work_of(run, config, evidence.recipe.section("pretrain"))
-            rate, cost = rate_of(at_s, work, True), 1.0
+            rate, cost = rate_of(at_s, work_of(evidence, run), True), 1.0
         if rate is not None:
             rates.append(rate * cost)
     return max(rates) if rates else None
 
 
-def work_of(
-    steps: list[Event[Step]], config: dict[str, Any], pretrain: dict[str, Any]
-) -> list[float]:
-    """FLOPs done by the end of each of these steps, the model having its size of the time."""
+def work_of(evidence: Evidence, steps: list[Event[Step]]) -> list[float]:
+    """FLOPs done by the end of each of these steps, by the trainer's count for that time."""
+    shares = [1.0 if step.data.progress is None else step.data.progress for step in steps]
+    costs = flops_per_token(evidence, shares)
+    assert costs is not None
     total, tokens, found = 0.0, 0, []
-    for step in (step.data for step in steps):
-        progress = 1.0 if step.progress is None else float(step.progress)
-        cost = flops_per_token(size_at(config, pretrain, progress))
-        taken = teacher_share(pretrain, progress)
-        if taken is not None:  # a forward pass is a third of training
-            cost += flops_per_token(size_at(config, pretrain, taken)) / 3
+    for step, cost in zip((step.data for step in steps), costs, strict=True):
         total += (step.tokens - tokens) * cost
         tokens = step.tokens
         found.append(total)
     return found
 
 
-def _work_varies(evidence: Evidence) -> bool:
-    return evidence.reference_trainer and varies(evidence.recipe.section("pretrain"))
-
-
-def _claimed_work(evidence: Evidence, config: dict[str, Any]) -> Iterator[Finding]:
+def _claimed_work(evidence: Evidence) -> Iterator[Finding]:
     """The trainer's own sum over steps is that of the models that the recipe names."""
     steps = evidence.log.steps("pretrain")
-    counted = work_of(steps, config, evidence.recipe.section("pretrain"))[-1]
+    counted = work_of(evidence, steps)[-1]
     claimed = steps[-1].data.flops
     if claimed is None or abs(claimed - counted) > _FLOPS_TOLERANCE * counted:
         yield fail(
@@ -169,40 +172,80 @@ def rate_of(at_s: list[float], done: list[float], each_waited_for: bool) -> floa
     return float(max(mean, statistics.median(t / s if s > 0 else math.inf for t, s in pairs)))
 
 
-def flops_per_token(config: dict[str, Any]) -> float:
-    """Training FLOPs of one token: 6 per matrix weight, 12 per channel and visible key."""
-    layers, width, vocabulary = config["n_layer"], config["n_embd"], config["vocab_size"]
-    kv_width = width * config["n_kv_head"] // config["n_head"]
-    length = config["seq_len"]
-    swiglu = config.get("ffn") == "swiglu"
-    inner = config.get("ffn_width") or (-(-8 * width // 192) * 64 if swiglu else 4 * width)
-    ffn = (3 if swiglu else 2) * width * inner
-    matrices = layers * (2 * width * width + 2 * width * kv_width + ffn)
-    short = config.get("short_window") or -(-length // 4 // 128) * 128
-    pattern = config.get("window_pattern") or "L"
-    windows = [
-        min(short, length) if pattern[layer % len(pattern)] == "S" else length
-        for layer in range(layers)
-    ]
-    windows[-1] = length
-    return float(6 * (matrices + width * vocabulary) + 12 * width * sum(windows))
+def flops_per_token(evidence: Evidence, shares: list[float]) -> list[float] | None:
+    """Training FLOPs of a token at each elapsed share of the run, by the recipe's trainer.
+
+    Returns:
+        None if the trainer is not known here or counts none.
+
+    Raises:
+        KeyError, ValueError: The model that was reported is not the recipe's.
+    """
+    config, recipe = _config(evidence), evidence.recipe
+    if config is None or recipe.trainer is None or not evidence.reference_trainer:
+        return None
+    vocabulary = config.get("vocab_size")
+    known = vocabulary if isinstance(vocabulary, int) and vocabulary > 0 else None
+    return recipe.trainer.flops_per_token(recipe.document, shares, known)
 
 
 def _config(evidence: Evidence) -> dict[str, Any] | None:
+    """The configuration in the model event, which must agree with the recipe."""
     models = evidence.log.of("pretrain", Model)
     config = models[-1].data.config if models else None
-    needed = ("n_layer", "n_embd", "n_head", "n_kv_head", "seq_len", "vocab_size")
-    if not isinstance(config, dict) or any(not isinstance(config.get(k), int) for k in needed):
+    if not isinstance(config, dict):
         if evidence.reference_trainer and models:
             raise KeyError("the model event holds no configuration")
         return None
-    if evidence.reference_trainer:
-        model = evidence.recipe.section("model")
-        shape = ("n_layer", "n_embd", "n_head", "n_kv_head", "seq_len", "ffn", "ffn_width")
-        for name in shape:
-            if name in config and config[name] != model[name]:
-                raise ValueError(f"model has {name} {config[name]}, its recipe {model[name]}")
+    if evidence.reference_trainer and evidence.recipe.trainer is not None:
+        for section in evidence.recipe.trainer.sections():
+            stated = evidence.recipe.section(section)
+            for name in config.keys() & stated.keys():
+                if config[name] != stated[name]:
+                    raise ValueError(f"model has {name} {config[name]}, its recipe {stated[name]}")
     return config
+
+
+def _flops_of_published_weights(evidence: Evidence) -> float | None:
+    """Least training FLOPs of a token by the shapes of the checkpoint; None where it is absent."""
+    models = evidence.log.of("pretrain", Model)
+    vocabulary = models[-1].data.vocab_size if models else None
+    artifact = evidence.log.artifacts.get("pretrain")
+    if artifact is None or not isinstance(vocabulary, int):
+        return None
+    relative = f"{artifact.folder}/model.safetensors"
+    if not safe_path(relative) or not evidence.inside(relative):
+        return None  # V21 says so
+    path = evidence.folder / relative
+    return matrix_flops(tensor_shapes(path), vocabulary) if path.is_file() else None
+
+
+def matrix_flops(shapes: Iterable[tuple[int, ...]], vocab_size: int) -> float:
+    """Training FLOPs of a token for a pass over every matrix, counted from shapes alone.
+
+    Six for each entry of a matrix. A matrix with a row for each token of the vocabulary is a table
+    that is read by index; one of them is multiplied as well, as the head.
+    """
+    matrices = [shape for shape in shapes if len(shape) == 2]
+    padded = range(vocab_size, vocab_size + _VOCABULARY_PADDING)
+    tables = [rows * columns for rows, columns in matrices if rows in padded]
+    others = sum(rows * columns for rows, columns in matrices if rows not in padded)
+    return float(6 * (others + max(tables, default=0)))
+
+
+def tensor_shapes(path: Path) -> list[tuple[int, ...]]:
+    """Shapes of the tensors in a safetensors file, from its header.
+
+    Raises:
+        ValueError: It has no such header.
+    """
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        if size > _MAX_HEADER_BYTES:
+            raise ValueError(f"{path.name} states a header of {size} bytes")
+        header = json.loads(file.read(size))
+    tensors = (entry for name, entry in header.items() if name != "__metadata__")
+    return [tuple(int(side) for side in entry["shape"]) for entry in tensors]
 
 
 def _peak_flops(evidence: Evidence) -> tuple[float | None, str]:
@@ -256,7 +299,8 @@ def _eight_bit_gain(evidence: Evidence, measured: list[dict[str, Any]]) -> float
     section, config = evidence.recipe.section("pretrain"), _config(evidence)
     if section["matmul"] == "bf16" or config is None:
         return 1.0
-    return eight_bit_gain(config, section["matmul_passes"], flops_per_token(config))
+    whole = flops_per_token(evidence, [1.0])
+    return eight_bit_gain(config, section["matmul_passes"], whole[0]) if whole else 1.0
 
 
 def pace(evidence: Evidence) -> Iterator[Finding]:

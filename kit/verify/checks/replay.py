@@ -115,7 +115,7 @@ def run_replay(evidence: Evidence) -> Replay:
 
 def talks_in_pretraining(evidence: Evidence) -> bool:
     """Whether the recipe mixes conversations into the last part of pretraining."""
-    return bool(evidence.recipe.section("pretrain")["sft_share"] > 0)
+    return "sft" in evidence.recipe.facts.reads.get("pretrain", ())
 
 
 def check_data(evidence: Evidence, folder: Path, name: Literal["data", "sft"] = "data") -> None:
@@ -153,7 +153,7 @@ def _choose(evidence: Evidence) -> list[Window]:
     starts = [step for step in starts if step in steps]
     notes = evidence.log.of("pretrain", Note)
     again = {event.data.more.get("rolled_back_step") for event in notes}
-    if len(again - {None}) > evidence.recipe.section("pretrain")["rollbacks"]:
+    if len(again - {None}) > evidence.recipe.facts.rollbacks:
         again = set()  # more than the recipe allows: claimed, to keep the stretches short
     chosen = random.SystemRandom().sample(starts, min(evidence.options.replay, len(starts)))
     windows = []

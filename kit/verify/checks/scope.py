@@ -311,8 +311,8 @@ def _finetuning(evidence: Evidence, expected: Expected) -> Iterator[Finding]:
     models = evidence.log.of("pretrain", Model)
     if len(steps) < 2 or not models:
         return
-    config, per_token = models[-1].data.config, models[-1].data.flops_per_token
-    cost = flops_per_token(config) if expected.reference and config else per_token
+    counted = flops_per_token(evidence, [1.0]) if expected.reference else None
+    cost = counted[0] if counted else models[-1].data.flops_per_token
     at_s, tokens = [e.t_ns / 1e9 for e in steps], [float(e.data.tokens) for e in steps]
     rate = rate_of(at_s, tokens, expected.reference)
     peak, what = _peak_flops(evidence)

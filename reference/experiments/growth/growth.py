@@ -42,7 +42,6 @@ NOISE = 1.0  # of the shares, relative to their own root mean square
 _NOISE_SEED = 1 << 32  # apart from the seeds of initial weights
 # What is carried, and the power of the gradient that it is an average of.
 _ADAM_MOMENTS = {"exp_avg": 1, "exp_avg_sq": 2}
-_COUNTS = ("updates", "momentum_left")  # of a group of matrices, beside its states
 
 
 class Axis(NamedTuple):
@@ -211,16 +210,21 @@ def _carry_matrices(
     group: dict[str, Any],
 ) -> None:
     """Of a group of matrices, whose states are batches (K, ...): from `source` to `group`."""
+    rule = target.rule_of(group)
     if not any(axes):
         index = torch.tensor(places, device=state["momentum"].device)
         target.state[group["params"][0]] = {k: value[index] for k, value in state.items()}
-        group.update({key: source[key] for key in _COUNTS if key in source})
-    elif not group["kind"].startswith("soap"):  # whose bases are of another size
-        fresh = target.new_matrix_state(group)
-        rows = [
-            moved(state["momentum"][i], a, {"copied": 1}) for i, a in zip(places, axes, strict=True)
-        ]
-        target.state[group["params"][0]] = {**fresh, "momentum": torch.stack(rows)}
+        group.update({key: source[key] for key in rule.counters if key in source})
+        return
+
+    def carried(averages: Tensor) -> Tensor:
+        rows = [moved(averages[i], a, {"copied": 1}) for i, a in zip(places, axes, strict=True)]
+        return torch.stack(rows)
+
+    known = rule.carry(dict(state), group, carried)
+    if known:
+        fresh = target.new_matrix_state(group, rule)
+        target.state[group["params"][0]] = {**fresh, **known}
 
 
 class Growth:

@@ -20,27 +20,12 @@ from torch import Tensor
 from reference.kernels.cpu import batched_matmul
 from reference.optim.muon import advance
 
-BETA2 = {"soap": 0.95, "soap_muon": 0.90}  # of squares and covariances, as published with each
 EARLY_STEPS = 20
 EPS = 1e-10
 # Adam's steps have about this root mean square an entry (arXiv 2502.16982, 2.2).
 ADAM_RMS = 0.2
 
 State = dict[str, Tensor]
-
-
-def rotated_sides(m: int, n: int, max_dim: int) -> dict[str, int]:
-    """The sides whose basis is turned, with their lengths."""
-    return {side: size for side, size in (("left", m), ("right", n)) if size <= max_dim}
-
-
-def new_state(K: int, m: int, n: int, max_dim: int, device: torch.device) -> State:
-    """Second moment, covariances and bases, all fp32: the bases begin as the matrices' own axes."""
-    state = {"exp_avg_sq": torch.zeros((K, m, n), device=device)}
-    for side, size in rotated_sides(m, n, max_dim).items():
-        state[side] = torch.zeros((K, size, size), device=device)
-        state[side + "_basis"] = torch.eye(size, device=device).repeat(K, 1, 1)
-    return state
 
 
 def add_to_covariances(state: State, gradient: Tensor, beta2: float) -> None:

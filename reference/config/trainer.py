@@ -1,0 +1,114 @@
+"""What this trainer tells the kit about its part of a recipe; the kit knows none of it by itself.
+
+`reference.TRAINER` is found through the entry point of group `n4090_kit.recipes`. Any trainer can
+offer an object with the same methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from reference.config.experiment import experiments
+from reference.config.fields import defaults, section_schema
+from reference.config.model import ModelConfig
+from reference.config.pretrain import ChatEval, Pretrain, Sft
+
+COMMAND = ["python", "-m", "reference"]
+Recipe = Mapping[str, Any]
+
+
+def section_classes() -> dict[str, tuple[str, tuple[type, ...]]]:
+    """For each section of a recipe: what it is for, and the dataclasses with its fields."""
+    added = tuple(experiment.fields for experiment in experiments())
+    return {
+        "model": ("Architecture of the model.", (ModelConfig,)),
+        "pretrain": (Pretrain.__doc__ or "", (Pretrain, *added)),
+        "sft": (Sft.__doc__ or "", (Sft,)),
+        "chat_eval": (ChatEval.__doc__ or "", (ChatEval,)),
+    }
+
+
+def section_defaults(name: str) -> dict[str, Any]:
+    """Every field of a section with its default."""
+    return defaults(*section_classes()[name][1])
+
+
+class ReferenceTrainer:
+    """The reference trainer's part of a recipe."""
+
+    name = "reference"
+
+    def sections(self) -> dict[str, dict[str, Any]]:
+        """The JSON Schema of each section, defaults included."""
+        sections = {
+            name: section_schema(text, *classes)
+            for name, (text, classes) in section_classes().items()
+        }
+        added = [rule for experiment in experiments() for rule in experiment.rules()]
+        sections["pretrain"]["properties"]["matrix_optimizer"]["enum"] += added
+        return sections
+
+    def problems(self, recipe: Recipe) -> list[tuple[str, str, str]]:
+        """(path, found, allowed) of values that do not go together; types are right already."""
+        if recipe["trainer"]["command"] != COMMAND:
+            return []  # another program that reads the same sections in its own way
+        from reference.config.problems import problems
+
+        return [tuple(problem) for problem in problems(recipe)]
+
+    def facts(self, recipe: Recipe) -> dict[str, Any]:
+        """What the kit's stages and checks ask of a recipe.
+
+        Returns:
+            `stage_s`: seconds that a stage takes by the recipe, for stages by the clock;
+            `steps`: for stages by steps; `reads`: inputs that a stage reads besides its own;
+            `rollbacks`: times that pretraining may go back; `dtype` of evaluation;
+            `varies`: whether a token costs more FLOPs at one time of the run than at another.
+        """
+        from reference.model.cost import RunCost
+
+        pretrain = recipe["pretrain"]
+        cost = RunCost.from_recipe(self._model(recipe, None), pretrain)
+        return {
+            "stage_s": {"pretrain": 3600.0 * pretrain["hours"]} if pretrain["hours"] else {},
+            "steps": {"pretrain": pretrain["num_steps"]} if pretrain["num_steps"] else {},
+            "reads": {"pretrain": ["sft"]} if pretrain["sft_share"] > 0 else {},
+            "rollbacks": pretrain["rollbacks"],
+            "dtype": recipe["model"]["dtype"],
+            "varies": cost.varies,
+        }
+
+    def step_tokens(self, recipe: Recipe, shares: Sequence[float]) -> list[int]:
+        """Tokens of the pretraining step at each elapsed share (0 to 1) of the run."""
+        from reference.train.curriculum import Curriculum
+
+        curriculum = Curriculum.from_recipe(self._model(recipe, None), recipe["pretrain"])
+        return [curriculum.at(share).batch_tokens for share in shares]
+
+    def flops_per_token(
+        self, recipe: Recipe, shares: Sequence[float], vocab_size: int | None
+    ) -> list[float]:
+        """Training FLOPs of a token at each share, every attention window counted as full.
+
+        Args:
+            vocab_size: Of the run's tokenizer; None: the recipe's.
+        """
+        from reference.model.cost import RunCost
+
+        config = self._model(recipe, vocab_size)
+        cost = RunCost.from_recipe(config, recipe["pretrain"])
+        return [cost.at(share).nanochat for share in shares]
+
+    def estimate(self, recipe: Recipe) -> dict[str, Any]:
+        """Parameters, FLOPs, memory and hours that the recipe is planned to take."""
+        from reference.model.cost import estimate
+
+        return estimate(recipe)
+
+    def _model(self, recipe: Recipe, vocab_size: int | None) -> ModelConfig:
+        vocab_size = vocab_size or recipe["tokenizer"]["vocab_size"]
+        return ModelConfig.from_recipe(recipe["model"], vocab_size)
+
+
+TRAINER = ReferenceTrainer()
