@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
+from reference.config.experiment import asked_for
 from reference.config.model import SMEAR_GATE_CHANNELS, ModelConfig
-from reference.experiments.growth.plan import GrowthPlan, teacher_share
 from reference.train.memory import (
     GIB,
     USABLE_SHARE,
@@ -118,20 +118,20 @@ class RunCost:
     @classmethod
     def from_recipe(cls, config: ModelConfig, section: Mapping[str, Any]) -> RunCost:
         """By a recipe's `[pretrain]`; `config` is its finished model."""
-        plan = GrowthPlan.from_recipe(config, section)
-        each = [count_flops(model) for model in plan.configs]
-        begins = set(plan.begins)
-        share, every = section.get("distill_from") or 0.0, section.get("distill_refresh") or 0.0
-        while 0 < share < 1:
-            begins.add(share)
-            share = share + every if every else 1.0
+        levers = asked_for(section)
+        begins = {0.0, *(share for lever in levers for share in lever.changes_at(section))}
         costs = []
         for begin in sorted(begins):
-            own, taken = each[plan.at(begin)], teacher_share(section, begin)
-            cost = Cost(own.nanochat, own.causal)
-            if taken is not None:
-                teacher = each[plan.at(taken)]
-                cost = Cost(own.nanochat + teacher.nanochat / 3, own.causal + teacher.causal / 3)
+            model = config
+            for lever in levers:
+                model = lever.model_at(model, section, begin)
+            flops = count_flops(model)
+            cost = Cost(flops.nanochat, flops.causal)
+            for lever in levers:
+                teacher = lever.taught_by(config, section, begin)
+                if teacher is not None:
+                    extra = count_flops(teacher)
+                    cost = Cost(cost.nanochat + extra.nanochat / 3, cost.causal + extra.causal / 3)
             costs.append(cost)
         return cls(tuple(sorted(begins)), tuple(costs))
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -41,18 +41,23 @@ from reference.model.kv_cache import KVCache
 from reference.model.linear import Linear
 from reference.model.loss import (
     Reduction,
+    SoftTargets,
     full_cross_entropy,
     softcapped_cross_entropy,
     softcapped_logits,
 )
 from reference.train.device import resolve_dtype
 
-if TYPE_CHECKING:
-    from reference.experiments.distill.teacher import Teacher
-
 __all__ = ["GPT", "KVCache", "ModelConfig", "resolve_dtype"]
 
 QUERY_KEY_SCALE = 1.2  # on both sides of the product: sharper attention than 1/sqrt(D) alone
+
+
+class Teacher(Protocol):
+    """Makes soft targets for the gradients of training."""
+
+    def targets(self, tokens: Tensor, documents: Documents | None) -> SoftTargets:
+        """For tokens (B, T) int64."""
 
 
 class Attention(nn.Module):

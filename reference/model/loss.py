@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -26,10 +26,23 @@ from torch import Tensor
 from reference.kernels.cpu import add_matmul_, linear, matmul
 from reference.kernels.eight_bit import FACTOR_MULTIPLE, Factor, Kind, multiply, quantize
 
-if TYPE_CHECKING:
-    from reference.experiments.distill.teacher import SoftTargets
-
 Reduction = Literal["mean", "sum", "none"]
+
+
+class SoftTargets(Protocol):
+    """Targets of a micro-batch that take part in the gradient beside the tokens themselves."""
+
+    def mixed(
+        self, gradient: Tensor, scores: Tensor, part: slice, vocab_size: int, softcap: float
+    ) -> Tensor:
+        """The gradient by the capped logits of the tokens `part`, soft targets mixed in.
+
+        Args:
+            gradient: (n, V_padded) of the cross-entropy; may be overwritten.
+            scores: (n, V_padded), what `scores_of` made of the student's states.
+        """
+
+
 CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 512 << 20}  # fp32 logits of one chunk
 # Logits of one chunk of the Triton path. Each chunk costs a read and a write of the head's whole
 # fp32 gradient, so a chunk that fits the L2 cache (300 tokens) would move ten times the bytes.

@@ -1,7 +1,7 @@
 """Training rows from more than one source: new text, rows seen before, conversations.
 
 From `replay_from` of the run on, `replay_share` of the rows are ones of the first pass that are
-worth another look (`reference.experiments.replay_rows.buffer`); from `sft_from` on, `sft_share` are
+worth another look, as a buffer of rows judges them; from `sft_from` on, `sft_share` are
 packed conversations. They take the places of new rows: a step keeps its size and its cost, and no
 text is skipped, it is only read later.
 
@@ -17,14 +17,14 @@ References:
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 
 from reference.chat.conversation import Rendered
 from reference.errors import TrainerError
-from reference.experiments.replay_rows.buffer import ReplayBuffer
 from reference.kernels.attention import find_documents
 from reference.rows.anneal import AnnealedLoader
 from reference.rows.conversations import ConversationLoader
@@ -35,13 +35,37 @@ COLLECT_FROM = 0.5
 MEAN_DECAY = 0.9  # a step, of the mean loss of new rows
 
 
+class RowBuffer(Protocol):
+    """Keeps rows and chooses among them by what training said of them (see `Replay`)."""
+
+    rows: np.ndarray
+
+    def offer(self, row: np.ndarray, relative: float) -> None:
+        """Lets a new row in, or not; `relative` is its loss less the mean."""
+
+    def draw(self, count: int) -> list[int]:
+        """Places of up to `count` rows to train on next."""
+
+    def saw(self, slots: list[int], relative: np.ndarray) -> None:
+        """The drawn rows' losses, less the mean."""
+
+    def forget(self) -> None:
+        """The drawn rows were not trained on."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+
 class Replay(NamedTuple):
-    """share of the rows, from progress `begin` on, out of at most `keep` rows."""
+    """share of the rows, from progress `begin` on, out of at most `keep` rows.
+
+    buffer: makes a `RowBuffer` of (rows, tokens of a row, seed, state=None).
+    """
 
     share: float
     begin: float
     keep: int
     seed: int
+    buffer: Callable[..., RowBuffer]
 
 
 class Talks(NamedTuple):
@@ -93,7 +117,7 @@ class MixedLoader:
         if state and state["seq_len"] == seq_len:  # as `resize` would have it
             self._spare = list(state["spare"].numpy())
             if replay is not None:
-                self._buffer = ReplayBuffer(
+                self._buffer = replay.buffer(
                     replay.keep, seq_len + 1, replay.seed, state=state["buffer"]
                 )
 
@@ -223,10 +247,10 @@ class MixedLoader:
     def close(self) -> None:
         self._loader.close()
 
-    def _new_buffer(self) -> ReplayBuffer | None:
+    def _new_buffer(self) -> RowBuffer | None:
         if self._replay is None:
             return None
-        return ReplayBuffer(self._replay.keep, self._seq_len + 1, self._replay.seed)
+        return self._replay.buffer(self._replay.keep, self._seq_len + 1, self._replay.seed)
 
     def _due(self, name: str, source: Replay | Talks | None, rows: int, room: int) -> int:
         """How many of a batch's `rows` are this source's."""

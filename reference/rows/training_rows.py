@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from reference.chat.conversation import find_sources
+from reference.config.experiment import asked_for, load
 from reference.errors import TrainerError
 from reference.request import Request
 from reference.rows.anneal import AnnealedLoader, open_loader
@@ -48,7 +49,8 @@ def open_training_rows(
         TrainerError: `state` was made with other settings, or data the recipe reads is missing.
     """
     section = request.recipe["pretrain"]
-    mixes = section.get("replay_share", 0) > 0 or section.get("sft_share", 0) > 0
+    buffers = [e.row_buffer for e in asked_for(section) if e.row_buffer]
+    mixes = bool(buffers) or section.get("sft_share", 0) > 0
     if state is not None and ("mixed" in state) != mixes:
         raise TrainerError(
             "bad_input",
@@ -78,9 +80,13 @@ def open_training_rows(
     if not mixes:
         return loader
     replay = talks = None
-    if section["replay_share"]:
+    if buffers:
         replay = Replay(
-            section["replay_share"], section["replay_from"], section["replay_keep"], request.seed
+            section["replay_share"],
+            section["replay_from"],
+            section["replay_keep"],
+            request.seed,
+            load(buffers[0]),
         )
     full = request.recipe["model"]["seq_len"]
     if section["sft_share"]:

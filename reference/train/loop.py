@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from reference.config.experiment import experiments, load
+from reference.config.experiment import asked_for, load
 from reference.config.model import ModelConfig
 from reference.kernels.autotune import Say, apply, decide, precompile
 from reference.model.cost import RunCost, estimate
@@ -193,8 +193,8 @@ class TrainState:
         limit = memory_limit_bytes(device, section["vram_cap_gib"])
         levers = [
             load(experiment.lever)(config, section)
-            for experiment in experiments()
-            if experiment.lever and experiment.asked(section)
+            for experiment in asked_for(section)
+            if experiment.lever
         ]
         first = config
         for lever in levers:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from reference.config.experiment import VramPlan, asked_for
 from reference.config.model import SMEAR_GATE_CHANNELS, VALUE_GATE_CHANNELS, ModelConfig
 from reference.optim.rules import MatrixRule, rules
 
@@ -88,24 +89,22 @@ def plan_vram(
     chunk = min(tokens, max(64, LOGITS_CHUNK_BYTES // (2 * config.padded_vocab_size)))
     # bf16 logits that become their gradient in place; all at once where the loss is not chunked.
     logits = chunk * config.padded_vocab_size * 2
-    if section.get("distill_from"):  # the unfused path: fp32 scores, their gradient, a bf16 copy
-        logits = chunk * config.padded_vocab_size * (4 + 4 + 2)
     if not section.get("fused_loss", True):
         logits = tokens * config.padded_vocab_size * (2 + 4 + 4 + 4)
     head = p.unembedding or p.tied_head
-    teacher = {}
-    if section.get("distill_from"):  # its weights and final states, and both distributions
-        states = 2 * tokens * config.n_embd
-        both = chunk * config.padded_vocab_size * (4 + 4)
-        teacher["teacher"] = 4 * fp32 + 2 * tables + states + both + 2 * head
+    weights = 4 * fp32 + 2 * tables
+    known = VramPlan(weights, head, tokens, chunk)
+    added: dict[str, int] = {}
+    for experiment in asked_for(section):
+        added.update(experiment.vram_bytes(config, section, known))
     return {
-        "weights": 4 * fp32 + 2 * tables,
-        "gradients": 4 * fp32 + 2 * tables,
+        "weights": weights,
+        "gradients": weights,
         "optimizer": _optimizer_bytes(config, p, section),
         "activations": tokens * _activations_per_token(config) * 2,
         "logits": logits + 4 * head,
         "workspace": _workspace(config, p, tokens, section),
-        **teacher,
+        **added,
     }
 
 

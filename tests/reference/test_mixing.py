@@ -107,7 +107,7 @@ def mixed(state: dict[str, Any] | None = None, *, rows: int = 4, **changes: Any)
     source = ConversationLoader(talks, 1, T, 3, 0, state=state["talks"] if state else None)
     settings: dict[str, Any] = {
         "seq_len": T, "full_seq_len": T, "device": "cpu", "pad_id": 0,
-        "replay": Replay(0.25, 0.5, 6, seed=5), "talks": Talks(0.125, 0.75, source, True),
+        "replay": Replay(0.25, 0.5, 6, 5, ReplayBuffer), "talks": Talks(0.125, 0.75, source, True),
         "state": state, **changes,
     }  # fmt: skip
     loader = PackedLoader(Numbered(), rows, T, seed=1, prefetch=False, state=inner)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from reference.config.experiment import Experiment
 from reference.config.fields import setting
+from reference.experiments.distill.plan import changes_at, taught_by, vram_bytes
 from reference.experiments.distill.problems import problems
 
 
@@ -46,5 +47,8 @@ EXPERIMENT = Experiment(
     fields=Fields,
     asked=lambda section: bool(section.get("distill_from")),
     problems=problems,
+    taught_by=taught_by,
+    changes_at=changes_at,
+    vram_bytes=vram_bytes,
     lever="reference.experiments.distill.teacher:SelfDistillation",
 )

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from reference.config.model import ModelConfig
-from reference.experiments.growth.plan import GrowthPlan, teacher_share
+from reference.experiments.distill.plan import teacher_share
+from reference.experiments.growth.plan import GrowthPlan
 from reference.kernels.attention import Documents
 from reference.model.gpt import GPT
 from reference.model.loss import probabilities, scores_of

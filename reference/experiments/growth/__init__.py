@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from reference.config.experiment import Experiment
 from reference.config.fields import Ramp, setting
+from reference.experiments.growth.plan import changes_at, model_at
 from reference.experiments.growth.problems import problems
 
 
@@ -31,6 +32,8 @@ EXPERIMENT = Experiment(
     fields=Fields,
     asked=lambda section: bool(section.get("growth_layers") or section.get("growth_width")),
     problems=problems,
+    model_at=model_at,
+    changes_at=changes_at,
     lever="reference.experiments.growth.growth:Growth",
     order=-1,  # a teacher is a copy of the model that has grown
 )

@@ -1,14 +1,12 @@
 """Which models a run trains in turn, known from the recipe alone. Needs no torch.
 
 Progressive growth begins with fewer layers (`growth_layers`) or a narrower model (`growth_width`)
-and ends with the recipe's own. Self-distillation lets an earlier state of the run teach from
-`distill_from` on, renewed every `distill_refresh` of the run. Both are tables over the elapsed
-share of the run, as the ramps of `reference.train.curriculum` are.
+and ends with the recipe's own. Both are tables over the elapsed share of the run, as the ramps of
+`reference.train.curriculum` are.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -63,11 +61,13 @@ def _scaled(value: int, part: int, whole: int) -> int:
     return value * part // whole
 
 
-def teacher_share(section: Mapping[str, Any], progress: float) -> float | None:
-    """The share at which the teacher in force at `progress` was taken; None while there is none."""
-    begin = section.get("distill_from") or 0.0
-    if not begin or progress < begin:
-        return None
-    every = section.get("distill_refresh") or 0.0
-    # A hair more, so that a share that was meant is not missed by rounding.
-    return begin + every * math.floor((progress - begin) / every + 1e-9) if every else begin
+def model_at(config: ModelConfig, section: Mapping[str, Any], share: float) -> ModelConfig:
+    """The model in training at an elapsed share of the run."""
+    plan = GrowthPlan.from_recipe(config, section)
+    return plan.configs[plan.at(share)]
+
+
+def changes_at(section: Mapping[str, Any]) -> list[float]:
+    """The shares at which the model grows."""
+    tables = (section.get("growth_layers"), section.get("growth_width"))
+    return sorted({float(share) for table in tables for share, _ in table or []})

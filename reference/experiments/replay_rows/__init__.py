@@ -39,4 +39,5 @@ EXPERIMENT = Experiment(
     name="replay_rows",
     fields=Fields,
     asked=lambda section: bool(section.get("replay_share")),
+    row_buffer="reference.experiments.replay_rows.buffer:ReplayBuffer",
 )
