@@ -76,8 +76,9 @@ class Expected:
             "chat_eval": {"chat_eval"},
             "core": {"core"},
         }[name]
-        talks = name == "sft" and self._pretrain["sft_share"] and "pretrain" in self.recipe.stages
-        return bool(talks or readers & set(self.recipe.stages))
+        added = self.recipe.facts.reads
+        also = any(name in added.get(stage, ()) for stage in self.recipe.stages)
+        return bool(also or readers & set(self.recipe.stages))
 
     # --- pretraining --------------------------------------------------------------------------
 

@@ -40,8 +40,8 @@ def test_a_trainer_beside_the_recipe_brings_its_sections_and_rules(bigram: Path)
     assert recipe.trainer is not None
     assert recipe.trainer.flops_per_token(recipe.document, [0.0, 1.0], None) == [1.0, 1.0]
     for change, message in (
-        ("prior = 1", "bigram.priro (line 15): no such field; known here: prior"),
-        ("prior = 1", "did you mean `prior`?"),
+        ("prior = 1", "bigram.priro (line 15): no such field"),
+        ("prior = 1", "did you mean `prior`? known here: prior"),
         ("[bigram]", "bigrams (line 14): no such field"),
     ):
         wrong = change.replace("prior = 1", "priro = 1").replace("[bigram]", "[bigrams]")

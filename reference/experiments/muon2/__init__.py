@@ -1,9 +1,4 @@
-"""Muon²: Adam's second moment before the orthogonalization (arXiv 2604.09967).
-
-Question: does evening out the momentum's entries before Muon save steps at equal cost a step?
-Evidence: `reference/studies/cpu-levers` has a row; nothing at the size of the reference recipe.
-It ends when a GPU study at d12 shows no gain beyond the noise between seeds.
-"""
+"""Muon²: Adam's second moment before the orthogonalization (arXiv 2604.09967)."""
 
 from __future__ import annotations
 
