@@ -24,8 +24,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Protocol
 
-from kit.core_eval.loaders import from_recipe
 from kit.errors import PrerequisiteError, SchemaError
+from kit.recipe_code import from_recipe
 
 GROUP = "n4090_kit.recipes"
 Document = Mapping[str, Any]

@@ -6,7 +6,6 @@ a recipe, which the caller chose to run, may name code beside itself (`file.py:f
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable
 from importlib.metadata import entry_points
@@ -16,6 +15,7 @@ from typing import Any
 from kit.core_eval.model import EvalModel
 from kit.core_eval.model_files import INDEX, SINGLE, check_finite, refuse_stand_in
 from kit.errors import KitError, PrerequisiteError, SchemaError
+from kit.recipe_code import from_recipe
 
 GROUP = "n4090_kit.models"
 _MAX_CONFIG_BYTES = 4 * 2**20
@@ -117,30 +117,6 @@ def resolve_device(device: str) -> str:
             hint="It takes a Mac with an Apple processor; or use --device cpu.",
         )
     return device
-
-
-def from_recipe(name: str, recipe_dir: Path | None, *, what: str = "loader") -> Any:
-    """What `file.py:name` names in the recipe's own folder; runs that file.
-
-    Args:
-        what: The recipe's field, for errors.
-    """
-    file, _, function = name.partition(":")
-    if recipe_dir is None:
-        raise SchemaError(f"{what} {name!r} lies beside a recipe, and no recipe folder is known")
-    path = (recipe_dir / file).resolve()
-    if not path.is_relative_to(recipe_dir.resolve()) or path.suffix != ".py":
-        raise SchemaError(f"{what} {name!r} is not a Python file in the recipe's folder")
-    if not path.is_file():
-        raise PrerequisiteError(f"{what} {name!r}: the recipe's folder has no {file}")
-    spec = importlib.util.spec_from_file_location(f"n4090_recipe_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    found = getattr(module, function, None)
-    if found is None:
-        raise SchemaError(f"{what} {name!r}: {file} has no {function!r}")
-    return found
 
 
 def _installed() -> dict[str, Any]:
