@@ -26,6 +26,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "register": ("kit.cli.register:register", "Announce a group of runs before the first."),
     "launch": ("kit.cli.launch:launch", "Run a command in the pinned container."),
     "prepare": ("kit.cli.prepare:prepare", "Fetch what a recipe reads, off the clock."),
+    "watch": ("kit.cli.track:watch", "Watch a run: a live view, or a page."),
+    "track": ("kit.cli.track:track", "Give a run's numbers to a tracker."),
     "verify": ("kit.cli.verify:verify", "Check a result: signature, log, clocks, scores, files."),
     "explain": ("kit.cli.verify:explain", "Say what a check protects against."),
     "recipes": ("kit.cli.recipes:recipes", "List recipes, or show one resolved."),

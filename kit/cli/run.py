@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
+from kit.track.sinks import KINDS
+
 if TYPE_CHECKING:
     from kit.cli.progress import Display
 
@@ -72,6 +74,9 @@ def complete_recipe(
 )
 @click.option("--currency", default="EUR", show_default=True, help="Of --price-kwh, three letters.")
 @click.option("--no-probe", is_flag=True, help="Do not measure the machine (the result says so).")
+@click.option(
+    "--track", type=click.Choice(KINDS), help="Also feed a tracker from the log, beside the run."
+)
 @click.option("--quiet", "-q", is_flag=True, help="Only errors and the final table.")
 @click.option(
     "--json", "as_json", is_flag=True, help="Print the result's summary as JSON at the end."
@@ -92,6 +97,7 @@ def run(
     price_kwh: float | None,
     currency: str,
     no_probe: bool,
+    track: str | None,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -103,6 +109,7 @@ def run(
     from kit.cli.chance import expected_at_chance
     from kit.cli.prepare import fetch_for_run
     from kit.cli.progress import make_display
+    from kit.cli.track import tracking
     from kit.events import Price
     from kit.overrides import override
     from kit.recipe import load_recipe
@@ -147,7 +154,7 @@ def run(
     chance = None if quiet or as_json or resume else expected_at_chance(plan.recipe)
     if chance:
         click.echo(f"note: {chance}", err=True)
-    with display, stop_on_signals(stop):
+    with tracking(track, plan.run), display, stop_on_signals(stop):
         display.begin(plan.run.name, signer.created)
         path = supervise(plan, signer, observe=display.observe, stop=stop)
     result = json.loads(path.read_text())
