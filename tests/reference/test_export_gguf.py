@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from reference.chat.conversation import render_prompt
 from reference.chat.engine import Sampling, generate
 from reference.config.model import ModelConfig
 from reference.errors import TrainerError
@@ -125,3 +126,38 @@ def test_the_modelfile_names_the_file_and_where_an_answer_ends(tokenizer, tmp_pa
     assert text.startswith(f"FROM ./{FILE_NAME}\n")
     assert f'PARAMETER stop "{"<|assistant_end|>" if chat else "<|bos|>"}"' in text
     assert text.count('"""') == 2
+
+
+@pytest.mark.parametrize("digits", [1, 3])
+def test_llama_cpp_cuts_text_and_writes_as_we_do(tmp_path: Path, digits: int) -> None:
+    """llama-cpp-python is built from source, so it is no dependency: pip install it to run this."""
+    llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+    tokenizer = Tokenizer.train([TEXT], 500, pattern=split_pattern(digits))
+    ours = build(tokenizer, seq_len=256)
+    write_folder(ours, tokenizer, tmp_path, name="a run", chat=True, dtype=torch.float32)
+    theirs = llama_cpp.Llama(
+        str(tmp_path / FILE_NAME), n_ctx=256, logits_all=True, n_threads=1, verbose=False
+    )
+    for text in (TEXT[:700], "don't I'M naïve façade 日本 🙂🏽 ½ 1984", "  2 \n 5\n\n 6  \r\n\tx"):
+        ids = theirs.tokenize(text.encode(), add_bos=False, special=False)
+        assert ids == tokenizer.encode([text])[0]
+    messages = [{"role": "user", "content": "the fox"}]
+    template = Jinja2ChatFormatter(
+        theirs.metadata["tokenizer.chat_template"], eos_token="", bos_token=""
+    )
+    prompt = theirs.tokenize(
+        template(messages=messages).prompt.encode(), add_bos=True, special=True
+    )
+    assert prompt == render_prompt(tokenizer, messages)
+    theirs.eval(prompt)
+    with torch.no_grad():
+        logits = ours(torch.tensor([prompt]))[0, -1].numpy()
+    # llama.cpp keeps keys and values in fp16.
+    assert np.abs(theirs.scores[len(prompt) - 1] - logits).max() < 5e-3
+    written = []
+    for _ in range(50):
+        written.append(int(theirs.scores[theirs.n_tokens - 1].argmax()))
+        theirs.eval(written[-1:])
+    assert written == generate(ours, [prompt], Sampling(50), ())[0].ids

@@ -28,7 +28,7 @@ def test_every_recipe_of_a_committed_study_is_right(file: Path, tmp_path: Path) 
     (tmp_path / "sft" / "a.jsonl").write_bytes(b"not read")
     open_study(study, Place(tmp_path / "out", tmp_path / "data", None, "cpu", 1))
     assert study.name == file.stem
-    assert len(study.arms) >= 4 and len(study.scales) == 3
+    assert len(study.arms) >= 3 and study.scales
 
 
 def test_the_cpu_study_plants_what_the_report_has_to_find() -> None:
