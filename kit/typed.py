@@ -34,6 +34,7 @@ class Rule:
         min_items: Fewest entries of a list.
         pattern: A regular expression that a string must contain a match of.
         choices: The only values allowed.
+        key_pattern: The same as `pattern`, for every key of an object.
     """
 
     minimum: float | None = None
@@ -41,7 +42,8 @@ class Rule:
     max_length: int | None = None
     min_items: int | None = None
     pattern: str | None = None
-    choices: tuple[str, ...] | None = None
+    choices: tuple[Any, ...] | None = None
+    key_pattern: str | None = None
 
 
 Count = Annotated[int, Rule(minimum=0, maximum=MAX_INTEGER)]
@@ -67,12 +69,12 @@ def to_json(value: Any) -> Any:
     """`value` as JSON types. Optional fields that are None are left out; `more` is merged in."""
     if is_dataclass(value) and not isinstance(value, type):
         document: dict[str, Any] = {}
-        for name, optional in _members(type(value)):
+        for name, key, optional in _members(type(value)):
             item = getattr(value, name)
             if name == "more":
                 document.update(item)
             elif item is not None or not optional:
-                document[name] = to_json(item)
+                document[key] = to_json(item)
         return document
     if isinstance(value, tuple | list):
         return [to_json(item) for item in value]
@@ -93,9 +95,9 @@ def schema_of(kind: type) -> JsonSchema:
         rule = _schema_of_type(hints[item.name])
         if item.name in described:
             rule = {"description": described[item.name], **rule}
-        properties[item.name] = rule
+        properties[_key(item.name)] = rule
         if not _optional(item):
-            required.append(item.name)
+            required.append(_key(item.name))
     schema: JsonSchema = {"type": "object"}
     if summary:
         schema = {"description": summary, **schema}
@@ -105,8 +107,13 @@ def schema_of(kind: type) -> JsonSchema:
 
 
 @cache
-def _members(kind: type) -> tuple[tuple[str, bool], ...]:
-    return tuple((item.name, _optional(item)) for item in fields(kind))
+def _members(kind: type) -> tuple[tuple[str, str, bool], ...]:
+    return tuple((item.name, _key(item.name), _optional(item)) for item in fields(kind))
+
+
+def _key(name: str) -> str:
+    """The JSON name of a field: `class_` is written `class`."""
+    return name.removesuffix("_")
 
 
 def _optional(item: Field[Any]) -> bool:
@@ -119,9 +126,10 @@ def _decoder(kind: Any) -> _Decode:
     hints = get_type_hints(kind, include_extras=True)
     members = [item for item in fields(kind) if item.name != "more"]
     plan = [
-        (item.name, _decoder_of_type(hints[item.name]), not _optional(item)) for item in members
+        (_key(item.name), item.name, _decoder_of_type(hints[item.name]), not _optional(item))
+        for item in members
     ]
-    known = frozenset(item.name for item in members)
+    known = frozenset(key for key, *_ in plan)
     keeps_more = "more" in hints
     build: Callable[..., Any] = kind
 
@@ -129,11 +137,11 @@ def _decoder(kind: Any) -> _Decode:
         if type(value) is not dict:
             raise _wrong(value, place, "an object")
         arguments: dict[str, Any] = {}
-        for name, convert, required in plan:
-            if name in value:
-                arguments[name] = convert(value[name], name)
+        for key, name, convert, required in plan:
+            if key in value:
+                arguments[name] = convert(value[key], key)
             elif required:
-                raise SchemaError(f"`{name}` is missing", place=place)
+                raise SchemaError(f"`{key}` is missing", place=place)
         if keeps_more:
             arguments["more"] = {key: value[key] for key in value if key not in known}
         elif not known.issuperset(value):
@@ -196,6 +204,7 @@ def _bounded(convert: _Decode, rule: Rule) -> _Decode:
     high = math.inf if rule.maximum is None else rule.maximum
     numeric = rule.minimum is not None or rule.maximum is not None
     pattern = None if rule.pattern is None else re.compile(rule.pattern)
+    keys = None if rule.key_pattern is None else re.compile(rule.key_pattern)
 
     def check(value: Any, place: str) -> Any:
         found = convert(value, place)
@@ -204,11 +213,13 @@ def _bounded(convert: _Decode, rule: Rule) -> _Decode:
         if numeric and not low <= found <= high:
             raise _wrong(value, place, f"from {low:g} to {high:g}")
         if rule.choices is not None and found not in rule.choices:
-            raise _wrong(value, place, "one of " + ", ".join(rule.choices))
+            raise _wrong(value, place, "one of " + ", ".join(map(str, rule.choices)))
         if rule.max_length is not None and len(found) > rule.max_length:
             raise SchemaError(f"`{place}` is too long", limit=rule.max_length, place=place)
         if rule.min_items is not None and len(found) < rule.min_items:
             raise SchemaError(f"`{place}` has too few entries", minimum=rule.min_items, place=place)
+        if keys is not None and not all(keys.search(key) for key in found):
+            raise _wrong(value, place, f"keys that match {rule.key_pattern}")
         if pattern is not None and not pattern.search(found):
             raise _wrong(value, place, f"text that matches {rule.pattern}")
         return found
@@ -251,8 +262,11 @@ def _schema_of_plain(base: Any) -> JsonSchema:
     if origin in (Union, types.UnionType):
         [inner] = [part for part in get_args(base) if part is not types.NoneType]
         schema = _schema_of_type(inner)
-        if isinstance(schema.get("type"), str) and "enum" not in schema:
-            return {**schema, "type": [schema["type"], "null"]}
+        if isinstance(schema.get("type"), str) and not {"properties", "items"} & set(schema):
+            nullable = {**schema, "type": [schema["type"], "null"]}
+            if "enum" in schema:
+                nullable["enum"] = [*schema["enum"], None]
+            return nullable
         return {"anyOf": [schema, {"type": "null"}]}
     if origin is tuple:
         return {"type": "array", "items": _schema_of_type(get_args(base)[0])}
@@ -272,6 +286,7 @@ def _limits(base: Any, rule: Rule) -> JsonSchema:
         length: rule.max_length,
         "minItems": rule.min_items,
         "pattern": rule.pattern,
+        "propertyNames": None if rule.key_pattern is None else {"pattern": rule.key_pattern},
     }
     return {key: value for key, value in found.items() if value is not None}
 

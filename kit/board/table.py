@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from kit.board.row_form import arrow_schema
 from kit.errors import PrerequisiteError
 from kit.files import sync_folder
 
@@ -54,7 +55,7 @@ class _ParquetFile:
                 "pyarrow is not installed", hint="in the checkout: pip install '.[board]'"
             ) from None
         self._arrow = pyarrow
-        self._schema = _arrow_schema(pyarrow)
+        self._schema = arrow_schema(pyarrow)
         self._writer = parquet.ParquetWriter(path, self._schema, compression="zstd")
         self._waiting: list[Document] = []
 
@@ -75,87 +76,3 @@ class _ParquetFile:
             table = self._arrow.Table.from_pylist(self._waiting, schema=self._schema)
             self._writer.write_table(table)
             self._waiting.clear()
-
-
-def _arrow_schema(arrow: Any) -> Any:
-    text, real, whole, flag = arrow.string(), arrow.float64(), arrow.int64(), arrow.bool_()
-
-    def record(**fields: Any) -> Any:
-        return arrow.struct(list(fields.items()))
-
-    task = record(task=text, n=whole, accuracy=real, centered=real)
-    scored = {
-        **{"value": real, "low": real, "high": real},
-        **{"partial": flag, "bundle": text, "tasks": arrow.list_(task)},
-    }
-    columns: dict[str, Any] = {
-        "schema_version": whole,
-        "kind": text,
-        "id": text,
-        "path": text,
-        "state": text,
-        "tier": text,
-        "tier_reason": text,
-        "rank": whole,
-        "rank_in_division": whole,
-        "ties": whole,
-        "why_not_ranked": arrow.list_(text),
-        "title": text,
-        "submitter": text,
-        "key": text,
-        "submitted_at": text,
-        "started_at": text,
-        "track": text,
-        "division": text,
-        "recipe": record(name=text, digest=text),
-        "status": text,
-        "total_s": real,
-        "budget_s": real,
-        "pretrain_s": real,
-        "nanochat_s": real,
-        "core": record(**scored),
-        "score": record(name=text, **scored),
-        "pooled": record(
-            n=whole,
-            core=real,
-            core_low=real,
-            core_high=real,
-            score=real,
-            score_low=real,
-            score_high=real,
-            total_s=real,
-            total_s_low=real,
-            total_s_high=real,
-            members=arrow.list_(text),
-        ),
-        "reaches_target": flag,
-        "standing": text,
-        "val_bpb": real,
-        "chat": real,
-        "training": record(
-            parameters=whole,
-            tokens=whole,
-            steps=whole,
-            flops=real,
-            tokens_per_s=real,
-            mfu=real,
-            peak_memory_bytes=whole,
-        ),
-        "gpu": record(
-            **{"name": text, "class": text, "count": whole}, power_limit_w=real, hash=text
-        ),
-        "cpu": text,
-        "kwh": real,
-        "seed": whole,
-        "kit": text,
-        "image": text,
-        "model": record(repository=text, revision=text),
-        "verdict": text,
-        "checks": arrow.map_(text, text),
-        "reproductions": arrow.list_(
-            record(id=text, kind=text, by=text, at=text, verdict=text, counted=flag, result_id=text)
-        ),
-        "statements": arrow.list_(record(id=text, kind=text, by=text, at=text)),
-        "source": record(text=text, url=text),
-    }
-    return arrow.schema(list(columns.items()))

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from kit.board.row_form import row_schema
 from kit.events import event_schema
 
 FOLDER = Path(__file__).parents[2] / "schema"
@@ -14,7 +15,7 @@ FOLDER = Path(__file__).parents[2] / "schema"
 
 def schemas() -> dict[str, dict[str, Any]]:
     """Every generated schema, by its name in `schema/`."""
-    return {"event": event_schema()}
+    return {"event": event_schema(), "leaderboard-row": row_schema()}
 
 
 def text_of(schema: dict[str, Any]) -> str:
