@@ -8,17 +8,19 @@ and two tokenizers divide by the same number.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 from kit.core_eval.model import EvalModel, Paths, max_seq_len, model_device, offered_paths
 from kit.core_eval.score import head_rows
-from kit.errors import PrerequisiteError, SchemaError
+from kit.errors import KitError, PrerequisiteError, SchemaError
 
+READERS = "n4090_kit.readers"
 _TEXTS_AT_ONCE = 64
 
 
@@ -89,55 +91,39 @@ def read_texts(paths: Sequence[Path], *, column: str = "text") -> Iterator[str]:
     """The texts of .parquet (a column), .jsonl (a field) and .txt (one text a file) files.
 
     A folder stands for its validation shard: the files named validation*, else the last by name.
+    The reader is the trainer's (entry point `n4090_kit.readers`), so that an evaluation and a
+    training read the same texts from the same file.
+
+    Raises:
+        SchemaError: What cannot be read, with file, place and remedy.
     """
-    for path in paths:
-        if path.is_dir():
-            shards = sorted(path.glob("*.parquet"))
-            chosen = [p for p in shards if p.name.startswith("validation")] or shards[-1:]
-            if not chosen:
-                raise PrerequisiteError(f"{path} holds no parquet file")
-            yield from read_texts(chosen, column=column)
-        elif not path.is_file():
-            raise PrerequisiteError(f"there is no file {path}")
-        elif path.suffix == ".parquet":
-            yield from _parquet(path, column)
-        elif path.suffix == ".jsonl":
-            yield from _jsonl(path, column)
-        else:
-            yield path.read_text("utf-8")
-
-
-def _parquet(path: Path, column: str) -> Iterator[str]:
+    missing = [path for path in paths if not path.exists()]
+    if missing:
+        raise PrerequisiteError(f"there is no file {missing[0]}")
     try:
-        import pyarrow.parquet as parquet
-    except ImportError as error:
+        yield from _reader()(paths, column=column)
+    except ModuleNotFoundError as error:
         raise PrerequisiteError(
-            "parquet files need the package pyarrow",
+            f"these files need the package {error.name}",
             hint='in the checkout: pip install ".[train]"',
         ) from error
-    import pyarrow
-
-    try:
-        with parquet.ParquetFile(path) as file:
-            if column not in file.schema_arrow.names:
-                names = ", ".join(file.schema_arrow.names)
-                raise SchemaError(f"{path.name} has no column {column!r}; it has {names}")
-            for batch in file.iter_batches(columns=[column], batch_size=256):
-                yield from (text for text in batch.column(0).to_pylist() if text)
-    except pyarrow.ArrowInvalid as error:
-        raise SchemaError(f"{path.name} is no parquet file: {error}") from error
+    except Exception as error:
+        message = getattr(error, "message", None)
+        if isinstance(error, KitError) or not isinstance(message, str):
+            raise
+        raise SchemaError(message, hint=getattr(error, "hint", None) or None) from error
 
 
-def _jsonl(path: Path, field: str) -> Iterator[str]:
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                text = json.loads(line)[field]
-                if not isinstance(text, str):
-                    raise TypeError(f"{field!r} is no text")
-            except (ValueError, KeyError, TypeError) as error:
-                raise SchemaError(f"{path.name}, line {number}: no {field!r} ({error})") from error
-            yield text
+def _reader() -> Callable[..., Iterator[str]]:
+    for entry in entry_points(group=READERS):
+        found: Callable[..., Iterator[str]] = entry.load()
+        return found
+    for entry in entry_points(group="n4090_kit.recipes"):  # installed before there were readers
+        reader = import_module(f"{entry.value}.rows.reader").read_texts
+        return reader  # type: ignore[no-any-return]
+    raise PrerequisiteError(
+        "no trainer is installed that reads texts", hint="in the checkout: pip install -e ."
+    )
 
 
 def _nats(model: Any, windows: Sequence[Sequence[int]], paths: Paths) -> float:

@@ -31,7 +31,7 @@ from reference.data.overlap import OverlapIndex, build_index
 from reference.data.spec import Decontaminate, Dedup, Filters, Language, ShardRules, Source, Spec
 from reference.data.words import normalise, shingles, word_hashes
 from reference.errors import TrainerError
-from reference.rows.documents import find_parquet_column
+from reference.rows.reader import open_parquet
 
 NGRAM = 5
 THRESHOLD = 0.8
@@ -69,7 +69,7 @@ def read_sources(folder: Path, documents: int) -> dict[str, list[str]]:
     """Up to `documents` texts of each source, by the column `source` or the file's name."""
     found: dict[str, list[str]] = {}
     for path in sorted(folder.glob("*.parquet")):
-        with find_parquet_column(path, "text") as file:
+        with open_parquet(path, "text") as file:
             label = "source" in file.schema_arrow.names
             for batch in file.iter_batches(256, columns=["text", *(["source"] if label else [])]):
                 names = batch.column(1).to_pylist() if label else [path.stem] * len(batch)

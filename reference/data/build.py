@@ -275,10 +275,11 @@ class _Build:
     ) -> dict[str, Any]:
         found = read_selection(self.work)
         _check_rows(found["placed"], shards)
-        if self.spec.shards.validation and not any(
-            row[0] == "validation" for row in found["placed"]
-        ):
-            problems = [*problems, "no document is held out for validation: there are too few"]
+        held = any(row[0] == "validation" for row in found["placed"])
+        few = ["no document is held out for validation: there are too few"]
+        problems = problems + totals.problems
+        if self.spec.shards.validation and not held:
+            problems += few
         return {
             "format": FORMAT,
             "name": self.spec.name,
@@ -291,7 +292,7 @@ class _Build:
             "inputs": totals.inputs,
             "sources": totals.sources(found),
             "removed": totals.removed,
-            "problems": problems + totals.problems,
+            "problems": problems,
             "overlaps": totals.overlaps,
             "near": {
                 "candidates": found["candidates"],

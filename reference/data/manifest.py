@@ -66,8 +66,9 @@ def content_digest(shards: Sequence[dict[str, Any]]) -> str:
 def code_digest() -> str:
     """Of the modules that decide what a corpus holds: a build goes on with no others."""
     found = hashlib.sha256()
-    for name in _DECIDING:
-        found.update(Path(__file__).with_name(f"{name}.py").read_bytes())
+    here = Path(__file__).parent
+    for path in (*(here / f"{name}.py" for name in _DECIDING), here.parent / "rows/reader.py"):
+        found.update(path.read_bytes())
     return f"sha256:{found.hexdigest()}"
 
 

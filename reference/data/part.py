@@ -30,6 +30,7 @@ from reference.data.spec import Spec
 from reference.data.words import mix, normalise, shingles, word_hashes
 from reference.errors import TrainerError
 from reference.rows.documents import write_whole
+from reference.rows.reader import BadText, not_utf8
 
 SAMPLES = 6  # removed documents shown for each reason, a part
 SAMPLE_CHARS = 700
@@ -193,7 +194,27 @@ class _PartWork:
             sample = text[:SAMPLE_CHARS].encode("utf-8", "replace").decode()
             entry["samples"].append({"text": sample, "chars": len(text), **also})
 
+    def _pass_over(self, document: RawDocument, bad: BadText) -> None:
+        """Counts what could not be read, or ends the build with it.
+
+        Raises:
+            TrainerError: The spec does not say that it may be skipped.
+        """
+        if self.steps.spec.on_error == "stop":
+            raise bad.error()
+        data = document.data or b""
+        self.documents += bad.rows - 1
+        self.bytes += len(data)
+        self.hash.update(data + b"\0")
+        shown = data[: 4 * SAMPLE_CHARS].decode("utf-8", "replace")
+        for _ in range(bad.rows):
+            self._remove("read", bad.reason, shown, len(data), place=document.place)
+        self.problems.append(bad.message)
+
     def _decode(self, document: RawDocument) -> str | None:
+        if document.bad is not None:
+            self._pass_over(document, document.bad)
+            return None
         data = document.data
         if data is None or not data.strip():
             self._remove("read", "empty", "", 0)
@@ -212,15 +233,8 @@ class _PartWork:
         try:
             return data.decode("utf-8")
         except UnicodeDecodeError as error:
-            if self.steps.spec.on_error == "stop":
-                raise TrainerError(
-                    "bad_input",
-                    f"{document.place}: the text is no UTF-8 (byte {error.start})",
-                    'Mend the file, or set on_error = "skip" to leave such documents out.',
-                ) from error
-            shown = data[: 4 * SAMPLE_CHARS].decode("utf-8", "replace")
-            self._remove("read", "invalid_utf8", shown, len(data), place=document.place)
-            self.problems.append(f"{document.place}: the text is no UTF-8 (byte {error.start})")
+            self.bytes -= size  # counted again as what was passed over
+            self._pass_over(document, not_utf8(document.place, error.start))
             return None
 
     def _one(self, document: RawDocument) -> tuple[str, dict[str, Any]] | None:

@@ -7,27 +7,25 @@ A part is a run of row groups of a parquet file, a text or jsonl file, or one sh
 from __future__ import annotations
 
 import fnmatch
-import gzip
-import io
-import json
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow as pa
-
 from reference.data.spec import Source
 from reference.errors import TrainerError
-from reference.rows.documents import FILE_HINT, find_parquet_column
+from reference.rows.reader import (
+    NO_LIMIT,
+    SUFFIXES,
+    BadText,
+    kind_of,
+    open_parquet,
+    raise_file_limit,
+    read_file,
+    refuse_stand_in,
+    text_files,
+)
 
-SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt")
-_ROWS = 64  # documents read at a time, fewer where they are large
-_READ_BYTES = 16 << 20
-_NO_LIMIT = 1 << 62
-_HEAD = 4096  # bytes of what is too long to be read
-_ESCAPES = 6  # bytes of JSON for one of text at most
 _STATE_HINT = "Start the build again in an empty folder, or put the old file back."
 
 
@@ -59,6 +57,7 @@ class RawDocument(NamedTuple):
     domain: str
     place: str
     size: int = 0  # in bytes, where only the beginning was read because there is no use for it
+    bad: BadText | None = None
 
 
 def files_of(source: Source) -> list[Path]:
@@ -71,9 +70,9 @@ def files_of(source: Source) -> list[Path]:
     if path.is_file():
         found = [path]
     elif path.is_dir():
-        found = [item for item in path.iterdir() if item.name.endswith(SUFFIXES)]
+        found = text_files(path)
     else:
-        found = [item for item in path.parent.glob(path.name) if item.name.endswith(SUFFIXES)]
+        found = [item for item in path.parent.glob(path.name) if kind_of(item)]
     found = [
         item
         for item in found
@@ -83,9 +82,22 @@ def files_of(source: Source) -> list[Path]:
         raise TrainerError(
             "bad_input",
             f"source {source.name!r}: no {', '.join(SUFFIXES)} file at {source.path}",
-            "Name a file, a folder or a pattern such as data/web-*.parquet.",
+            _where_else(path),
         )
     return sorted(found)
+
+
+def _where_else(path: Path) -> str:
+    """A remedy: the folders below that hold files, if there are any."""
+    if path.is_dir():
+        below = sorted(
+            item.name
+            for item in path.iterdir()
+            if item.is_dir() and any(map(kind_of, item.iterdir()))
+        )
+        if below:
+            return f"Its folders {', '.join(below[:5])} hold some: name one of them."
+    return "Name a file, a folder or a pattern such as data/web-*.parquet."
 
 
 def find_parts(
@@ -103,11 +115,12 @@ def find_parts(
     for path in files_of(source):
         facts = path.stat()
         part = Part(index, str(path), bytes=facts.st_size, modified_ns=facts.st_mtime_ns)
-        if path.suffix != ".parquet":
-            yield part
-            continue
         try:
-            with find_parquet_column(path, source.text, allow_binary=True) as file:
+            if kind_of(path) != "parquet":
+                refuse_stand_in(path)
+                yield part
+                continue
+            with open_parquet(path, source.text) as file:
                 sizes = [
                     file.metadata.row_group(group).total_byte_size
                     for group in range(file.num_row_groups)
@@ -123,7 +136,7 @@ def find_parts(
                 begin, total = group + 1, 0
 
 
-def read_part(source: Source, part: Part, limit: int = _NO_LIMIT) -> Iterator[RawDocument]:
+def read_part(source: Source, part: Part, limit: int = NO_LIMIT) -> Iterator[RawDocument]:
     """The documents of `part`.
 
     Args:
@@ -144,124 +157,10 @@ def read_part(source: Source, part: Part, limit: int = _NO_LIMIT) -> Iterator[Ra
     if (facts.st_size, facts.st_mtime_ns) != (part.bytes, part.modified_ns):
         raise TrainerError("bad_input", f"{path} has changed since the build began", _STATE_HINT)
     domain = source.domain or source.name
-    if path.suffix == ".parquet":
-        yield from _read_parquet(path, source, part, domain)
-    elif path.suffix == ".txt":
-        with path.open("rb") as text:
-            whole = facts.st_size <= limit
-            yield RawDocument(
-                text.read() if whole else text.read(_HEAD),
-                domain,
-                str(path),
-                0 if whole else facts.st_size,
-            )
-    else:
-        yield from _read_jsonl(path, source, domain, limit)
-
-
-def _read_parquet(path: Path, source: Source, part: Part, domain: str) -> Iterator[RawDocument]:
-    columns = [source.text, *([source.domain_column] if source.domain_column else [])]
-    with find_parquet_column(path, source.text, allow_binary=True, streamed=True) as file:
-        if source.domain_column and source.domain_column not in file.schema_arrow.names:
-            raise TrainerError(
-                "bad_input",
-                f"{path} has no column {source.domain_column!r}",
-                "Correct `domain_column` of the source.",
-            )
-        row = 0
-        groups = [file.metadata.row_group(group) for group in range(part.begin, part.end)]
-        mean = max(1, max(group.total_byte_size // max(1, group.num_rows) for group in groups))
-        rows = max(1, min(_ROWS, _READ_BYTES // mean))
-        try:
-            for batch in file.iter_batches(
-                rows, row_groups=range(part.begin, part.end), columns=columns
-            ):
-                # As bytes: one text that is no UTF-8 must not take the others along.
-                values = _plain(batch.column(0)).cast(pa.large_binary())
-                labels = _plain(batch.column(1)).cast(pa.string()) if source.domain_column else None
-                for index in range(len(batch)):
-                    label = labels[index].as_py() if labels is not None else domain
-                    place = f"{path}: row groups {part.begin} to {part.end - 1}, row {row}"
-                    yield RawDocument(values[index].as_py(), label or domain, place)
-                    row += 1
-        except (pa.ArrowException, OSError) as error:
-            raise TrainerError(
-                "bad_input",
-                f"{path}: row groups {part.begin} to {part.end - 1} cannot be read after row "
-                f"{row}: {str(error).splitlines()[0]}",
-                FILE_HINT,
-            ) from error
-
-
-def _plain(values: pa.Array) -> pa.Array:
-    return values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
-
-
-def _open_lines(path: Path) -> io.BufferedIOBase | Any:
-    if path.name.endswith(".gz"):
-        return gzip.open(path, "rb")
-    if path.name.endswith(".zst"):
-        import zstandard
-
-        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(path.open("rb")))
-    return path.open("rb")
-
-
-def _read_jsonl(path: Path, source: Source, domain: str, limit: int) -> Iterator[RawDocument]:
-    number = 0
-    try:
-        with _open_lines(path) as file:
-            for number, (line, size) in enumerate(_lines(file, _ESCAPES * limit), start=1):
-                if size > len(line):
-                    yield RawDocument(line, domain, f"{path}: line {number}", size)
-                elif line.strip():
-                    yield _json_document(line, source, domain, f"{path}: line {number}")
-    except (OSError, EOFError) as error:
-        raise TrainerError(
-            "bad_input", f"{path} cannot be read after line {number}: {error}", FILE_HINT
-        ) from error
-    except Exception as error:
-        if type(error).__module__.startswith("zstandard"):
-            raise TrainerError(
-                "bad_input", f"{path} cannot be read after line {number}: {error}", FILE_HINT
-            ) from error
-        raise
-
-
-def _lines(file: Any, limit: int) -> Iterator[tuple[bytes, int]]:
-    """(line, its bytes); of lines of more than `limit` bytes the beginning."""
-    limit = min(limit, sys.maxsize)
-    while line := file.readline(limit):
-        size = len(line)
-        if size == limit and not line.endswith(b"\n"):
-            while rest := file.readline(_READ_BYTES):
-                size += len(rest)
-                if rest.endswith(b"\n"):
-                    break
-            line = line[:_HEAD] if size > limit else line
-        yield line, size
-
-
-def _json_document(line: bytes, source: Source, domain: str, place: str) -> RawDocument:
-    try:
-        record = json.loads(line)
-    except UnicodeDecodeError:
-        return RawDocument(line, domain, place)  # counted as no UTF-8 where it is decoded
-    except ValueError as error:
-        raise TrainerError("bad_input", f"{place} is no JSON: {error}", FILE_HINT) from error
-    if not isinstance(record, dict) or source.text not in record:
-        found = ", ".join(map(repr, record)) if isinstance(record, dict) else type(record).__name__
-        raise TrainerError(
-            "bad_input",
-            f"{place} has no key {source.text!r}; it has {found}",
-            "Set `text` of the source to the key that holds the text.",
-        )
-    text = record[source.text]
-    if text is not None and not isinstance(text, str):
-        raise TrainerError("bad_input", f"{place}: {source.text!r} is no text", FILE_HINT)
-    label = record.get(source.domain_column) if source.domain_column else None
-    data = None if text is None else text.encode("utf-8", "surrogatepass")
-    return RawDocument(data, str(label or domain), place)
+    groups = range(part.begin, part.end) if kind_of(path) == "parquet" else None
+    texts = read_file(path, source.text, label=source.domain_column, groups=groups, limit=limit)
+    for text in texts:
+        yield RawDocument(text.data, text.label or domain, text.place, text.size, text.bad)
 
 
 def _load_stream(source: Source, revision: str) -> Any:
@@ -353,6 +252,7 @@ def _stream_error(source: Source, error: Exception, place: str = "") -> TrainerE
 
 def read_examples(pattern: str, text: str, limit: int) -> list[str]:
     """Up to `limit` texts of the files at `pattern`, from all of them in turn."""
+    raise_file_limit()
     source = Source(name="examples", path=pattern, text=text)
     readers = [read_part(source, part) for part in find_parts(source, 0, 1 << 62, _raise)]
     found: list[str] = []

@@ -32,6 +32,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from reference.errors import TrainerError
+from reference.rows.reader import first_line, open_parquet, plain_bytes
 from reference.tokenizer.bpe import Tokenizer
 
 Split = Literal["train", "validation", "anneal"]
@@ -82,7 +83,17 @@ def find_shards(folder: Path, *, anneal: bool = False) -> Shards:
     Raises:
         TrainerError: No parquet file, none left for training, or no anneal part where wanted.
     """
-    files = sorted(folder.glob("*.parquet"), key=lambda path: path.name)
+    if not folder.is_dir():
+        raise TrainerError("bad_input", f"{folder} is not a folder", SHARDS_HINT)
+    every = [path for path in folder.iterdir() if path.name.lower().endswith(".parquet")]
+    odd = sorted(path.name for path in every if not path.name.endswith(".parquet"))
+    if odd:  # the kit's digest of the data knows *.parquet
+        raise TrainerError(
+            "bad_input",
+            f"{folder}: {', '.join(odd[:5])} would not be read",
+            "Give shards the ending .parquet, in lower case.",
+        )
+    files = sorted(every, key=lambda path: path.name)
     if not files:
         raise TrainerError("bad_input", f"no *.parquet file in {folder}", SHARDS_HINT)
     validation = tuple(path for path in files if path.name.startswith("validation"))
@@ -112,18 +123,30 @@ def read_shard(path: Path, column: str = "text") -> Iterator[RowGroup]:
             message names file, row group and column.
     """
     with _open_shard(path, column) as file:
-        for index in range(file.num_row_groups):
+        groups = file.num_row_groups
+    for index in range(groups):
+        # Opened for each group: a sample holds a reader on each of thousands of shards.
+        with open_parquet(path, column) as file:
             try:
-                values = file.read_row_group(index, columns=[column])[column].to_pylist()
+                table = file.read_row_group(index, columns=[column])
+                place = table.schema.get_field_index(column)
+                values = [value for chunk in table.column(place).chunks for value in _texts(chunk)]
             except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
                 raise TrainerError(
                     "bad_input",
                     f"{path}: row group {index}, column {column!r} cannot be read: "
-                    f"{_first_line(error)}",
+                    f"{first_line(error)}",
                     FILE_HINT,
                 ) from error
-            rows = [row for row, text in enumerate(values) if text and not text.isspace()]
-            yield RowGroup([values[row] for row in rows], len(values) - len(rows), rows)
+        rows = [row for row, text in enumerate(values) if text and not text.isspace()]
+        yield RowGroup([values[row] for row in rows], len(values) - len(rows), rows)
+
+
+def _texts(chunk: pa.Array) -> list[str | None]:
+    if pa.types.is_string(chunk.type) or pa.types.is_large_string(chunk.type):
+        found: list[str | None] = chunk.to_pylist()
+        return found
+    return [None if v is None else v.decode("utf-8") for v in plain_bytes(chunk).to_pylist()]
 
 
 def shard_rows(path: Path, column: str = "text") -> int:
@@ -133,62 +156,11 @@ def shard_rows(path: Path, column: str = "text") -> int:
 
 
 def _open_shard(path: Path, column: str) -> pq.ParquetFile:
-    file = find_parquet_column(path, column)
+    file = open_parquet(path, column)
     if file.metadata.num_rows == 0:
         file.close()
         raise TrainerError("bad_input", f"{path} holds no documents (0 rows)", FILE_HINT)
     return file
-
-
-def find_parquet_column(
-    path: Path, column: str, *, allow_binary: bool = False, streamed: bool = False
-) -> pq.ParquetFile:
-    """The open file, known to have a string column of that name.
-
-    Args:
-        allow_binary: Take a column of bytes as well.
-        streamed: Read a row group piece by piece, for files whose row groups are large.
-
-    Raises:
-        TrainerError: It is unreadable or has no such column.
-    """
-    try:
-        file = pq.ParquetFile(path, buffer_size=1 << 20 if streamed else 0)
-    except (pa.ArrowException, OSError) as error:
-        raise TrainerError(
-            "bad_input", f"{path} is no readable parquet file: {_first_line(error)}", FILE_HINT
-        ) from error
-    try:
-        _check_column(path, file.schema_arrow, column, allow_binary)
-    except TrainerError:
-        file.close()
-        raise
-    return file
-
-
-def _check_column(path: Path, schema: pa.Schema, column: str, allow_binary: bool) -> None:
-    if column not in schema.names:
-        raise TrainerError(
-            "bad_input",
-            f"{path} has no column {column!r}; it has {', '.join(map(repr, schema.names))}",
-            "Set data.text_column in the recipe to the column that holds the text.",
-        )
-    kind = schema.field(column).type
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    if not (
-        text or (allow_binary and (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)))
-    ):
-        raise TrainerError(
-            "bad_input",
-            f"{path}: column {column!r} is of type {kind}, not string",
-            "Set data.text_column in the recipe to a string column.",
-        )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def sample_texts(

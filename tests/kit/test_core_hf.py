@@ -198,7 +198,7 @@ def test_a_missing_column_is_named(llama: Path, tmp_path: Path) -> None:
     parquet.write_table(pyarrow.table({"body": ["a"]}), tmp_path / "x.parquet")
     result = run(evaluate, "bpb", llama, tmp_path / "x.parquet", "--device", "cpu")
     assert isinstance(result.exception, SchemaError)
-    assert "no column 'text'; it has body" in result.exception.message
+    assert "no column 'text'; it has 'body'" in result.exception.message
 
 
 def document_of(values: dict[str, float]) -> dict[str, Any]:
