@@ -27,6 +27,28 @@ class SubmissionDecision(NamedTuple):
     reason: str
 
 
+class ScoreDecision(NamedTuple):
+    """What the board found when it scored a row's weights itself.
+
+    Attributes:
+        tree: Digest of the submission that was scored.
+        agrees: Whether the answers are the submitted ones; None where they cannot be scored.
+    """
+
+    tree: str
+    agrees: bool | None
+    reason: str
+
+
+class AccountDecision(NamedTuple):
+    """An account as the Hub or GitHub showed it to the board."""
+
+    service: str
+    user: str
+    created_at: str
+    keys: tuple[str, ...]
+
+
 class DocumentDecision(NamedTuple):
     """The last word about a reproduction or statement."""
 
@@ -44,6 +66,8 @@ class Decisions:
     count: int = 0
     submissions: dict[str, SubmissionDecision] = field(default_factory=dict)  # by id
     documents: dict[str, DocumentDecision] = field(default_factory=dict)  # by path
+    scores: dict[str, ScoreDecision] = field(default_factory=dict)  # by id
+    accounts: dict[tuple[str, str], AccountDecision] = field(default_factory=dict)
     tiers: dict[str, str] = field(default_factory=dict)
     states: dict[str, str] = field(default_factory=dict)
     # Most rows have the same outcomes: one copy of each set is kept.
@@ -70,6 +94,11 @@ class Decisions:
         decisions.head, decisions.count = chain.head, chain.count
         return decisions
 
+    def score_of(self, row_id: str) -> ScoreDecision | None:
+        """The board's own score of a row as it was last judged."""
+        score, judged = self.scores.get(row_id), self.submissions.get(row_id)
+        return score if score and judged and score.tree == judged.tree else None
+
     def add(self, event: Document) -> None:
         """Takes one more event into account."""
         row_id, data = event["id"], event["data"]
@@ -94,6 +123,13 @@ class Decisions:
                     data.get("verdict"),
                     event["reason"],
                 )
+            case "score":
+                self.scores[row_id] = ScoreDecision(data["tree"], data["agrees"], event["reason"])
+            case "account":
+                known = (data["service"], data["user"].casefold())
+                self.accounts[known] = AccountDecision(
+                    data["service"], data["user"], data["created_at"], tuple(data["keys"])
+                )
             case "tier":
                 self.tiers[row_id] = data["to"]
             case "state":
@@ -111,11 +147,13 @@ class Minutes:
         if self._writer.count == 0:
             self.append("board", None, "the board begins", schema_version=1, name=name, kit=kit)
 
-    def append(self, ev: str, row_id: str | None, reason: str, **data: Any) -> None:
+    def append(self, ev: str, row_id: str | None, reason: str, **data: Any) -> str:
+        """Writes one event; returns the digest of its line."""
         event = {"ev": ev, "id": row_id, "at": self.at, "reason": reason, "data": data}
         self._writer.append(event)
         self.decisions.add(event)
         self.written += 1
+        return self._writer.head
 
     def close(self) -> None:
         self._writer.close()

@@ -20,8 +20,9 @@ from kit.board.load import read_document
 from kit.board.ranking import Ranked, rank_rows
 from kit.board.row import Facts, facts_of, reference_row, submission_row
 from kit.board.statistics import figures_of
-from kit.board.tiers import Judged, Standing, judge_reproduction, standing
+from kit.board.tiers import Judged, Standing, judge_reproduction, standing, vouched
 from kit.errors import KitError, SchemaError
+from kit.run_log import RunLog
 from kit.trust.digest import sha256_file
 
 Document = dict[str, Any]
@@ -114,7 +115,25 @@ class Derivation:
         found = figures_of(self._result(own)) if own else None
         decided = self.decisions.submissions.get(own.id) if own else None
         accepted = decided is not None and decided.verdict == "consistent"
-        return judge_reproduction(statement, claim, claimed, own, found, accepted)
+        score = self.decisions.score_of(own.id) if own else None
+        return judge_reproduction(
+            statement,
+            claim,
+            claimed,
+            own,
+            found,
+            accepted,
+            own_scored=score is not None and score.agrees is True,
+            account=vouched(
+                statement["by"], statement["at"], self.decisions.accounts.values(), claim
+            ),
+            losses=self._losses(claim) if statement["kind"] == "replay" else None,
+        )
+
+    def _losses(self, claim: Facts) -> dict[int, float]:
+        """The row's training losses by step, from its log."""
+        steps = RunLog.read(self.layout.submission(claim.path)).steps("pretrain")
+        return {event.data.step: event.data.loss for event in steps}
 
     def _judge_statement(self, statement: Document, claim: Facts) -> Judged:
         kind, key = statement["kind"], statement["by"]["public_key"]
@@ -149,6 +168,7 @@ class Derivation:
             standings[row_id] = standing(
                 decided.verdict,
                 has_model=facts.has_model,
+                score=self.decisions.score_of(row_id),
                 pending=decided.source["kind"] == "open",
                 reproductions=[
                     (one.document, one.judged)

@@ -313,5 +313,6 @@ def refusal(what: str, error: Any) -> KitError:
     status = response.status_code
     return PrerequisiteError(
         f"{what}: the Hub answers {status}" + (f" ({str(said)[:300]})" if said else ""),
+        status=status,
         hint=hints.get(status, "the Hub's status page may know more; the command can be repeated"),
     )

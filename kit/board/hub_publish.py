@@ -8,6 +8,7 @@ request is refused before any of it is fetched when it touches what is not its a
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -22,6 +23,7 @@ from kit.board.layout import (
     SubmissionPath,
 )
 from kit.board.load import read_document
+from kit.board.memory import SeenChains
 from kit.board.package import Item
 from kit.board.publish import IN_FOLDER, Origin, Published, publish
 from kit.board.pull_request import (
@@ -34,6 +36,7 @@ from kit.board.pull_request import (
     may_mirror,
     touched_by,
 )
+from kit.board.rescore import Scorer
 from kit.board.tree import TreeCache
 from kit.errors import KitError
 from kit.files import write_bytes, write_json
@@ -43,6 +46,8 @@ from kit.verify.finding import Finding, fail, warn
 
 Tell = Callable[[str], None]
 _STATE = "mirror.json"
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _MAX_SMALL = 16 * 2**20  # a checkpoint's files that git keeps itself
 
 
@@ -54,21 +59,30 @@ def publish_to_hub(
     cache: TreeCache | None = None,
     recheck: bool = False,
     merge: bool = False,
+    scorer: Scorer | None = None,
+    seen: SeenChains | None = None,
     tell: Tell = lambda text: None,
 ) -> Published:
     """One pass over the board in the dataset `repository`.
 
     Args:
         mirror: A folder of this command's own; made when it is not there.
-        merge: Also merge the pull requests whose submissions were accepted.
+        merge: Also take in the pull requests of which everything was accepted: this pass commits
+            the very bytes that it judged, and closes them. One whose head moved meanwhile waits for
+            the next pass.
+        scorer: Scores the weights of rows that the board has not scored yet.
+        seen: Refuses a chain that lost lines since it was seen.
     """
     root = mirror / BOARD_FOLDER
     layout = Layout(root)
     main = hub.head(repository, "dataset")
     hub.settings(repository, main)
     on_main = _mirror_main(hub, repository, main, mirror)
+    if seen is not None:
+        seen.check(repository, layout.events)
     decisions = Decisions.read(layout)
     requests = _pull_requests(hub, repository, decisions, on_main, mirror)
+    requests = _without_taken_in(hub, repository, requests, decisions, tell)
     bring = [one for one in requests if one.status != "merged" and one.problem is None]
     _mirror_requests(hub, repository, bring, mirror, on_main)
     by_path = {str(one.submission): one for one in requests if one.submission}
@@ -76,14 +90,42 @@ def publish_to_hub(
     def origin(path: SubmissionPath) -> Origin:
         return _origin(hub, layout, path, by_path.get(str(path)), decisions, mirror)
 
-    done = publish(root, origin=origin, cache=cache, recheck=recheck, tell=tell)
+    accounts = _accounts(requests, decisions, tell)
+    done = publish(
+        root,
+        origin=origin,
+        cache=cache,
+        recheck=recheck,
+        scorer=scorer,
+        accounts=accounts,
+        anchor=main,
+        tell=tell,
+    )
+    taken = _accepted(hub, repository, requests, Decisions.read(layout), tell) if merge else []
+    if taken:
+        for one in taken:
+            one.status = "merged"
+        again = publish(
+            root, origin=origin, cache=cache, anchor=None if done.events else main, tell=tell
+        )
+        done.events += again.events
+        done.rows, done.moved = again.rows, done.moved + again.moved
     if done.events or _differs(hub, repository, root, on_main):
         items = [Item(f"{BOARD_FOLDER}/{name}", root / name) for name in DERIVED]
-        message = f"Publish: {len(done.new)} judged, {done.rows} rows"
+        items += [
+            Item(f"{BOARD_FOLDER}/{name}", (root / name).read_bytes())
+            for one in taken
+            for name in one.files
+            if (root / name).is_file()
+        ]
+        message = f"Publish: {len(done.new)} judged, {len(taken)} taken in, {done.rows} rows"
         hub.commit(repository, "dataset", items, message, parent=main)
+    if seen is not None:
+        after = Decisions.read(layout)
+        seen.note(repository, after.count, after.head)
     _comment(hub, repository, done, requests, mirror)
-    if merge:
-        _merge(hub, repository, requests, Decisions.read(layout), tell)
+    for one in taken:
+        _close(hub, repository, one, tell)
     return done
 
 
@@ -260,6 +302,13 @@ def _origin(
             "commit": request.commit,
         }
     decided = decisions.submissions.get(path.result_id)
+    if (
+        request is None
+        and decided is not None
+        and decided.source["kind"] == "merged"
+        and decided.path == str(path)
+    ):
+        return Origin(decided.source)  # taken in by an earlier pass
     if decided is not None and decided.source["kind"] == source["kind"]:
         return Origin(source)
     extra, weights = _model_files(hub, layout, path, mirror)
@@ -278,8 +327,14 @@ def _model_files(
     try:
         pin = read_document(folder / "submission.json", TEXT_LIMITS["submission.json"])["model"]
         result = read_document(folder / "result.json", TEXT_LIMITS["result.json"])
-        if not pin or not isinstance(pin["revision"], str) or pin["repository"].count("/") != 1:
+        if not pin:
             return {}, []
+        if not isinstance(pin["revision"], str) or not _COMMIT.fullmatch(pin["revision"]):
+            told = "the weights are not pinned to a commit of their repository"
+            return {}, [fail(told, "submission.json: model.revision", found=pin["revision"])]
+        if not _REPOSITORY.fullmatch(pin["repository"]):
+            told = "the weights are in no repository of the Hub"
+            return {}, [fail(told, "submission.json: model.repository", found=pin["repository"])]
         wanted = {
             f"{artifact['folder']}/{file['path']}": file["sha256"]
             for artifact in result["checkpoint"].values()
@@ -304,6 +359,10 @@ def _model_files(
             extra["telemetry.jsonl"] = mirror / "telemetry" / f"{path.result_id}.jsonl"
             write_bytes(extra["telemetry.jsonl"], data)
     except KitError as error:
+        if error.facts.get("status") in (401, 403, 404):
+            told = f"the model repository is not there for everybody: {error.message}"
+            findings.append(fail(told, repository))
+            return extra, findings
         findings.append(warn(f"the model repository cannot be read: {error.message}", repository))
     return extra, findings
 
@@ -357,10 +416,11 @@ def _comment(
             write_json(mirror / _STATE, state)
 
 
-def _merge(
+def _accepted(
     hub: Hub, repository: str, requests: list[PullRequest], decisions: Decisions, tell: Tell
-) -> None:
-    """Merges the open pull requests of which everything was accepted."""
+) -> list[PullRequest]:
+    """The open pull requests of which everything was accepted and whose head is the judged one."""
+    taken = []
     for one in requests:
         submission = one.submission and decisions.submissions.get(one.submission.result_id)
         documents = [decisions.documents.get(path) for path in one.files if is_document(path)]
@@ -371,17 +431,72 @@ def _merge(
             or not all(document and document.accepted for document in documents)
         ):
             continue
+        if one.submission and submission and submission.path != str(one.submission):
+            continue  # the result is on the board under another name
         stray = _hidden(hub, repository, one)
         if stray:
-            tell(f"pull request {one.number} not merged: its tree also has `{stray[:200]}`")
+            tell(f"pull request {one.number} not taken in: its tree also has `{stray[:200]}`")
             continue
-        hub.ask(
-            f"merge of pull request {one.number}",
-            lambda one=one: hub.api.merge_pull_request(  # type: ignore[misc]
-                repository, one.number, repo_type="dataset"
-            ),
-        )
-        tell(f"pull request {one.number} merged")
+        if hub.head(repository, "dataset", f"refs/pr/{one.number}") != one.commit:
+            tell(f"pull request {one.number} moved while it was judged: it waits for the next pass")
+            continue
+        taken.append(one)
+    return taken
+
+
+def _close(hub: Hub, repository: str, one: PullRequest, tell: Tell) -> None:
+    """Closes a pull request whose judged files are on main."""
+    hub.ask(
+        f"closing of pull request {one.number}",
+        lambda: hub.api.change_discussion_status(
+            repository,
+            one.number,
+            "closed",
+            repo_type="dataset",
+            comment=f"Taken in: the files of {one.commit[:12]}, as they were judged, are on main.",
+        ),
+    )
+    tell(f"pull request {one.number} taken in")
+
+
+def _without_taken_in(
+    hub: Hub, repository: str, requests: list[PullRequest], decisions: Decisions, tell: Tell
+) -> list[PullRequest]:
+    """The requests but those that an earlier pass took in and was ended before closing."""
+    taken = {
+        (decided.source["number"], decided.source["commit"])
+        for decided in decisions.submissions.values()
+        if decided.accepted and decided.source["kind"] == "merged"
+    }
+    kept = []
+    for one in requests:
+        if one.status == "open" and (one.number, one.commit) in taken:
+            _close(hub, repository, one, tell)
+        else:
+            kept.append(one)
+    return kept
+
+
+def _accounts(
+    requests: list[PullRequest], decisions: Decisions, tell: Tell
+) -> list[dict[str, Any]]:
+    """What the Hub shows of authors who bring reproductions; whoever it does not show is told."""
+    from kit.trust.identities import Account, fetch_account
+
+    authors = {
+        one.author
+        for one in requests
+        if not one.problem and any(path.startswith("reproductions/") for path in one.files)
+    }
+    shown = []
+    for author in sorted(authors):
+        if ("hf", author.casefold()) in decisions.accounts:
+            continue
+        try:
+            shown.append(fetch_account(Account("hf", author)))
+        except KitError as error:
+            tell(f"{author}: not vouched for, {error.message}")
+    return shown
 
 
 def _hidden(hub: Hub, repository: str, one: PullRequest) -> str | None:

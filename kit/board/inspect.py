@@ -5,6 +5,7 @@ Nothing of it is executed or imported: files are listed, measured, hashed and pa
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from bisect import bisect_left, insort
@@ -32,6 +33,7 @@ from kit.verify.finding import Finding, Report, fail, warn
 Document = dict[str, Any]
 
 
+CLOCK_SLACK_S = 3600.0  # a submitter's clock may be wrong by so much
 NEAREST = 10  # rows on either side whose loss curves are compared
 
 
@@ -58,17 +60,43 @@ class Known:
     keys: dict[str, set[str]] = field(default_factory=dict)  # submitter -> public keys
     owners: dict[str, str] = field(default_factory=dict)  # public key -> its first submitter
     _paths: dict[str, SubmissionPath] = field(default_factory=dict)
+    _names: dict[str, str] = field(default_factory=dict)  # case-folded -> as first spelled
+    _cards: dict[str, list[Facts]] = field(default_factory=dict)  # runs by their GPU's hash
     _by_print: dict[str, str] = field(default_factory=dict)
     _by_loss: dict[str, list[tuple[float, str]]] = field(default_factory=dict)  # by recipe
 
     def add(self, facts: Facts) -> None:
         self._paths[facts.id] = facts.path
         self.keys.setdefault(facts.path.submitter, set()).add(facts.key)
-        self.owners.setdefault(facts.key, facts.path.submitter)
+        if facts.bound:
+            self.owners.setdefault(facts.key, facts.path.submitter)
+        self._names.setdefault(facts.person, facts.path.submitter)
+        if facts.gpu_hash is not None and facts.started_s is not None:
+            self._cards.setdefault(facts.gpu_hash, []).append(facts)
         for value in facts.prints:
             self._by_print.setdefault(value, facts.id)
         if facts.val_bpb is not None:
             insort(self._by_loss.setdefault(facts.recipe_digest, []), (facts.val_bpb, facts.id))
+
+    def impossible(self, facts: Facts, now_s: float) -> str | None:
+        """Why no honest submission can be this one, given the others; None if it can."""
+        spelled = self._names.get(facts.person, facts.path.submitter)
+        if spelled != facts.path.submitter:
+            return f"the submitter {spelled} is on this board already, spelled so"
+        if facts.started_s is None:
+            return None
+        ended_s = facts.started_s + facts.total_s
+        if ended_s > now_s + CLOCK_SLACK_S:
+            return "the run ends in the future"
+        for other in self._cards.get(facts.gpu_hash or "", ()):
+            assert other.started_s is not None
+            if (
+                other.id != facts.id
+                and facts.started_s < other.started_s + other.total_s
+                and other.started_s < ended_s
+            ):
+                return f"the same card was running {other.path} at that time"
+        return None
 
     def like(self, facts: Facts) -> list[SubmissionPath]:
         """Rows that a submission may be a copy of: those with a digest of its own, and those of the
@@ -93,6 +121,7 @@ def inspect(
     weights: list[Finding] | None = None,
     revoked: Path | None = None,
     cache: TreeCache | None = None,
+    now_s: float = math.inf,
 ) -> Inspection:
     """Judges the submission at `path`.
 
@@ -100,6 +129,7 @@ def inspect(
         author: Who opened its pull request; None in a folder, whose owner vouches for names.
         extra: Files from its model repository by name (telemetry too large for the board).
         weights: Findings about the weights, which lie elsewhere.
+        now_s: Seconds since 1970; a run that ends later is refused.
     """
     folder = layout.submission(path)
     report = Report(subject=str(path))
@@ -138,6 +168,11 @@ def inspect(
     if facts and facts.key not in known.keys.get(path.submitter, {facts.key}):
         told = warn("another key than this submitter's earlier ones", "submitter")
         report.findings.append(replace(told, check="V03"))
+    named = facts.identity if facts else None
+    if author is not None and named is not None and named != author.casefold():
+        return refused(f"its result names {named} as the submitter", "V03")
+    if facts and (reason := known.impossible(facts, now_s)):
+        return refused(reason, "V25")
     if report.result_id is not None and report.result_id != path.result_id:
         return refused(f"the folder is not named by its result, {report.result_id}")
     if pin["result_id"] != path.result_id:

@@ -15,12 +15,14 @@ from kit.board.documents import check_document, kind_of, relative_path
 from kit.board.layout import MAX_DOCUMENT_BYTES, TEXT_LIMITS, SubmissionPath, is_name
 from kit.board.load import read_document
 from kit.board.model_index import CardFacts
+from kit.board.ownership import sign_submission
 from kit.errors import KitError, PrerequisiteError, SchemaError
 from kit.model_export import export_model, find_source
 from kit.run_log import LOG_KIND
 from kit.text import plain
 from kit.trust.chain import scan_chain
 from kit.trust.digest import sha256_bytes, sha256_file
+from kit.trust.keys import Signer
 from kit.trust.sign import result_id
 
 Document = dict[str, Any]
@@ -65,6 +67,7 @@ class Package:
     scratch: TemporaryDirectory[str] | None = None  # holds the exported model
     text: list[Item] = field(default_factory=list)  # all but submission.json
     documents: list[Document] = field(default_factory=list)  # reproductions made with it
+    signer: Signer | None = None  # of the run's own key, which then names the submitter
 
     @property
     def path(self) -> SubmissionPath:
@@ -87,6 +90,8 @@ class Package:
             if repository
             else [],
         }
+        if self.signer is not None:
+            pin = sign_submission(pin, self.signer)
         items = [Item("submission.json", _json(pin)), *self.text]
         placed = [Item(f"{self.path}/{item.path}", item.source) for item in items]
         return placed + self.document_items()
@@ -132,12 +137,15 @@ def pack(
     weights: bool = True,
     documents: list[Document] | None = None,
     facts: CardFacts | None = None,
+    signer: Signer | None = None,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Package:
     """Packs the run at `run` (a folder or its result.json) for `submitter`.
 
     Args:
         facts: What the model card states beside the result: licence, language, the grid's CO2.
+        signer: Signs `submission.json` if it is of the run's own key, so that the key names the
+            submitter.
 
     Raises:
         KitError: It is not verified, a file is too large, or is missing.
@@ -163,6 +171,8 @@ def pack(
         Item("README.md", readme.encode()),
     ]
     package.documents = documents or []
+    if signer is not None and signer.public_key == result["submitter"]["public_key"]:
+        package.signer = signer
     _refuse_large(package.text, TEXT_LIMITS)
     if package.repository is not None:
         tell("writing the model for transformers")

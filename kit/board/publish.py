@@ -6,8 +6,10 @@ changed is not judged again, so the time of a pass grows with what is new.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,17 @@ from kit.board.decisions import Decisions, Minutes, shorten
 from kit.board.derive import Derivation, DocumentJudgement
 from kit.board.documents import now
 from kit.board.inspect import Inspection, Known, check_weights, inspect
-from kit.board.layout import Layout, Settings, SubmissionPath
+from kit.board.layout import TEXT_LIMITS, Layout, Settings, SubmissionPath
 from kit.board.load import read_document
+from kit.board.memory import SeenChains
+from kit.board.ownership import names_submitter
+from kit.board.rescore import CannotScore, Scorer
+from kit.board.row import MALFORMED, Facts
 from kit.board.table import write_table
 from kit.board.tree import NO_TREE, TreeCache, tree_of
 from kit.errors import KitError, SchemaError
 from kit.text import plain
+from kit.trust.keys import read_revoked
 from kit.verify.finding import Finding
 
 Document = dict[str, Any]
@@ -59,6 +66,11 @@ def publish(
     origin: Callable[[SubmissionPath], Origin] | None = None,
     cache: TreeCache | None = None,
     recheck: bool = False,
+    scorer: Scorer | None = None,
+    rescore: str | None = None,
+    accounts: Iterable[Document] = (),
+    anchor: str | None = None,
+    seen: SeenChains | None = None,
     tell: Tell = lambda text: None,
 ) -> Published:
     """One pass over the board in `root`.
@@ -66,15 +78,29 @@ def publish(
     Args:
         origin: Where each new submission came from; by default a folder's owner vouches for it.
         recheck: Judge everything again, with this kit's checks.
+        scorer: Scores the weights of rows that the board has not scored yet; None: they wait.
+        rescore: A row to score again although it was scored before; then no other is.
+        accounts: Accounts that the Hub or GitHub shows now, as `fetch_account` returns them.
+        anchor: The commit of the board that this pass begins from.
+        seen: Refuses a chain that lost lines since it was seen.
     """
     layout = Layout(root)
     settings = Settings.read(layout)
+    name = str(root.resolve())
+    if seen is not None:
+        seen.check(name, layout.events)
     decisions = Decisions.read(layout)
     done = Published()
     minutes = Minutes(layout, decisions, settings.name, kit.__version__, now())
     derivation = Derivation(layout, settings, decisions)
     try:
         _judge_submissions(derivation, minutes, done, origin, cache, recheck, tell)
+        _note_accounts(accounts, minutes)
+        if scorer is not None:
+            for facts in derivation.rows.facts.values():
+                new = rescore is None and decisions.score_of(facts.id) is None
+                if facts.has_model and (new or facts.id == rescore):
+                    score_row(facts, scorer, minutes, tell)
         judgements = list(derivation.judge_documents())
         _note_documents(judgements, minutes, done)
         standings = derivation.standings(judgements)
@@ -86,6 +112,8 @@ def publish(
                 if to != before:
                     minutes.append(what, row_id, reason, **{"from": before, "to": to})
                     done.moved.append((row_id, what, to))
+        if anchor is not None and minutes.written:
+            minutes.append("anchor", None, "published from this commit", commit=anchor)
         minutes.close()
         rows = derivation.table(judgements, standings)
         done.rows = write_table(rows, layout.leaderboard, layout.parquet)
@@ -94,6 +122,8 @@ def publish(
         derivation.rows.close()
         if cache is not None:
             cache.save()
+    if seen is not None:
+        seen.note(name, decisions.count, decisions.head)
     done.events = minutes.written
     return done
 
@@ -109,6 +139,9 @@ def _judge_submissions(
 ) -> None:
     layout, decisions, rows = derivation.layout, derivation.decisions, derivation.rows
     known = Known()
+    revoked = read_revoked(layout.root / REVOKED)
+    for problem in revoked.problems:
+        tell(problem)
     fresh: list[tuple[SubmissionPath, Origin]] = []
     there: set[str] = set()
     for path, came in _each_once(layout, decisions, origin, tell):
@@ -120,6 +153,7 @@ def _judge_submissions(
             and decided.path == str(path)
             and decided.source["kind"] == came.source["kind"]
             and decided.tree == _tree(layout.submission(path), cache)
+            and not (decided.accepted and _key_of(layout, path) in revoked.keys)
         ):
             done.unchanged += 1
             if decided.accepted:
@@ -159,18 +193,20 @@ def _each_once(
 ) -> Iterator[tuple[SubmissionPath, Origin]]:
     """Every submission with where it came from; of several with one result, whoever came first.
 
-    A result can be copied into anybody's folder: the row stays with the path that was judged first,
-    or else with the earliest pull request.
+    A result can be copied into anybody's folder: the row belongs to the submitter whom the run's
+    key names, else to the path that was judged first, else to the earliest pull request.
     """
     paths: dict[str, list[SubmissionPath]] = {}
     for path in layout.submissions():
         paths.setdefault(path.result_id, []).append(path)
     for row_id, same in paths.items():
         candidates = [(path, origin(path) if origin else Origin(IN_FOLDER)) for path in same]
+        bound = {path: len(same) == 1 or _is_bound(layout, path) for path in same}
         decided = decisions.submissions.get(row_id)
         chosen = min(
             candidates,
             key=lambda one: (
+                not bound[one[0]],
                 decided is None or decided.path != str(one[0]),
                 one[1].source["number"] or 0,
                 str(one[0]),
@@ -180,6 +216,68 @@ def _each_once(
             if path != chosen[0]:
                 tell(f"{path}: passed over, this result is on the board as {chosen[0]}")
         yield chosen
+
+
+def _is_bound(layout: Layout, path: SubmissionPath) -> bool:
+    folder = layout.submission(path)
+    try:
+        pin = read_document(folder / "submission.json", TEXT_LIMITS["submission.json"])
+        result = read_document(folder / "result.json", TEXT_LIMITS["result.json"])
+        return names_submitter(pin, result, path.submitter)
+    except (*MALFORMED, OSError):
+        return False
+
+
+def _key_of(layout: Layout, path: SubmissionPath) -> str | None:
+    """The public key of a submission's result; None when it cannot be read."""
+    try:
+        result = read_document(layout.submission(path) / "result.json", TEXT_LIMITS["result.json"])
+        return str(result["submitter"]["public_key"])
+    except (KitError, OSError, KeyError, TypeError):
+        return None
+
+
+def score_row(facts: Facts, scorer: Scorer, minutes: Minutes, tell: Tell) -> None:
+    """Draws questions for a row, scores its weights on them and notes what they answered."""
+    decided = minutes.decisions.submissions[facts.id]
+    told = f"{scorer.items} items drawn for weights that were fixed before"
+    nonce = secrets.token_hex(32)
+    seed = minutes.append(
+        "draw", facts.id, told, tree=decided.tree, items=scorer.items, nonce=nonce
+    )
+    data: Document = {"draw": seed, "tree": decided.tree, "kit": kit.__version__}
+    try:
+        scored = scorer.score(facts.path, seed)
+    except CannotScore as error:
+        minutes.append("score", facts.id, plain(error.message, 4000), agrees=None, **data)
+        tell(f"{facts.path}: {error.message}")
+        return
+    except KitError as error:  # a network, a disk: the next pass draws again
+        tell(f"{facts.path}: not scored now: {error.message}")
+        return
+    found = scored.comparison
+    minutes.append(
+        "score",
+        facts.id,
+        str(found),
+        agrees=found.agrees,
+        parameters=scored.parameters,
+        outcomes=scored.outcomes,
+        **found._asdict(),
+        **data,
+    )
+    tell(f"{facts.path}: {'scored' if found.agrees else 'contradicted'}, {found}")
+
+
+def _note_accounts(accounts: Iterable[Document], minutes: Minutes) -> None:
+    for shown in accounts:
+        known = minutes.decisions.accounts.get((shown["service"], shown["user"].casefold()))
+        keys = tuple(shown["keys"])
+        if known and (known.created_at, known.keys) == (shown["created_at"], keys):
+            continue
+        told = f"{shown['service']} shows this account and its keys"
+        fields = ("service", "user", "created_at", "keys")
+        minutes.append("account", None, told, **{name: shown[name] for name in fields})
 
 
 def _note_loss(row_id: str, decided: Any, minutes: Minutes) -> None:
@@ -221,6 +319,7 @@ def _inspect(
         weights=weights,
         revoked=revoked if revoked.is_file() else None,
         cache=cache,
+        now_s=datetime.now(UTC).timestamp(),
     )
 
 
@@ -251,10 +350,12 @@ def _note_documents(judgements: list[DocumentJudgement], minutes: Minutes, done:
     for one in judgements:
         decided = minutes.decisions.documents.get(one.path)
         judged = one.judged
-        if decided and (decided.digest, decided.accepted, decided.verdict) == (
+        reason = plain(judged.reason, 4000)
+        if decided and (decided.digest, decided.accepted, decided.verdict, decided.reason) == (
             one.digest,
             judged.accepted,
             judged.verdict,
+            reason,
         ):
             continue
         folder, about, name = one.path.split("/")
@@ -265,7 +366,7 @@ def _note_documents(judgements: list[DocumentJudgement], minutes: Minutes, done:
         minutes.append(
             folder.removesuffix("s"),
             about,
-            plain(judged.reason, 4000),
+            reason,
             document=one.digest,
             path=one.path,
             kind=kind,

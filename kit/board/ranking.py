@@ -170,6 +170,10 @@ def _reasons(one: Facts, standing: Standing) -> Iterable[str]:
         yield "its result does not claim a rank"
     if standing.tier == "T0":
         yield "evidence for some checks is missing"
+    if standing.tier in ("T0", "T1"):
+        yield "self-reported: the board has not scored its weights and found the same answers"
+    if not one.bound:
+        yield "the run's own key does not name its submitter (`n4090-kit submit` signs that)"
     if standing.state != "listed":
         yield standing.state_reason
     if one.core is None and not one.why_not:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterator
+from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from kit.board.layout import SubmissionPath
+from kit.board.ownership import named_account, names_submitter
 from kit.core_eval.naming import PARTIAL_SCORE, is_core, score_name
 from kit.errors import KitError
 from kit.text import plain
@@ -44,6 +46,14 @@ class Facts(NamedTuple):
     score: float | None  # whatever was scored
     total_s: float
     has_model: bool
+    started_s: float | None = None  # since 1970
+    bound: bool = True  # the run's own key names this submitter
+    identity: str | None = None  # the Hub account in the signed result, case-folded
+
+    @property
+    def person(self) -> str:
+        """The submitter, however the name is spelled: accounts do not differ by case alone."""
+        return self.path.submitter.casefold()
 
 
 def submission_row(path: SubmissionPath, result: Document, pin: Document) -> Document:
@@ -145,7 +155,14 @@ def facts_of(
         score=core["value"] if core else score["value"] if score else None,
         total_s=row["total_s"],
         has_model=pin["model"] is not None,
+        started_s=_seconds_since_1970(result["timing"]["started_at"]),
+        bound=names_submitter(pin, result, path.submitter),
+        identity=named_account(result),
     )
+
+
+def _seconds_since_1970(instant: str | None) -> float | None:
+    return None if instant is None else datetime.fromisoformat(instant).timestamp()
 
 
 def _registered(folder: Path) -> int | None:

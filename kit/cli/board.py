@@ -12,7 +12,9 @@ BOARD_COMMANDS = {
     "rebuild": ("kit.cli.board_publish:rebuild", "Derive the table again, or check that it is."),
     "dispute": ("kit.cli.board_statements:dispute", "Doubt a row in public, under your key."),
     "withdraw": ("kit.cli.board_statements:withdraw", "Take a row back."),
-    "rescore": ("kit.cli.board_statements:rescore", "Correct a row's figures (maintainers)."),
+    "rescore": ("kit.cli.board_rescore:rescore", "Score rows' weights on questions drawn now."),
+    "vouch": ("kit.cli.board_rescore:vouch", "Note the age and keys of an account."),
+    "correct": ("kit.cli.board_statements:correct", "Correct a row's figures (maintainers)."),
     "resolve": ("kit.cli.board_statements:resolve", "Answer a dispute (maintainers)."),
 }
 

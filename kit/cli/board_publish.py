@@ -28,19 +28,43 @@ WORK = click.option(
 @WORK
 @click.option("--recheck", is_flag=True, help="Judge everything again with this kit's checks.")
 @click.option("--merge", is_flag=True, help="Merge pull requests that were accepted (Hub).")
+@click.option(
+    "--core",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="CORE bundle: score the weights of rows that were not scored yet.",
+)
+@click.option(
+    "--items", type=click.IntRange(100, 100_000), default=500, show_default=True, help="For --core."
+)
+@click.option("--device", default="cpu", show_default=True, help="For --core: cpu or cuda.")
 @click.option("--json", "as_json", is_flag=True, help="What was done, as JSON.")
-def publish(target: str, work: Path, recheck: bool, merge: bool, as_json: bool) -> None:
+def publish(
+    target: str,
+    work: Path,
+    recheck: bool,
+    merge: bool,
+    core: Path | None,
+    items: int,
+    device: str,
+    as_json: bool,
+) -> None:
     """Judge new submissions, reproductions and statements; write the events and the table.
+
+    A row is ranked once the board has scored its published weights on questions drawn afterwards
+    (--core DIR); until then it is shown below the ranking as self-reported.
 
     Submitted files are read, hashed and parsed, never executed. What was judged before and has not
     changed is not judged again.
     """
-    from kit.board.layout import board_root
+    from kit.board.layout import BOARD_FOLDER, board_root
+    from kit.board.memory import SeenChains
     from kit.board.publish import publish as run_publish
     from kit.board.tree import TreeCache
+    from kit.cli.board_rescore import make_scorer
     from kit.cli.submit import is_folder
     from kit.errors import PrerequisiteError
 
+    seen = SeenChains(work / "boards" / "seen-chains.json")
     cache = TreeCache(work / "cache" / "board-trees.json")
     if not is_folder(target):
         from kit.board.hub import Hub, client
@@ -48,8 +72,18 @@ def publish(target: str, work: Path, recheck: bool, merge: bool, as_json: bool) 
 
         hub = Hub(client(), tell=_tell)
         mirror = work / "boards" / target.replace("/", "--")
+        folder = mirror / BOARD_FOLDER
+        scorer = make_scorer(folder, core, work, items, device) if core else None
         done = publish_to_hub(
-            hub, target, mirror, cache=cache, recheck=recheck, merge=merge, tell=_tell
+            hub,
+            target,
+            mirror,
+            cache=cache,
+            recheck=recheck,
+            merge=merge,
+            scorer=scorer,
+            seen=seen,
+            tell=_tell,
         )
         _show(done, mirror, as_json)
         return
@@ -58,7 +92,8 @@ def publish(target: str, work: Path, recheck: bool, merge: bool, as_json: bool) 
             f"there is no folder `{target}`", hint="make it, or give another with --board"
         )
     root = board_root(Path(target))
-    done = run_publish(root, cache=cache, recheck=recheck, tell=_tell)
+    scorer = make_scorer(root, core, work, items, device) if core else None
+    done = run_publish(root, cache=cache, recheck=recheck, scorer=scorer, seen=seen, tell=_tell)
     _show(done, root, as_json)
 
 

@@ -1,4 +1,4 @@
-"""`n4090-kit board dispute|withdraw|rescore|resolve`: signed sentences about a row."""
+"""`n4090-kit board dispute|withdraw|correct|resolve`: signed sentences about a row."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ def dispute(row: str, **options: Any) -> None:
     """Doubt a row in public, under your key.
 
     It is shown with the row. A maintainer's dispute, or one that a maintainer upholds, marks the
-    row as disputed; so do two reproductions by different people that found it worse.
+    row as disputed; so do the board's own scoring of its weights, and two reproductions of vouched
+    people, with runs that the board has scored, that found it worse.
     """
     _state("dispute", row, **options)
 
@@ -54,7 +55,7 @@ def withdraw(row: str, **options: Any) -> None:
 @click.option("--val-bpb", type=float, help="Bits per byte as they should be.")
 @click.option("--total-s", type=float, help="Seconds as they should be.")
 @_shared
-def rescore(
+def correct(
     row: str, core: float | None, val_bpb: float | None, total_s: float | None, **options: Any
 ) -> None:
     """Correct a row's figures (maintainers); the signed result stays as it is."""

@@ -12,6 +12,7 @@ from kit.cli.export import card_options
 
 if TYPE_CHECKING:
     from kit.board.package import Package
+    from kit.trust.keys import Signer
 
 DEFAULT_BOARD = "n4090/leaderboard"
 BOARD = click.option(
@@ -37,6 +38,12 @@ YES = click.option("--yes", "-y", is_flag=True, help="Publish without asking; fo
 @click.option("--dry-run", is_flag=True, help="Show every file, size and request; send nothing.")
 @YES
 @card_options
+@click.option(
+    "--key",
+    type=click.Path(dir_okay=False, path_type=Path),
+    envvar="N4090_KEY",
+    help="The key that signed the run; default: that of its work folder.",
+)
 @click.option("--json", "as_json", is_flag=True, help="The outcome as JSON.")
 def submit(
     what: Path,
@@ -46,6 +53,7 @@ def submit(
     no_weights: bool,
     dry_run: bool,
     yes: bool,
+    key: Path | None,
     as_json: bool,
     **stated: Any,
 ) -> None:
@@ -85,6 +93,7 @@ def submit(
             weights=not no_weights,
             documents=documents,
             facts=CardFacts(**stated),
+            signer=_signer_of(run, key),
             tell=_tell,
         )
     if dry_run:
@@ -98,10 +107,34 @@ def submit(
     if as_json:
         click.echo(json.dumps(outcome, indent=2))
     else:
-        for key, value in outcome.items():
-            if value is not None and key != "written":
-                _tell(f"{key}: {value}")
+        for label, value in outcome.items():
+            if value is not None and label != "written":
+                _tell(f"{label}: {value}")
         _tell(f"next: the maintainers' `n4090-kit board publish --board {target}` judges it")
+
+
+def _signer_of(run: Path, key: Path | None) -> Signer | None:
+    """The run's own key, which names the submitter; None, with a warning, where it is not here."""
+    from kit.board.layout import TEXT_LIMITS
+    from kit.board.load import read_document
+    from kit.errors import KitError
+    from kit.trust.keys import MADE_NAME, load_signer
+
+    folder = run if run.is_dir() else run.parent
+    path = key or folder.resolve().parent.parent / "keys" / MADE_NAME
+    try:
+        public = read_document(folder / "result.json", TEXT_LIMITS["result.json"])["submitter"]
+        signer = load_signer(path)
+        if signer.public_key == public["public_key"]:
+            return signer
+    except (KitError, OSError, KeyError, TypeError):
+        if key is not None:
+            raise
+    _tell(
+        "warning: the key that signed the run is not here, so nothing shows that the run is yours: "
+        "the row will not be ranked (name the key with --key)"
+    )
+    return None
 
 
 def is_folder(target: str) -> bool:

@@ -12,6 +12,7 @@ import json
 import os
 import re
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -56,6 +57,34 @@ def fetch_snapshot(accounts: Iterable[Account]) -> dict[str, Any]:
         for account in accounts
     ]
     return {"schema_version": 1, "accounts": found}
+
+
+def fetch_account(account: Account) -> dict[str, Any]:
+    """What a service shows of one account: {service, user, created_at, keys}.
+
+    Raises:
+        PrerequisiteError: The service does not answer, has no such account, or tells no age.
+    """
+    keys = sorted(_keys_of(account))
+    if account.service == "hf":
+        data = _get("hf", f"/api/users/{account.user}/overview", "Check the account's name.")
+        name = "createdAt"
+    else:
+        data = _get("github-api", f"/users/{account.user}", "Check the account's name.")
+        name = "created_at"
+    try:
+        created = datetime.fromisoformat(json.loads(data)[name]).astimezone(UTC)
+    except (ValueError, KeyError, TypeError) as error:
+        raise PrerequisiteError(
+            f"{account.service} does not tell when the account {account.user} was made",
+            hint="Vouch for the person by their account on the other service.",
+        ) from error
+    return {
+        "service": account.service,
+        "user": account.user,
+        "created_at": created.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "keys": keys[:200],
+    }
 
 
 def read_snapshot(path: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
@@ -225,11 +225,34 @@ def revoke(keys_dir: Path, public_key: str, reason: str = "") -> Path:
     return path
 
 
-def revoked_keys(path: Path) -> frozenset[str]:
-    """The keys (`<kind> <base64>`) in a list of revoked ones; none when there is no list."""
+class Revoked(NamedTuple):
+    """A list of revoked keys. `problems`: sentences about its lines that are not keys."""
+
+    keys: frozenset[str]
+    problems: tuple[str, ...]
+
+
+def read_revoked(path: Path) -> Revoked:
+    """The keys (`<kind> <base64>`) in a list of revoked ones; none when there is no list.
+
+    A byte-order mark, blanks before a comment and a comment after a key are allowed. A line that is
+    not a key is named and revokes nothing; the other lines still hold.
+    """
     keys: set[str] = set()
+    problems: list[str] = []
     with contextlib.suppress(FileNotFoundError):
-        for line in path.read_text(errors="replace").splitlines():
-            if line.strip() and not line.startswith("#"):
-                keys.add(sshsig.PublicKey.parse(line).line)
-    return frozenset(keys)
+        lines = path.read_bytes().decode("utf-8-sig", errors="replace").splitlines()
+        for number, line in enumerate(lines, start=1):
+            text = line.strip()
+            if not text or text.startswith("#"):
+                continue
+            try:
+                keys.add(sshsig.PublicKey.parse(text).line)
+            except SignatureError as error:
+                problems.append(f"{path.name}, line {number} revokes nothing: {error.message}")
+    return Revoked(frozenset(keys), tuple(problems))
+
+
+def revoked_keys(path: Path) -> frozenset[str]:
+    """The keys in a list of revoked ones; see `read_revoked`."""
+    return read_revoked(path).keys

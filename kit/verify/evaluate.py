@@ -112,7 +112,7 @@ def rescore(evidence: Evidence, stated: dict[str, Any]) -> Rescored:
     from kit.core_eval.evaluate import Settings, evaluate_core
 
     assert evidence.options.core is not None
-    model = _model(evidence)
+    model = load_evidence_model(evidence)
     section = evidence.recipe.section("core")
     bundle = open_bundle(evidence.options.core, tasks=section["tasks"], allow_custom=True)
     if bundle.digest != stated["bundle"]["digest"]:
@@ -156,7 +156,7 @@ def probes(evidence: Evidence) -> Iterator[Finding]:
         raise Irrelevant("not asked for (--re-evaluate)")
     from kit.core_eval.probes import probe_model
 
-    found = probe_model(_model(evidence))
+    found = probe_model(load_evidence_model(evidence))
     for probe in found:
         if not probe.passed:
             yield fail(
@@ -169,7 +169,8 @@ def probes(evidence: Evidence) -> Iterator[Finding]:
         yield ok(", ".join(probe.name.replace("_", " ") for probe in found))
 
 
-def _model(evidence: Evidence) -> EvalModel:
+def load_evidence_model(evidence: Evidence) -> EvalModel:
+    """The checkpoint, loaded by an installed loader; no code of the run is executed."""
     loader = evidence.recipe.section("trainer")["loader"]
     if ":" in loader:
         raise Irrelevant("the recipe's loader is code of its own, and verify runs none")

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import json
 import random
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import tamper
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from support.synthetic import core_document
 
-from kit.board.layout import REPRODUCTION_NAMESPACE
+from kit.board.layout import REPRODUCTION_NAMESPACE, Layout, SubmissionPath
+from kit.board.rescore import CannotScore, Scored
+from kit.board.sample import compare_answers, draw_items
 from kit.board.statistics import figures_of
 from kit.schemas import problems
 from kit.trust import sshsig
@@ -48,11 +51,13 @@ def gpu_run(
     card: str = "",
     recipe: str | None = None,
     notes: tuple[str, ...] = (),
+    days: float = 0,
     changes: Any = None,
 ) -> Path:
     """A signed, consistent run of `who` on their own 4090; returns its folder.
 
-    `changes` is called with the draft before it is chained and signed.
+    `days` moves it to a later day. `changes` is called with the draft before it is chained and
+    signed.
     """
     draft = day().copy()
     card_hash = "sha256:" + hashlib.sha256((card or f"card of {who}").encode()).hexdigest()
@@ -87,6 +92,9 @@ def gpu_run(
         digest = "sha256:" + hashlib.sha256(recipe.encode()).hexdigest()
         header["recipe"] = {**header["recipe"], "digest": digest}
     draft.key = key_of(who)
+    for record in (*draft.events, *draft.telemetry):
+        if "wall_ms" in record:
+            record["wall_ms"] += round(days * 86_400_000)
     if changes is not None:
         changes(draft)
     draft.write(folder)
@@ -96,6 +104,11 @@ def gpu_run(
 def result_of(folder: Path) -> dict[str, Any]:
     document: dict[str, Any] = json.loads((folder / "result.json").read_bytes())
     return document
+
+
+def figures(run: Path) -> dict[str, Any]:
+    """A run's figures as statements compare them."""
+    return figures_of(result_of(run))
 
 
 def reproduction(claim: Path, own: Path | None, who: str, **changes: Any) -> dict[str, Any]:
@@ -133,3 +146,41 @@ def reproduction(claim: Path, own: Path | None, who: str, **changes: Any) -> dic
     signed = sign_document(document, signer, REPRODUCTION_NAMESPACE)
     assert not problems(signed, "reproduction")
     return signed
+
+
+@dataclass(frozen=True)
+class AnswersScorer:
+    """Scores rows without their weights: the answers are the submitted ones, or all turned.
+
+    Args:
+        turned: Rows whose weights answer otherwise.
+        broken: Rows whose weights cannot be scored.
+    """
+
+    root: Path
+    turned: tuple[str, ...] = ()
+    broken: tuple[str, ...] = ()
+    items: int = 200
+
+    def score(self, path: SubmissionPath, seed: str) -> Scored:
+        if path.result_id in self.broken:
+            raise CannotScore("its weights are of another shape")
+        file = Layout(self.root).submission(path) / "eval" / "core.json"
+        tasks = json.loads(file.read_bytes())["tasks"]
+        stated = {task["label"]: task["outcomes"] for task in tasks}
+        drawn = draw_items(seed, {task: len(text) for task, text in stated.items()}, self.items)
+        found = {
+            task: "".join(self._answer(path, stated[task][place]) for place in places)
+            for task, places in drawn.items()
+        }
+        baselines = {task["label"]: task["baseline"] for task in tasks}
+        return Scored(found, compare_answers(stated, found, drawn, baselines), 10)
+
+    def _answer(self, path: SubmissionPath, stated: str) -> str:
+        return stated if path.result_id not in self.turned else "10"[int(stated)]
+
+
+def account(who: str, *, created: str = "2020-01-01T00:00:00Z", **changes: Any) -> dict[str, Any]:
+    """What the Hub would show of the account of `who`."""
+    keys = [signer_of(who).public_key]
+    return {"service": "hf", "user": who, "created_at": created, "keys": keys, **changes}

@@ -476,6 +476,19 @@ class _Handler(BaseHTTPRequestHandler):
             }
             self.hub.write(repo, "refs/heads/main", main, files, f"Merge {number}")
             one["status"] = "merged"
+        if verb == "status":
+            if account not in (name.split("/")[0], one["author"]["name"]):
+                raise _Refuse(403, "only maintainers and its author close it")
+            one["status"] = json.loads(self.body or b"{}")["status"]
+            change = {
+                "id": f"{len(one['events']):016x}",
+                "type": "status-change",
+                "createdAt": "2026-01-01T00:00:00.000Z",
+                "author": {"name": account},
+                "data": {"status": one["status"], "reason": comment},
+            }
+            one["events"].append(change)
+            return 200, {"newStatus": change}, {}
         message = {
             "id": f"{len(one['events']):016x}",
             "type": "comment",

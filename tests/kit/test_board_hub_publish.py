@@ -12,6 +12,7 @@ from board_hub import hub as hub
 from click.testing import CliRunner
 from git_hub import Fault, GitHub
 
+from kit.board import hub_publish
 from kit.cli.main import cli
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -45,7 +46,7 @@ def rows(hub: GitHub) -> list[dict[str, Any]]:
 
 def comments(hub: GitHub, number: int = 1) -> list[str]:
     events = hub.discussions[BOARD][number - 1]["events"]
-    return [event["data"]["latest"]["raw"] for event in events]
+    return [e["data"]["latest"]["raw"] for e in events if e["type"] == "comment"]
 
 
 def test_an_open_pull_request_is_a_pending_row_and_a_merged_one_is_listed(
@@ -67,10 +68,12 @@ def test_an_open_pull_request_is_a_pending_row_and_a_merged_one_is_listed(
 
     command("n4090", "board", "publish", "--merge")
     git_dir = hub.path("datasets", BOARD)
-    assert hub.discussions[BOARD][0]["status"] == "merged"
-    command("n4090", "board", "publish")
+    assert hub.discussions[BOARD][0]["status"] == "closed"
     (row,) = rows(hub)
-    assert (row["state"], row["rank"]) == ("listed", 1)
+    assert (row["state"], row["tier"], row["rank"]) == ("listed", "T1", None)
+    quiet = command("n4090", "board", "publish")
+    assert (quiet["events"], quiet["unchanged"], len(quiet["submissions"])) == (0, 1, 0)
+    assert rows(hub) == [row]
     git(git_dir, "fsck", "--strict", "--no-dangling")
     chain = git(git_dir, "show", "main:submissions/board-events.jsonl").splitlines()
     events = [json.loads(line) for line in chain]
@@ -78,6 +81,88 @@ def test_an_open_pull_request_is_a_pending_row_and_a_merged_one_is_listed(
     assert states == [(None, "pending"), ("pending", "listed")]
     sources = [e["data"]["source"] for e in events if e["ev"] == "submission"]
     assert sources[-1]["kind"] == "merged" and sources[-1]["author"] == "alice"
+    assert [e["ev"] for e in events].count("anchor") == 2
+
+
+def test_a_head_that_moves_after_it_was_judged_is_not_taken_in(
+    hub: GitHub, run: Path, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command("alice", "submit", run)
+    board, ref = hub.path("datasets", BOARD), "refs/pr/1"
+    (readme,) = [
+        p for p in git(board, "ls-tree", "-r", "--name-only", ref).split() if "README" in p
+    ]
+    judge = hub_publish.publish
+
+    def judge_then_move(*arguments: Any, **options: Any) -> Any:
+        done = judge(*arguments, **options)
+        if done.new:
+            head = git(board, "rev-parse", ref).strip()
+            hub.write(board, ref, head, {readme: b"moved"}, "after it was judged")
+        return done
+
+    with monkeypatch.context() as patched:
+        patched.setattr(hub_publish, "publish", judge_then_move)
+        command("n4090", "board", "publish", "--merge")
+    assert [row["state"] for row in rows(hub)] == ["pending"]
+    assert hub.discussions[BOARD][0]["status"] == "open"
+    command("n4090", "board", "publish", "--merge")
+    assert hub.discussions[BOARD][0]["status"] == "closed"
+    assert hub.content("datasets", BOARD, "main", readme) == b"moved"
+
+
+def test_a_pass_that_ends_before_closing_is_finished_by_the_next(
+    hub: GitHub, run: Path, command: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    command("alice", "submit", run)
+    hub.faults = [Fault("POST /api/datasets/.*/discussions/1/status", status=403)]
+    monkeypatch.setenv("HF_TOKEN", TOKENS["n4090"])
+    words = ["board", "publish", "--merge", "--board", BOARD, "--work", str(tmp_path / "work")]
+    assert CliRunner().invoke(cli, words).exit_code != 0
+    assert hub.discussions[BOARD][0]["status"] == "open"
+    assert [row["state"] for row in rows(hub)] == ["listed"]
+    command("n4090", "board", "publish")
+    assert hub.discussions[BOARD][0]["status"] == "closed"
+    assert not any("Not accepted" in text for text in comments(hub))
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        ({"revision": None}, "not pinned to a commit"),
+        ({"revision": "0" * 40}, "not there for everybody"),
+        ({"repository": "alice/gone"}, "not there for everybody"),
+    ],
+)
+def test_weights_without_a_commit_or_a_repository_are_refused(
+    hub: GitHub, run: Path, command: Any, model: dict[str, Any], reason: str
+) -> None:
+    command("alice", "submit", run)
+    board, ref = hub.path("datasets", BOARD), "refs/pr/1"
+    (pin,) = [
+        p for p in git(board, "ls-tree", "-r", "--name-only", ref).split() if "submission.js" in p
+    ]
+    document = json.loads(git(board, "show", f"{ref}:{pin}"))
+    document["model"] |= model
+    head = git(board, "rev-parse", ref).strip()
+    hub.write(board, ref, head, {pin: json.dumps(document).encode()}, "no commit")
+    (judged,) = command("n4090", "board", "publish")["submissions"]
+    assert not judged["accepted"] and reason in judged["reason"], judged["reason"]
+
+
+def test_a_chain_that_lost_its_last_lines_is_noticed(
+    hub: GitHub, run: Path, command: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    command("alice", "submit", run)
+    command("n4090", "board", "publish")
+    repo, name = hub.path("datasets", BOARD), "submissions/board-events.jsonl"
+    lines = hub.content("datasets", BOARD, "main", name).splitlines(keepends=True)
+    head = git(repo, "rev-parse", "main").strip()
+    hub.write(repo, "refs/heads/main", head, {name: b"".join(lines[:2])}, "drop the tail")
+    monkeypatch.setenv("HF_TOKEN", TOKENS["n4090"])
+    words = ["board", "publish", "--board", BOARD, "--work", str(tmp_path / "work")]
+    done = CliRunner().invoke(cli, words)
+    assert "does not continue the chain that was seen" in str(done.exception)
 
 
 def test_swapped_weights_are_refused_without_fetching_them(
@@ -183,7 +268,7 @@ def test_another_machine_continues_the_same_events(
     again = command("n4090", "board", "publish")
     assert again["events"] == 0
     head = hub.content("datasets", BOARD, "main", "submissions/board-events.jsonl")
-    assert head.count(b"\n") == 4
+    assert head.count(b"\n") == 5
 
 
 def test_a_board_that_moved_on_is_not_overwritten(
@@ -232,7 +317,8 @@ def test_a_reproduction_and_a_dispute_arrive_as_pull_requests_of_their_own(
     assert command("bob", "submit", again)["state"] == "opened"
     command("n4090", "board", "publish")
     (row, own) = rows(hub)
-    assert (row["tier"], row["pooled"]["n"], own["state"]) == ("T4", 2, "pending")
+    # Not T4: nobody scored weights here, and the Hub shows no account of bob's.
+    assert (row["tier"], row["pooled"]["n"], own["state"]) == ("T1", 1, "pending")
     assert "Accepted: reproductions" in comments(hub, 2)[0]
 
     check = board_runs.reproduction(run, None, "bob")
@@ -249,5 +335,5 @@ def test_a_reproduction_and_a_dispute_arrive_as_pull_requests_of_their_own(
     (row, _) = rows(hub)
     assert {one["kind"] for one in row["reproductions"]} == {"run", "check"}
     assert [one["kind"] for one in row["statements"]] == ["dispute"]
-    assert {one["status"] for one in hub.discussions[BOARD]} == {"merged"}
+    assert {one["status"] for one in hub.discussions[BOARD]} == {"closed"}
     git(hub.path("datasets", BOARD), "fsck", "--strict", "--no-dangling")

@@ -34,7 +34,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "carol": board_runs.gpu_run(root / "carol", "carol", seed=13, bpb=0.8520),
         "dave": board_runs.gpu_run(root / "dave", "dave", seed=14, bpb=0.8531),
         "erin": board_runs.gpu_run(
-            root / "erin", "erin", seed=15, bpb=0.8411, card="card of alice"
+            root / "erin", "erin", seed=15, bpb=0.8411, card="card of alice", days=2
         ),
     }
 
@@ -50,7 +50,8 @@ def root(tmp_path: Path) -> Path:
 
 
 def add(root: Path, run: Path, who: str, documents: list[Document] | None = None) -> str:
-    package = pack(run, who, board=str(root), documents=documents)
+    signer = board_runs.signer_of(who)
+    package = pack(run, who, board=str(root), documents=documents, signer=signer)
     submit_to_folder(root, package)
     return package.id
 
@@ -63,9 +64,17 @@ def say(root: Path, kind: str, row: str, who: str, **more: Any) -> Document:
     return document
 
 
-def published(root: Path) -> Board:
-    """Publishes; every row and event fits its schema, and the table rebuilds bit for bit."""
-    publish(root)
+VOUCHED = ("bob", "carol", "dave", "erin")
+
+
+def published(root: Path, **options: Any) -> Board:
+    """Publishes: rows are scored and four people vouched for, unless `options` say otherwise.
+
+    Every row and event fits its schema, and the table rebuilds bit for bit.
+    """
+    options.setdefault("scorer", board_runs.AnswersScorer(root))
+    options.setdefault("accounts", [board_runs.account(who) for who in VOUCHED])
+    publish(root, **options)
     board = load_board(root)
     for row in board.rows:
         assert not problems(row, "leaderboard-row")
@@ -88,9 +97,11 @@ def test_a_row_climbs_as_others_reproduce_it_and_its_figures_are_pooled(
     root: Path, runs: dict[str, Path]
 ) -> None:
     alice = add(root, runs["alice"], "alice")
-    board = published(root)
-    row = board.row(alice)
-    assert (row["tier"], row["rank"], row["standing"], row["pooled"]["n"]) == ("T1", 1, "single", 1)
+    row = published(root, scorer=None).row(alice)
+    assert (row["tier"], row["rank"]) == ("T1", None)
+    assert row["why_not_ranked"][0].startswith("self-reported")
+    row = published(root).row(alice)
+    assert (row["tier"], row["rank"], row["standing"], row["pooled"]["n"]) == ("T2", 1, "single", 1)
 
     check = board_runs.reproduction(runs["alice"], None, "bob")
     place(root, document_items([check]))
@@ -136,7 +147,7 @@ def test_what_is_no_reproduction_is_rejected_with_its_reason(
     document = board_runs.reproduction(runs["alice"], runs[own], who, **changes)
     add(root, runs[own], who, [document])
     board = published(root)
-    assert board.row(alice)["tier"] == "T1"
+    assert board.row(alice)["tier"] == "T2"
     assert reason in last_reason(board, relative_path(document))
     assert board.row(alice)["reproductions"] == []
 
@@ -160,7 +171,7 @@ def test_the_board_compares_for_itself_and_two_contradictions_make_a_row_dispute
     claims_fine = board_runs.reproduction(runs["alice"], runs["carol"], "carol")
     add(root, runs["carol"], "carol", [claims_fine])
     row = published(root).row(alice)
-    assert row["tier"] == "T1" and row["state"] == "listed"
+    assert row["tier"] == "T2" and row["state"] == "listed"
     assert [(one["verdict"], one["counted"]) for one in row["reproductions"]] == [("worse", False)]
 
     second = board_runs.reproduction(runs["alice"], runs["dave"], "dave")
@@ -344,8 +355,7 @@ def test_a_revoked_key_takes_its_rows_along(root: Path, runs: dict[str, Path]) -
     alice, bob = add(root, runs["alice"], "alice"), add(root, runs["bob"], "bob")
     published(root)
     revoke(root, board_runs.signer_of("alice").public_key, "lost")
-    publish(root, recheck=True)
-    board = load_board(root)
+    board = published(root)  # no flag is needed
     assert [row["id"] for row in board.rows] == [bob]
     assert "revoked by its owner" in last_reason(board, f"2026/alice/{alice}")
 
@@ -434,7 +444,7 @@ def test_an_edited_chain_or_table_is_noticed(root: Path, runs: dict[str, Path]) 
     publish(root)
     assert layout.leaderboard.read_bytes() == table
     events = layout.events.read_bytes()
-    layout.events.write_bytes(events.replace(b'"to":"T1"', b'"to":"T4"'))
+    layout.events.write_bytes(events.replace(b'"to":"T2"', b'"to":"T4"'))
     with pytest.raises(SchemaError, match="damaged"):
         publish(root)
     layout.events.write_bytes(events)

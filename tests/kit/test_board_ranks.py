@@ -102,7 +102,7 @@ def places(*rows: Any) -> dict[str, Any]:
     from kit.board.tiers import Standing
 
     facts = {row.id: row for row in rows}
-    listed = {row.id: Standing("T1", "", "listed", "") for row in rows}
+    listed = {row.id: Standing("T2", "", "listed", "") for row in rows}
     return rank_rows(facts, listed, {}, {row.id: row.id for row in rows})
 
 

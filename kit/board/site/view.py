@@ -17,10 +17,10 @@ LIMIT_H = 24
 _AXIS_LOW, _AXIS_HIGH, _AXIS_PX = 0.15, 0.30, 88
 TIERS = {
     "T0": ("Signed", "The form is right and the signature holds."),
-    "T1": ("Consistent", "Every check that text allows agrees. Still self-reported."),
-    "T2": ("Re-evaluated", "Somebody else scored the published weights and got the same."),
-    "T3": ("Replayed", "Random windows of the training were executed again."),
-    "T4": ("Reproduced", "Somebody else ran the recipe on another card, and it held."),
+    "T1": ("Self-reported", "Every check that text allows agrees. Not ranked."),
+    "T2": ("Re-evaluated", "The board scored the published weights on questions drawn afterwards."),
+    "T3": ("Replayed", "A vouched account executed windows of the training again."),
+    "T4": ("Reproduced", "A vouched account ran the recipe on another card, and it held."),
 }
 STATES = {
     "pending": ("pending", "info", "An open pull request: checked, not merged yet."),
