@@ -20,6 +20,7 @@ from kit.board.documents import now
 from kit.board.layout import REPRODUCTION_NAMESPACE, is_name
 from kit.board.statistics import compare_check, compare_run, figures_of, noise_of
 from kit.errors import KitError, PrerequisiteError, SchemaError
+from kit.events import Model
 from kit.recipe import Recipe, parse_recipe
 from kit.run.code import code_digest
 from kit.schemas import problems
@@ -27,6 +28,7 @@ from kit.timing import boottime_ns
 from kit.trust.keys import Signer
 from kit.trust.sign import result_id, sign_document
 from kit.verify import Options, verify_result
+from kit.verify.checks.replay import initial_weights_problem, replay
 from kit.verify.evaluate import OtherBundle, probes, rescore
 from kit.verify.evidence import Absent, Evidence, Irrelevant, Refused
 from kit.verify.finding import Finding
@@ -112,7 +114,7 @@ def refuse_same_person(claim: Claim, signer: Signer, name: str) -> None:
             "this key signed the row itself; a reproduction is somebody else's",
             hint="submit another run of yours as a run; sign with another person's --key",
         )
-    if claim.submitter == name:
+    if claim.submitter is not None and claim.submitter.casefold() == name.casefold():
         raise KitError(f"the row is {name}'s own; a reproduction is somebody else's")
 
 
@@ -251,25 +253,52 @@ def check_again(
 
 def replay_again(
     claim: Claim, *, windows: int, data: Path | None, device: str, sft: Path | None = None
-) -> tuple[Document, list[Document], str]:
-    """Random windows of the claim's training done again (V26): figures, checks, verdict.
+) -> tuple[Document, list[Document], str, Document]:
+    """Random windows of the claim's training done again (V26).
+
+    Returns:
+        Figures, checks, verdict, and the losses that the board compares itself.
 
     Raises:
         PrerequisiteError: Nothing of it could be done again here.
     """
     began_ns = boottime_ns()
-    report = verify_result(claim.folder, Options(replay=windows, data=data, sft=sft, device=device))
-    findings = report.of("V26") + [f for f in report.of("V18") if f.status == "fail"]
+    options = Options(replay=windows, data=data, sft=sft, device=device)
+    evidence = Evidence(claim.result, claim.folder, options)
+    try:
+        findings = list(replay(evidence))
+        weights = [event.data.initial_weights for event in evidence.log.of("pretrain", Model)]
+        if weights and weights[-1] and evidence.replayed.initial_weights:
+            problem = initial_weights_problem(evidence, weights[-1])
+            findings += [problem] if problem else []
+    except (Absent, Irrelevant, Refused) as why:
+        raise PrerequisiteError(
+            f"nothing of the run could be done again: {why}",
+            hint="the row's own shards are needed: --data DIR",
+        ) from None
     checks = [_as_check("replay", finding) for finding in findings]
     found: Document = dict.fromkeys(figures_of(claim.result))
     found["total_s"] = round((boottime_ns() - began_ns) / 1e9, 3)
     statuses = {check["status"] for check in checks}
-    if statuses == {"skip"}:
+    if statuses <= {"skip"}:
         raise PrerequisiteError(
             f"nothing of the run could be done again: {checks[0]['message']}",
             hint="the row's own shards are needed: --data DIR",
         )
-    return found, checks, "worse" if "fail" in statuses else "confirmed"
+    losses = evidence.replayed.losses
+    windows_done = [
+        {
+            "first": window.step,
+            "losses": [
+                losses[step]
+                for step in range(window.step, window.step + len(window.progress))
+                if step in losses
+            ],
+        }
+        for window in evidence.replayed.windows
+    ]
+    shown = {"windows": [window for window in windows_done if window["losses"]]}
+    return found, checks, "worse" if "fail" in statuses else "confirmed", shown
 
 
 def _as_check(name: str, finding: Finding) -> Document:
@@ -295,11 +324,13 @@ def statement(
     checks: Iterable[Document],
     verdict: str,
     notes: Iterable[str],
+    evidence: Document | None = None,
 ) -> Document:
     """The signed statement (schema/reproduction.schema.json).
 
     Args:
         own: The own run's result, for kind `run`.
+        evidence: Losses that the board compares, for kind `replay`.
     """
     document = {
         "schema_version": 1,
@@ -318,6 +349,7 @@ def statement(
         "checks": list(checks),
         "verdict": verdict,
         "notes": list(notes),
+        **({} if evidence is None else {"evidence": evidence}),
     }
     signed = sign_document(document, signer, REPRODUCTION_NAMESPACE)
     if wrong := problems(signed, "reproduction"):

@@ -15,6 +15,7 @@ from kit.board.claim import find_claim, with_weights
 from kit.board.layout import SubmissionPath
 from kit.board.sample import DEFAULT_ITEMS, Comparison, compare_answers, draw_items
 from kit.errors import KitError
+from kit.events import Model
 from kit.trust.digest import sha256_file
 from kit.verify.evidence import Absent, Evidence, Irrelevant, Options, Refused
 
@@ -132,21 +133,21 @@ def _parameters(evidence: Evidence) -> int:
     """
     from kit.verify.weights import read_weights
 
-    artifact = evidence.story.artifacts.get("pretrain")
-    models = evidence.story.of("pretrain", "model")
+    artifact = evidence.log.artifacts.get("pretrain")
+    models = evidence.log.of("pretrain", Model)
     if artifact is None or not models:
         raise CannotScore("the log has no model or no weights")
     counted = 0
-    for file in artifact["files"]:
-        relative = f"{artifact['folder']}/{file['path']}"
-        if file["path"].startswith("snapshots/"):
+    for file in artifact.files:
+        relative = f"{artifact.folder}/{file.path}"
+        if file.path.startswith("snapshots/"):
             continue
         path = evidence.folder / relative
-        if not path.is_file() or sha256_file(path) != file["sha256"]:
+        if not path.is_file() or sha256_file(path) != file.sha256:
             raise CannotScore(f"`{relative}` is not the file that was signed")
         if path.suffix == ".safetensors":
             counted += read_weights(path).parameters
-    stated = models[-1]["data"]["parameters"]
+    stated = models[-1].data.parameters
     if counted != stated:
         raise CannotScore(
             f"the weights hold {counted:,} parameters, the log's model has {stated:,}"

@@ -132,6 +132,7 @@ def reproduce(
     refuse_same_person(claim, signer, name)
     own: dict[str, Any] | None = None
     notes: list[str] = []
+    evidence: dict[str, Any] | None = None
     path = out or work / f"reproduction-{claim.id}.json"
     if check_only or replay:
         claim = with_weights(claim, work, tell, snapshots=bool(replay))
@@ -142,7 +143,7 @@ def reproduce(
     elif replay:
         tell(f"doing {replay} stretches of {claim.id} again")
         kind = "replay"
-        found, checks, verdict = replay_again(
+        found, checks, verdict, evidence = replay_again(
             claim, windows=replay, data=data, sft=sft, device=device
         )
     else:
@@ -163,6 +164,7 @@ def reproduce(
         checks=checks,
         verdict=verdict,
         notes=notes,
+        evidence=evidence,
     )
     write_json(path, document)
     if as_json:
