@@ -76,7 +76,7 @@ def test_the_board_scores_a_row_and_others_check_and_replay_it(n4090: Any, tmp_p
     data[-1] ^= 1
     weights.write_bytes(data)
     words = ("reproduce", row["id"], "--board", board, "--as", "bob", "--work", tmp_path / "bob")
-    refused = n4090(*words, "--check-only", "--data", shards, check=3)
+    refused = n4090(*words, "--check-only", "--data", shards, "--core", core, check=3)
     assert "not the file that the log names" in refused.stderr
     n4090(*rescore, "--yes")
     row = load_board(board).row(row["id"])
