@@ -37,6 +37,8 @@ FUTURE_S = 3600.0
 OVERTIME_S = 900.0
 # Versions of the kit that runs may have been made with, besides the verifier's own.
 RELEASED_VERSIONS = ("0.1.0",)
+# Digests of the images that were published with a version (V09).
+PUBLISHED_IMAGES: tuple[str, ...] = ()
 
 # --- training (V28) -----------------------------------------------------------------------------
 # Both sides compute the schedule in double precision from the logged progress.
@@ -133,6 +135,8 @@ BYTES_PER_TOKEN = (1.5, 8.0)
 # Where the tokenizer said its own figure: 3 % in the three rows; validation text may be of another
 # kind than training text. Nine spreads: fewer than 1 in a million.
 BYTES_PER_TOKEN_SHARE = 0.3
+# The same figure from the first evaluation and from the last losses: apart by 1.05 in the rows.
+LINKS_APART = 1.5
 # The runs test: more changes than five spreads of a random order allow, 3 in 10 million tasks.
 ORDER_MIN_ITEMS, ORDER_SIGMAS = 50, 5.0
 # GPT-2's largest, 100 times the training, scores 0.2565; the best small models near 0.4.
@@ -167,6 +171,10 @@ CONTAMINATED_MIN_ITEMS = 20
 CURVE_CORRELATION = 0.6
 CURVE_MIN_STEPS = 50
 CURVE_SKIPPED_SHARE = 0.2
+# Losses of two runs with one seed differ in the last digits on any GPU; power has milliwatts.
+EQUAL_LOSSES, EQUAL_SAMPLES = 0.1, 0.3
+# Right and wrong over the same items, two seeds of one recipe: expected near 0.6. Provisional.
+ANSWER_CORRELATION = 0.9
 
 # --- score (V10) ---------------------------------------------------------------------------------
 # Examples and random baseline (percent) of CORE's tasks: the published bundle's files and its

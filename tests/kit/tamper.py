@@ -22,6 +22,7 @@ from support.synthetic import (
 )
 from support.synthetic_machine import gpu_4090, reclassify
 
+from kit.core_eval.statistics import TaskOutcomes, normal_interval
 from kit.recipe import load_recipe, parse_recipe
 from kit.result import core_section
 from kit.run.group import REGISTER_NAMESPACE, challenge_seed
@@ -188,18 +189,23 @@ HONEST: dict[str, Callable[[], Draft]] = {
 
 def score(draft: Draft, document: dict[str, Any]) -> None:
     """Gives the run these answers to CORE, reported as the evaluator reports them."""
+    tasks = [
+        TaskOutcomes(t["label"], t["file"], t["baseline"], t["outcomes"]) for t in document["tasks"]
+    ]
+    low, high, _ = normal_interval(tasks)
+    document["interval"] = {"low": low, "high": high}
     content = json.dumps(document).encode()
     digest = sha256_bytes(content)
     section = core_section({**document, "digest": digest})
     assert section is not None
-    tasks = {task["task"]: task for task in section["tasks"]}
+    found = {task["task"]: task for task in section["tasks"]}
     draft.files["eval/core.json"] = content
     for event in draft.of("eval", "core"):
         data = event["data"]
         if data["name"] == "core":
             data.update(value=section["value"], sha256=digest)
         else:
-            task = tasks[data["task"]]
+            task = found[data["task"]]
             data.update(n=task["n"], value=task["accuracy"])
 
 

@@ -37,6 +37,7 @@ def base(request: pytest.FixtureRequest) -> Callable[[str], Draft]:
         "long": lambda: gpu_run(steps=90),
         "resumed": lambda: gpu_run(seed=4, resume_at=37),
         "long, resumed": lambda: gpu_run(seed=4, steps=90, resume_at=37),
+        "rebooted": lambda: gpu_run(seed=4, resume_at=37, reboot=True),
         "failed": lambda: gpu_run(seed=8, fail_at=33),
     }
 

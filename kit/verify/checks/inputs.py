@@ -16,7 +16,7 @@ from kit.verify import recompute
 from kit.verify.checks.numbers import differences
 from kit.verify.evidence import Absent, Evidence, Refused
 from kit.verify.finding import Check, Finding, fail, ok, warn
-from kit.verify.thresholds import CORE_TASKS
+from kit.verify.thresholds import CORE_TASKS, PUBLISHED_IMAGES
 
 
 def software(evidence: Evidence) -> Iterator[Finding]:
@@ -80,7 +80,9 @@ def software(evidence: Evidence) -> Iterator[Finding]:
     if document["kit"]["version"] != kit.__version__:
         yield ok(f"made by kit {document['kit']['version']}; this is {kit.__version__}")
     elif own is not None and document["kit"]["code"] != own:
-        yield warn(
+        ranked = evidence.track == "rtx4090-24h" and evidence.recipe.division == "closed"
+        say = fail if ranked else warn
+        yield say(
             "made by other code than this kit's, of the same version",
             "kit.code",
             expected=own,
@@ -90,6 +92,13 @@ def software(evidence: Evidence) -> Iterator[Finding]:
         yield ok("kit, image and recipe are those of the log; the code is this kit's")
     if document["image"]["digest"] is None and evidence.track == "rtx4090-24h":
         yield warn("not run from a published image", "image.digest")
+    elif evidence.track == "rtx4090-24h" and document["image"]["digest"] not in PUBLISHED_IMAGES:
+        yield warn(
+            "run from an image that was not published",
+            "image.digest",
+            expected=", ".join(PUBLISHED_IMAGES) or "none was published yet",
+            found=document["image"]["digest"],
+        )
 
 
 def _own_code() -> str | None:

@@ -20,6 +20,7 @@ from kit.verify.thresholds import (
     BYTES_PER_TOKEN_SHARE,
     CORE_CEILING,
     LEARNED_NATS,
+    LINKS_APART,
     LOSS_FLOOR,
     LOSS_NOISE,
     NOISE_MIN_STEPS,
@@ -161,6 +162,13 @@ def _units(evidence: Evidence, steps: list[Event[Step]]) -> Iterator[Finding]:
                 expected=f"{low:.2f} to {high:.2f} bytes a token",
                 found=f"{bytes_per_token:.2f}",
             )
+    if len(links) == 2 and not 1 / LINKS_APART <= links[0][1] / links[1][1] <= LINKS_APART:
+        yield fail(
+            "before and after training a token stands for other numbers of bytes",
+            "pretrain: loss and val_bpb",
+            expected=f"within a factor of {LINKS_APART}",
+            found=f"{links[0][1]:.2f} and {links[1][1]:.2f} bytes a token",
+        )
     if values[-1].value >= values[0].value and evidence.log.stages["pretrain"].complete:
         yield fail(
             "the model predicts no better after its training than before",

@@ -82,7 +82,7 @@ def roof(evidence: Evidence) -> Iterator[Finding]:
     if peak is None:
         if evidence.track != "rtx4090-24h":
             raise Irrelevant(f"no peak to compare with: {what}")
-        yield missing(f"no peak to compare with: {what}")
+        yield fail(f"no peak to compare with: {what}", "hardware")
         return
     if rate > peak:
         yield fail(
@@ -445,7 +445,8 @@ def _gpu_energy(evidence: Evidence, summary: dict[str, Any]) -> Iterator[Finding
         )
     power_w = summary["means"]["gpu_power_w"]
     if power_w is None:
-        yield missing("the GPU's power could not be read")
+        text = "the GPU's power could not be read"
+        yield fail(text) if evidence.track == "rtx4090-24h" else missing(text)
         return
     # Over a gap (a resume, sleep) only the counter goes on: what lies beside it is compared.
     counter = evidence.telemetry.summary.counter_beside_j

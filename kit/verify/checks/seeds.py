@@ -54,15 +54,20 @@ def seed(evidence: Evidence) -> Iterator[Finding]:
                     expected=expected,
                     found=stated["value"],
                 )
-            if registration["challenge"]["source"] == "own" and evidence.track == "rtx4090-24h":
+            if evidence.track == "rtx4090-24h":
                 problems += 1
+                own = registration["challenge"]["source"] == "own"
                 yield warn(
-                    "the challenge was drawn by who registered: seeds could have been tried",
+                    "the challenge was drawn by who registered: seeds could have been tried"
+                    if own
+                    else "that somebody else drew the challenge, only its publisher can say: "
+                    "anyone may type one",
                     "seed",
                 )
     elif stated["source"] == "command line" and evidence.track == "rtx4090-24h":
         problems += 1
-        yield warn("the seed was typed in: register a group to rule out choosing", "seed.source")
+        say = fail if evidence.recipe.division == "closed" else warn
+        yield say("the seed was typed in: register a group to rule out choosing", "seed.source")
     if not problems:
         yield ok(f"seed {stated['value']} from {stated['source']}")
 

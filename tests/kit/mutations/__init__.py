@@ -24,5 +24,6 @@ for _name in (
     "learning",
     "checkpoint",
     "copies",
+    "expected",
 ):
     import_module(f"mutations.{_name}")

@@ -19,7 +19,7 @@ def _(draft: Draft) -> None:
     draft.of("step", "pretrain")[0]["data"]["loss"] = 3.9
 
 
-@mutation("a loss below zero", "V17", kind="draft")
+@mutation("a loss below zero", "V17 V30", kind="draft")
 def _(draft: Draft) -> None:
     draft.of("step", "pretrain")[-1]["data"]["loss"] = -0.1
 
