@@ -24,7 +24,7 @@ def _(draft: Draft) -> None:
     draft.of("step", "pretrain")[-1]["data"]["loss"] = -0.1
 
 
-@mutation("better than the card can be", "V17", kind="draft")
+@mutation("better than the card can be", "V17 V30", kind="draft")
 def _(draft: Draft) -> None:
     draft.of("eval", "pretrain")[-1]["data"]["value"] = 0.55
 
