@@ -65,14 +65,20 @@ FROM tools AS packages
 ARG LOCK=cuda
 COPY requirements/${LOCK}.lock /src/all.lock
 RUN --mount=type=bind,source=docker/wheels,target=/wheels \
-    lock-only --not accelerate aiohappyeyeballs aiohttp aiosignal annotated-doc annotated-types \
-      ast-serialize atheris axe-playwright-python contourpy cycler datasets datatrove dill duckdb \
-      editables execnet fonttools frozenlist gguf greenlet hatchling humanize hypothesis iniconfig jiter \
-      kiwisolver librt loguru matplotlib mlperf-logging msgpack multidict multiprocess mypy \
-      mypy-extensions openai pandas pathspec pillow playwright pluggy propcache protobuf py3langid pydantic \
-      pydantic-core pyparsing pytest pytest-xdist python-dateutil ray ruff scipy securesystemslib \
-      shellingham sniffio sortedcontainers sshsig tokenizers tomlkit transformers trove-classifiers typer \
-      typing-inspection tzdata xxhash yarl zstandard < /src/all.lock > /tmp/image.lock \
+    lock-only --not absl-py accelerate accessible-pygments aiohappyeyeballs aiohttp aiosignal \
+      alabaster annotated-doc annotated-types ast-serialize atheris axe-playwright-python babel \
+      beautifulsoup4 brotli contourpy cycler datasets datatrove dill docutils duckdb editables \
+      execnet fonttools frozenlist furo gguf gradio-client greenlet grpcio hatchling httpcore \
+      httptools httpx humanize hypothesis imagesize iniconfig jiter kiwisolver librt loguru markdown \
+      matplotlib mdit-py-plugins mlperf-logging msgpack multidict multiprocess mypy mypy-extensions \
+      myst-parser openai orjson pandas pathspec pillow playwright pluggy propcache protobuf \
+      py3langid pydantic pydantic-core pyparsing pytest pytest-xdist python-dateutil python-dotenv \
+      python-multipart ray roman-numerals ruff scipy securesystemslib shellingham sniffio \
+      snowballstemmer sortedcontainers soupsieve sphinx sphinx-basic-ng sphinx-click \
+      sphinx-copybutton sphinxcontrib-applehelp sphinxcontrib-devhelp sphinxcontrib-htmlhelp \
+      sphinxcontrib-jsmath sphinxcontrib-qthelp sphinxcontrib-serializinghtml sshsig tensorboard \
+      tensorboard-data-server tokenizers tomlkit trackio transformers trove-classifiers typer \
+      typing-inspection tzdata uvloop watchfiles websockets werkzeug xxhash yarl zstandard < /src/all.lock > /tmp/image.lock \
  && /tools/bin/pip --python /opt/n4090/bin/python install --find-links /wheels \
       --only-binary :all: --require-hashes -r /tmp/image.lock
 ARG SOURCE_DATE_EPOCH=1767225600

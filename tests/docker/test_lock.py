@@ -8,7 +8,7 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
 IN_THE_IMAGE = ("train", "container", "board", "serve")
-LEFT_OUT = ("lab", "data", "dev", "eval")
+LEFT_OUT = ("lab", "data", "dev", "eval", "docs", "track")
 
 
 def normal(name: str) -> str:
