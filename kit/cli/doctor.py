@@ -53,16 +53,23 @@ def doctor(work: Path, as_json: bool) -> None:
         table.add_row(marks[look.state], look.name, escape(look.found), remedy)
     console.print(table)
     console.print()
+    for why, names in _by_reason(verdicts).items():
+        console.print(f"[red]cannot run[/]  {', '.join(names)}: {escape(why)}", highlight=False)
     for name, verdict in verdicts.items():
         if verdict["can_run"] and verdict["to_fetch"]:
             first = f"after `n4090-kit prepare --recipe {name}`: {', '.join(verdict['to_fetch'])}"
             console.print(f"[yellow]can run[/]     {name} {first}", highlight=False)
         elif verdict["can_run"]:
             console.print(f"[green]can run[/]     {name}", highlight=False)
-        else:
-            console.print(
-                f"[red]cannot run[/]  {name}: {escape('; '.join(verdict['why']))}", highlight=False
-            )
+
+
+def _by_reason(verdicts: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
+    """The recipes that cannot run, by what stands in their way: each reason is said once."""
+    found: dict[str, list[str]] = {}
+    for name, verdict in verdicts.items():
+        if not verdict["can_run"]:
+            found.setdefault("; ".join(verdict["why"]), []).append(name)
+    return found
 
 
 def _interpreter() -> list[Look]:

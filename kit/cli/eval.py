@@ -16,6 +16,7 @@ from kit.cli.eval_chat import chat
 from kit.cli.model_path import ModelPath
 
 if TYPE_CHECKING:
+    from kit.core_eval.bpb import BitsPerByte
     from kit.core_eval.model import EvalModel
     from kit.core_eval.report import Document
     from kit.core_eval.statistics import Comparison
@@ -213,7 +214,10 @@ def bpb(
             seq_len=seq_len,
             batch_tokens=_batch_tokens(batch_tokens) or 2048,
             note=lambda text: click.echo(f"note: {text}", err=True),
+            progress=_bpb_progress(),
         )
+    if sys.stderr.isatty():
+        click.echo("\r\x1b[K", err=True, nl=False)
     if as_json:
         click.echo(json.dumps(found.to_json(), indent=2))
         return
@@ -263,6 +267,29 @@ def chart(document: Path, page: Path | None, title: str | None) -> None:
     _print_chart(read)
     if read["bundle"]["kind"] == "core":
         _print_differences(read)
+
+
+def _bpb_progress() -> Callable[[BitsPerByte], None]:
+    """A line that moves on a terminal; elsewhere one every ten seconds."""
+    import time
+
+    live = sys.stderr.isatty()
+    every_s = 1.0 if live else 10.0
+    began = said = time.monotonic()
+
+    def show(so_far: BitsPerByte) -> None:
+        nonlocal said
+        now = time.monotonic()
+        if now - said < every_s:
+            return
+        said = now
+        line = (
+            f"{so_far.texts:,} texts, {so_far.bytes / 1e6:,.1f} MB, "
+            f"{so_far.tokens / (now - began):,.0f} tokens/s, {so_far.bpb:.4f} bits per byte so far"
+        )
+        click.echo(f"\r\x1b[K{line[:78]}" if live else line, err=True, nl=not live)
+
+    return show
 
 
 def _load(
@@ -381,20 +408,18 @@ def _print_comparison(found: Comparison, name: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for heading in ("task", "n", "A", "B", "B - A", "95 % interval", "only A", "only B", "p"):
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
+    for heading in ("task", "n", "A", "B", "B - A, 95 %", "only A/B", "p"):
         table.add_column(heading, justify="left" if heading == "task" else "right", no_wrap=True)
     for task in found.tasks:
         table.add_row(
             task.label,
             str(task.n),
-            f"{task.accuracy_a:.4f}",
-            f"{task.accuracy_b:.4f}",
-            f"{task.difference:+.4f}",
-            f"{task.low:+.4f} {task.high:+.4f}",
-            str(task.only_a),
-            str(task.only_b),
-            f"{task.p:.3g}",
+            f"{task.accuracy_a:.3f}",
+            f"{task.accuracy_b:.3f}",
+            f"{task.difference:+.3f} ±{(task.high - task.low) / 2:.3f}",
+            f"{task.only_a}/{task.only_b}",
+            f"{task.p:.2g}",
         )
     console = Console()
     console.print(table)

@@ -71,4 +71,15 @@ class LazyGroup(click.Group):
 
 def _command(value: Any) -> click.Command:
     assert isinstance(value, click.Command)
+    _whole_help(value)
     return value
+
+
+def _whole_help(command: click.Command) -> None:
+    """Gives a command and its subcommands a line in `--help` that is not cut short."""
+    if command.short_help is None and command.help:
+        paragraph = " ".join(command.help.split("\n\n")[0].split())
+        command.short_help = paragraph.split(". ")[0].rstrip(".") + "."
+    if isinstance(command, click.Group):
+        for inner in command.commands.values():
+            _whole_help(inner)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -49,11 +50,13 @@ def evaluate_bpb(
     batch_tokens: int = 2048,
     paths: Paths | None = None,
     note: Callable[[str], None] = lambda text: None,
+    progress: Callable[[BitsPerByte], None] = lambda so_far: None,
 ) -> BitsPerByte:
     """Bits per byte of `texts` under `model`.
 
     Args:
         seq_len: Tokens in a window, BOS apart; no more than the model's own limit.
+        progress: Receives the figure so far, after every few hundred texts or fewer.
         note: Receives a sentence for each fast way of computing that the model does not allow.
 
     Raises:
@@ -67,8 +70,7 @@ def evaluate_bpb(
     if limit is not None:
         seq_len = min(seq_len, limit - 1)
     nats, size, count, documents = 0.0, 0, 0, 0
-    for group in _chunks(texts, _TEXTS_AT_ONCE):
-        tokens = model.encode(group)
+    for group, tokens in _encoded(model, texts):
         windows = [
             ids[begin : begin + seq_len] for ids in tokens for begin in range(0, len(ids), seq_len)
         ]
@@ -76,15 +78,33 @@ def evaluate_bpb(
         if proof is not None and windows:
             paths = proof.paths(len(windows[0]))
         while windows:
-            rows = max(1, batch_tokens // (len(windows[0]) + 1)) if paths.batch else 1
+            rows = max(1, round(batch_tokens / (len(windows[0]) + 1))) if paths.batch else 1
             nats += _nats(model, windows[:rows], paths)
             windows = windows[rows:]
         count += sum(map(len, tokens))
         size += sum(len(text.encode()) for text in group)
         documents += len(group)
+        if size:
+            progress(BitsPerByte(nats, size, count, documents))
     if not count or not size:
         raise SchemaError("there is no text to measure bits per byte on")
     return BitsPerByte(nats, size, count, documents)
+
+
+def _encoded(
+    model: EvalModel, texts: Iterable[str]
+) -> Iterator[tuple[list[str], Sequence[Sequence[int]]]]:
+    """Groups of texts with their tokens; the next group is encoded while one is scored."""
+    groups = _chunks(texts, _TEXTS_AT_ONCE)
+    with ThreadPoolExecutor(1) as worker:
+        group = next(groups, None)
+        waiting = None if group is None else worker.submit(model.encode, group)
+        while group is not None and waiting is not None:
+            tokens = waiting.result()
+            upcoming = next(groups, None)
+            waiting = None if upcoming is None else worker.submit(model.encode, upcoming)
+            yield group, tokens
+            group = upcoming
 
 
 def read_texts(paths: Sequence[Path], *, column: str = "text") -> Iterator[str]:
