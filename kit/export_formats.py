@@ -15,9 +15,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding
 
 from kit.errors import PrerequisiteError
-from kit.run_log import LOG_KIND
+from kit.events import Eval, Event, RunStart, RunStop, Step
+from kit.run_log import RunLog
 from kit.trust.canonical import canonical_bytes
-from kit.trust.chain import read_chain
 from kit.trust.keys import Signer
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
@@ -95,22 +95,22 @@ def mllog(folder: Path, result: Document, benchmark: str = "n4090") -> Iterator[
     Args:
         benchmark: MLPerf's checker only knows its own names; ours is not among them.
     """
-    events = read_chain(folder / "events.jsonl", LOG_KIND).records
+    log = RunLog.read(folder)
     batch = 0
 
-    def line(event: Document, key: str, value: Any, kind: str, **metadata: Any) -> str:
+    def line(event: Event[Any], key: str, value: Any, kind: str, **metadata: Any) -> str:
         body = {
             "namespace": "",
-            "time_ms": event["wall_ms"],
+            "time_ms": event.wall_ms,
             "event_type": kind,
             "key": key,
             "value": value,
-            "metadata": {"file": "events.jsonl", "lineno": event["seq"] + 1, **metadata},
+            "metadata": {"file": "events.jsonl", "lineno": event.line, **metadata},
         }
         return ":::MLLOG " + json.dumps(body)
 
     point, start, stop = "POINT_IN_TIME", "INTERVAL_START", "INTERVAL_END"
-    header, samples = events[0], 0
+    header, samples = log.events[0], 0
     gpu = ((result["hardware"]["before"] or {}).get("class") or {}).get("name", "none")
     yield line(header, "submission_org", result["submitter"]["public_key"][-16:], point)
     yield line(header, "submission_platform", f"1x{gpu}", point)
@@ -120,13 +120,13 @@ def mllog(folder: Path, result: Document, benchmark: str = "n4090") -> Iterator[
     yield line(header, "seed", result["seed"]["value"], point)
     yield line(header, "cache_clear", True, point)
     yield line(header, "init_start", None, start)
-    steps = [e for e in events if e["ev"] == "step"]
+    steps = log.of("pretrain", Step)
     if len(steps) > 1:
-        batch = steps[1]["data"]["tokens"] - steps[0]["data"]["tokens"]
+        batch = steps[1].data.tokens - steps[0].data.tokens
     begun = stopped = False
-    for event in events:
-        ev, data = event["ev"], event["data"]
-        if ev == "run_start":
+    for event in log.events:
+        data = event.data
+        if isinstance(data, RunStart):
             yield line(event, "init_stop", None, stop)
             yield line(event, "run_start", None, start)
             yield line(event, "global_batch_size", batch, point)
@@ -134,17 +134,17 @@ def mllog(folder: Path, result: Document, benchmark: str = "n4090") -> Iterator[
             yield line(event, "eval_samples", _eval_samples(result), point)
             yield line(event, "block_start", None, start, samples_count=0, epoch_num=0)
             begun = True
-        elif ev == "step":
-            samples = data["tokens"]
-        elif ev == "eval" and data["name"] == "val_bpb" and begun and not stopped:
+        elif isinstance(data, Step):
+            samples = data.tokens
+        elif isinstance(data, Eval) and data.name == "val_bpb" and begun and not stopped:
             where = {"samples_count": samples, "epoch_num": samples}
             yield line(event, "eval_start", None, start, **where)
-            yield line(event, "eval_accuracy", data["value"], point, **where)
+            yield line(event, "eval_accuracy", data.value, point, **where)
             yield line(event, "eval_stop", None, stop, **where)
-        elif ev == "run_stop":
+        elif isinstance(data, RunStop):
             where = {"samples_count": samples, "first_epoch_num": 0}
             yield line(event, "block_stop", None, stop, **where)
-            status = "success" if data["status"] == "complete" else "aborted"
+            status = "success" if data.status == "complete" else "aborted"
             yield line(event, "run_stop", None, stop, status=status, **where)
             stopped = True
 

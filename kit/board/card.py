@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from kit.board.model_index import CardFacts, end_of_run, model_index
 from kit.board.row import title_of
 from kit.core_eval.naming import is_core, score_name
+from kit.events import Event
 from kit.model_export import usage
+from kit.run_log import RunLog
 from kit.text import markdown, plain
 
 Document = dict[str, Any]
@@ -19,21 +21,23 @@ _WIDTH, _HEIGHT, _EDGE = 640, 240, 40
 _MAX_POINTS = 300
 
 
-def curves(events: Iterable[Document]) -> dict[str, Points]:
+def curves(log: RunLog) -> dict[str, Points]:
     """Training loss and validation bits per byte over hours since the run's start."""
+    start = log.run_start
     loss: Points = []
     bpb: Points = []
-    start: int | None = None
-    for event in events:
-        if event["ev"] == "run_start":
-            start = event["t_ns"]
-        elif start is not None and event["ev"] == "step":
-            if event["data"]["step"] == 0 and loss:
-                break  # finetuning counts its own steps
-            loss.append(((event["t_ns"] - start) / 3.6e12, event["data"]["loss"]))
-        elif start is not None and event["ev"] == "eval" and event["data"]["name"] == "val_bpb":
-            bpb.append(((event["t_ns"] - start) / 3.6e12, event["data"]["value"]))
+    if start is not None:
+        loss = [(_hours(start, step), step.data.loss) for step in log.steps()]
+        bpb = [
+            (_hours(start, found), float(found.data.value))
+            for found in log.evaluations("val_bpb")
+            if isinstance(found.data.value, int | float)
+        ]
     return {"training loss": _thinned(loss), "validation bits per byte": _thinned(bpb)}
+
+
+def _hours(start: Event[Any], event: Event[Any]) -> float:
+    return (event.t_ns - start.t_ns) / 3.6e12
 
 
 def _thinned(points: Points) -> Points:

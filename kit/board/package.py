@@ -18,9 +18,8 @@ from kit.board.model_index import CardFacts
 from kit.board.ownership import sign_submission
 from kit.errors import KitError, PrerequisiteError, SchemaError
 from kit.model_export import export_model, find_source
-from kit.run_log import LOG_KIND
+from kit.run_log import RunLog
 from kit.text import plain
-from kit.trust.chain import scan_chain
 from kit.trust.digest import sha256_bytes, sha256_file
 from kit.trust.keys import Signer
 from kit.trust.sign import result_id
@@ -159,7 +158,7 @@ def pack(
         recipe = "".join(c if c.isalnum() or c in "-_" else "-" for c in result["recipe"]["name"])
         repository = f"{submitter}/n4090-{recipe[:40]}-{name}"
     package = Package(submitter, folder, result, name, repository if weights else None)
-    series = _series(folder)
+    series = card.curves(RunLog.read(folder))
     readme = card.submission_readme(result, series, name)
     package.text = [
         *(Item(path, folder / path) for path in _TEXT if (folder / path).is_file()),
@@ -252,17 +251,6 @@ def _model_items(
         Item("README.md", readme.encode()),
         Item("curves.svg", card.curves_svg(series).encode()),
     ]
-
-
-def _series(folder: Path) -> dict[str, card.Points]:
-    events: list[Document] = []
-
-    def keep(event: Document) -> None:
-        if event["ev"] in ("run_start", "step", "eval"):
-            events.append(event)
-
-    scan_chain(folder / "events.jsonl", LOG_KIND, keep)
-    return card.curves(events)
 
 
 def _refuse_large(items: list[Item], limits: dict[str, int]) -> None:

@@ -219,7 +219,7 @@ def test_a_stop_request_ends_in_a_signed_result(tmp_path: Path) -> None:
     stop = StopFlag()
 
     def ask(event: dict[str, Any]) -> None:
-        if event["ev"] == "note":
+        if event.ev == "note":
             stop.request(signal.SIGTERM)
 
     ended = run_to_its_end(
