@@ -1,4 +1,4 @@
-"""`n4090-kit export`: a result in other formats."""
+"""`n4090-kit export`: a model or a result for other programs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
@@ -64,7 +65,7 @@ def export() -> None:
     show_default=True,
     help="Of the stored weights; auto: what training computed in.",
 )
-@click.option("--push", metavar="REPO", help="Also upload to this model repository of the Hub.")
+@click.option("--push", metavar="REPO", help="Upload to this model repository of the Hub.")
 def model(run: Path, form: str, out: Path | None, part: str, dtype: str, push: str | None) -> None:
     """The model of RUN as a folder that other programs load.
 
@@ -74,25 +75,39 @@ def model(run: Path, form: str, out: Path | None, part: str, dtype: str, push: s
     gguf: model.gguf and a Modelfile. Only for recipes whose model llama.cpp can compute; others
     are refused with the recipe lines that would do.
     """
-    from kit.board.push_model import push_folder
+    from kit.board.push_model import check_token, push_folder
     from kit.model_export import export_model, find_source, usage
 
     source = find_source(run, part)
-    out = run / form if out is None else out
     name = run.resolve().name
-    files = export_model(source, out, form, name=name, dtype=dtype)
     if push is not None:
-        url = push_folder(out, push, chat=source.chat, tell=lambda text: click.echo(text, err=True))
-        click.echo(f"pushed to {url}", err=True)
-    for file in files:
-        click.echo(f"{out / file}")
-    click.echo("", err=True)
+        check_token()
+    with TemporaryDirectory() as scratch:
+        # What is only to be pushed leaves nothing here, so that a failed push can be repeated.
+        if out is None:
+            out = run / form if push is None else Path(scratch) / form
+        files = export_model(source, out, form, name=name, dtype=dtype)
+        if push is not None:
+            click.echo(push_folder(out, push, chat=source.chat, tell=_tell))
+        if not out.is_relative_to(scratch):
+            for file in files:
+                click.echo(f"{out / file}")
+    place = str(out) if push is None else push
+    remote = any(file.endswith(".py") for file in files)
     if form == "hf":
-        remote = any(file.endswith(".py") for file in files)
-        click.echo(usage(f'"{out}"', chat=source.chat, remote_code=remote), err=True, nl=False)
+        lines = usage(f'"{place}"', chat=source.chat, remote_code=remote)
+    elif push is not None:
+        lines = f"ollama run hf.co/{push}\n"
     else:
-        click.echo(f"llama-cli -m {out / 'model.gguf'}", err=True)
-        click.echo(f"ollama create {name.lower()} -f {out / 'Modelfile'}", err=True)
+        lines = (
+            f"llama-cli -m {out / 'model.gguf'}\n"
+            f"ollama create {name.lower()} -f {out / 'Modelfile'}\n"
+        )
+    click.echo(f"\n{lines}", err=True, nl=False)
+
+
+def _tell(text: str) -> None:
+    click.echo(text, err=True)
 
 
 @export.command("dsse")

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 import tamper
 import torch
+from board_hub import git
+from board_hub import hub as hub
 from click.testing import CliRunner, Result
+from git_hub import GitHub
 
 from kit.board.card import model_card
 from kit.board.package import exported_items
@@ -150,3 +153,34 @@ def test_a_submission_without_an_exporter_goes_on_and_says_so(tmp_path: Path) ->
     assert told == [
         "left out: the model for transformers (no exporter is installed for the trainer 'mine')"
     ]
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+def test_a_push_fills_the_repository_once_and_leaves_a_card_alone(
+    finished: Path, hub: GitHub
+) -> None:
+    pushed = export(finished, "--push", "alice/model")
+    assert pushed.exit_code == 0, pushed.output
+    assert pushed.stdout.strip() == f"{hub.url}/alice/model"
+    assert "trust_remote_code=True" in pushed.stderr and "alice/model" in pushed.stderr
+    repository = hub.path("models", "alice/model")
+    listed = git(repository, "ls-tree", "-r", "--name-only", "main").split()
+    assert {"README.md", "config.json", "model.safetensors", "modeling_n4090.py"} <= set(listed)
+    assert "trust_remote_code=True" in git(repository, "show", "main:README.md")
+    assert not (finished / "hf").exists()
+    first = hub.resolve(repository, "main")
+    assert export(finished, "--push", "alice/model").exit_code == 0
+    assert hub.resolve(repository, "main") == first
+    hub.create("models", "alice/mine", {"README.md": b"my own page\n"})
+    assert export(finished, "--push", "alice/mine").exit_code == 0
+    assert git(hub.path("models", "alice/mine"), "show", "main:README.md") == "my own page\n"
+
+
+def test_a_push_without_a_token_is_refused_before_anything_is_written(
+    finished: Path, hub: GitHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_TOKEN")
+    done = export(finished, "--push", "alice/model", "--out", tmp_path / "hf")
+    assert isinstance(done.exception, KitError)
+    assert "no token" in done.exception.message
+    assert not (tmp_path / "hf").exists()
