@@ -6,11 +6,14 @@ the one place that turns an error into a message and an exit code.
 
 from __future__ import annotations
 
+import errno
 import sys
+from typing import NoReturn
 
 import click
 
 import kit
+from kit.cli.crash import as_kit_error, tolerant_streams
 from kit.cli.extras import missing_package
 from kit.cli.invocation import runnable
 from kit.cli.lazy import LazyGroup
@@ -18,6 +21,8 @@ from kit.errors import KitError, PrerequisiteError
 from kit.files import DISK_FULL, NOT_ALLOWED
 from kit.text import block, plain
 
+# Paths that lead nowhere, or that no file system can hold.
+_ODD_PATHS = (errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.ENXIO)
 MAX_SHOWN = 20_000  # characters of one message: it may quote a file
 
 # Command -> where it lives, and the line that --help shows without loading it.
@@ -63,36 +68,42 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Entry point of `n4090-kit`."""
+    """Entry point of `n4090-kit`: whatever happens, one message and an exit code."""
+    tolerant_streams()
     try:
         cli(prog_name="n4090-kit")
     except KitError as error:
-        print_error(error)
-        sys.exit(error.exit_code)
+        end(error)
     except ModuleNotFoundError as error:
         lacking = missing_package(error, sys.argv[1] if len(sys.argv) > 1 else "")
-        if lacking is None:
-            raise
-        print_error(lacking)
-        sys.exit(lacking.exit_code)
+        end(lacking or as_kit_error(error))
     except BrokenPipeError:
         sys.exit(1)
     except OSError as error:
-        found = _in_words(error)
-        if found is None:
-            raise
-        print_error(found)
-        sys.exit(found.exit_code)
+        end(_in_words(error) or as_kit_error(error))
+    except Exception as error:
+        end(as_kit_error(error))
+
+
+def end(error: KitError) -> NoReturn:
+    """Prints the error and leaves with its exit code."""
+    print_error(error)
+    sys.exit(error.exit_code)
 
 
 def _in_words(error: OSError) -> PrerequisiteError | None:
     """What the machine, not the kit, is to blame for; None for all else."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return PrerequisiteError(
+            "too many open files", hint="Raise the limit: ulimit -n 4096 (or ask who set it)."
+        )
     if error.errno in DISK_FULL:
         return PrerequisiteError(
             "the disk is full",
-            hint="Free some space and type it again; a run goes on with `n4090-kit run --resume`.",
+            hint="Free some space and run the command again; a run resumes with "
+            "`n4090-kit run --resume`.",
         )
-    if error.filename is not None and error.errno in NOT_ALLOWED:
+    if error.filename is not None and error.errno in (*NOT_ALLOWED, *_ODD_PATHS):
         return PrerequisiteError(
             f"{error.filename}: {error.strerror}",
             hint="Name another place, or give this user the right to it.",

@@ -38,7 +38,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = dict(json.loads(path.read_text()))
         if manifest["format"] != FORMAT:
             raise ValueError(f"format {manifest['format']!r}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         unfinished = (folder / ".build").is_dir()
         raise TrainerError(
             "bad_input",
