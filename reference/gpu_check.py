@@ -30,7 +30,7 @@ import torch
 from reference.bench.kernels import bench_attention, bench_matmuls, nanochat_config
 from reference.bench.levers import measure
 from reference.config.trainer import section_defaults
-from reference.kernels.attention import lacks
+from reference.kernels.attention import FLEX, lacks
 from reference.kernels.eight_bit import KINDS, multiply, product, quantize
 from reference.kernels.matmul_trial import profiled_kernels
 from reference.model.cost import count_flops, peak_flops
@@ -89,7 +89,7 @@ def environment(device: torch.device) -> dict[str, Any]:
             shared_memory_bytes=properties.shared_memory_per_block_optin,
             attention={
                 name: lacks(name, device, torch.bfloat16) or "there"
-                for name in ("cudnn", "varlen", "flex", "fa2", "fa3")
+                for name in ("cudnn", "varlen", *FLEX, "fa2", "fa3")
             },
         )
     return found

@@ -32,6 +32,7 @@ LEVERS: dict[str, dict[str, dict[str, Any]]] = {
     "fastest factors": {"pretrain": {"matmul": "fastest"}},
     "fp8, forward only": {"pretrain": {"matmul": "fp8", "matmul_passes": ["forward"]}},
     "attention flex": {"pretrain": {"attention": "flex"}},
+    "attention flex, small tiles": {"pretrain": {"attention": "flex_small"}},
     "attention varlen": {"pretrain": {"attention": "varlen"}},
     "attention fa2": {"pretrain": {"attention": "fa2"}},
     "attention fa3": {"pretrain": {"attention": "fa3"}},

@@ -11,7 +11,8 @@ and what is left to `blocks` or, for documents on a CPU, to an explicit mask.
     sdpa     PyTorch picks the kernel; whole windows only
     cudnn    the same call, cuDNN's kernel; whole windows only
     varlen   FlashAttention 2 inside PyTorch (`torch.nn.attention.varlen`)
-    flex     FlexAttention, compiled by Triton; with tiles for Ada's shared memory
+    flex     FlexAttention, compiled by Triton, with PyTorch's choice of tiles
+    flex_small  the same with smaller tiles; which is faster on a card is timed
     fa2      package flash_attn
     fa3      package flash_attn_interface (Hopper; builds for Ada exist)
     blocks   a masked call for each block of queries (`reference.kernels.cpu_window`); no documents
@@ -26,7 +27,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from typing import Any, Literal, NamedTuple
 
@@ -40,11 +41,15 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from reference.kernels.compiling import compiled
 from reference.kernels.cpu_window import blocked_attention
 
-Backend = Literal["auto", "sdpa", "cudnn", "varlen", "flex", "fa2", "fa3", "blocks", "mask"]
+Backend = Literal[
+    "auto", "sdpa", "cudnn", "varlen", "flex", "flex_small", "fa2", "fa3", "blocks", "mask"
+]
+FLEX = ("flex", "flex_small")
 HALF = (torch.bfloat16, torch.float16)
-# A block may use 99 KB of shared memory on Ada and 227 KB on Hopper; FlexAttention's own choice for
-# heads of 128 channels is too big for Ada's backward pass (pytorch issue 133254).
-ADA_TILES = {
+# PyTorch's own tiles fit Ada's 99 KB of shared memory (98,304 and 68,096 bytes, forward and
+# backward, heads of 128 channels, torch 2.13 for sm_89); those of its issue 133254 did not. Smaller
+# ones leave room for a second block on each multiprocessor.
+SMALL_TILES = {
     "BLOCK_M": 64,
     "BLOCK_N": 64,
     "BLOCK_M1": 32,
@@ -135,7 +140,7 @@ def lacks(backend: Backend, device: torch.device, dtype: torch.dtype) -> str | N
         return None
     if device.type != "cuda":
         return "needs a GPU"
-    if backend != "flex" and dtype not in HALF:
+    if backend not in FLEX and dtype not in HALF:
         return "needs bf16"
     package = {"fa2": "flash_attn", "fa3": "flash_attn_interface"}.get(backend)
     if package and find_spec(package) is None:
@@ -231,21 +236,26 @@ def _flash(
     return (y[0] if isinstance(y, tuple) else y).view(q.shape)
 
 
-# FlexAttention's masks and tiles, made before code that uses them is compiled: inside it they would
-# be worked out again at every call.
+# FlexAttention's masks, made before code that uses them is compiled: inside it they would be worked
+# out again at every call.
 _window_masks: dict[tuple[int, int, str], BlockMask] = {}
-_tiles: dict[str, dict[str, int] | None] = {}
 
 
 def prepare_flex(T: int, window: int, device: torch.device) -> None:
     """Makes what FlexAttention needs for windows of `window` over T positions on `device`."""
     window = min(window, T)
-    _tiles[device.type] = flex_tiles(device)
     if (T, window, device.type) not in _window_masks:
         _window_masks[T, window, device.type] = _window_mask(T, window, str(device))
 
 
-def _flex(q: Tensor, k: Tensor, v: Tensor, window: int, documents: Documents | None) -> Tensor:
+def _flex(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int,
+    documents: Documents | None,
+    tiles: dict[str, int] | None = None,
+) -> Tensor:
     T = q.size(1)
     if not torch.compiler.is_compiling():
         prepare_flex(T, window, q.device)
@@ -259,17 +269,9 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, window: int, documents: Documents | N
         v.transpose(1, 2),
         block_mask=mask,
         enable_gqa=k.size(2) != q.size(2),
-        kernel_options=_tiles[q.device.type],
+        kernel_options=tiles,
     )
     return y.transpose(1, 2)
-
-
-def flex_tiles(device: torch.device) -> dict[str, int] | None:
-    """FlexAttention's tiles for a GPU whose blocks have less shared memory than Ampere's A100."""
-    if device.type != "cuda":
-        return None
-    shared = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
-    return dict(ADA_TILES) if shared < 128 * 1024 else None
 
 
 @cache
@@ -336,6 +338,7 @@ _BACKENDS: dict[str, Callable[..., Tensor]] = {
     "cudnn": _cudnn,
     "varlen": _varlen,
     "flex": _flex,
+    "flex_small": partial(_flex, tiles=SMALL_TILES),
     "fa2": _fa2,
     "fa3": _fa3,
     "blocks": _blocked,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from reference.errors import TrainerError
 from reference.kernels.attention import (
+    FLEX,
     Backend,
     Documents,
     causal_attention,
@@ -89,7 +90,7 @@ def try_backend(
     reason = lacks(backend, device, dtype)
     if reason:
         return Row(window, backend, None, reason)
-    if backend == "flex":
+    if backend in FLEX:
         prepare_flex(shape[1], window, device)
     q, k, v, bounds = _inputs(shape, device, dtype, documents)
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from reference.errors import TrainerError
-from reference.kernels.attention import automatic, lacks, prepare_flex, takes
+from reference.kernels.attention import FLEX, automatic, lacks, prepare_flex, takes
 from reference.kernels.attention_trial import choose_backends, cuda_milliseconds
 from reference.kernels.gradient_check import check_compiled_gradients
 from reference.kernels.matmul_trial import choose_products, profiled_kernels
@@ -57,7 +57,7 @@ def apply(
     """Puts a phase's windows, factors and tying in force, with the kernels decided on."""
     model.set_windows(phase.windows)
     model.set_backends(*decisions["attention"])
-    if "flex" in decisions["attention"]:
+    if set(FLEX) & set(decisions["attention"]):
         for window in {*phase.windows, *model.config.windows}:  # evaluation has the full ones
             for length in (phase.seq_len, model.config.seq_len):
                 prepare_flex(length, window, model.device)

@@ -19,7 +19,7 @@ import torch
 from reference.config.model import ModelConfig
 from reference.kernels.attention import (
     _BACKENDS,
-    ADA_TILES,
+    SMALL_TILES,
     automatic,
     causal_attention,
     find_documents,
@@ -105,14 +105,15 @@ def test_backends_of_a_cpu_agree_with_the_formula(backend, window):
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+@pytest.mark.parametrize("backend", ["flex", "flex_small"])
 @pytest.mark.parametrize("documents", [False, True])
 @pytest.mark.parametrize("window", [24, 6])
-def test_flex_attention_agrees_with_the_formula(window, documents):
+def test_flex_attention_agrees_with_the_formula(window, documents, backend):
     """Forward only: PyTorch has no backward pass of it for a CPU."""
     tokens = packed()
     bounds = find_documents(tokens, BOS) if documents else None
     q, k, v = inputs(requires_grad=False)
-    y = causal_attention(q, k, v, window, documents=bounds, backend="flex")
+    y = causal_attention(q, k, v, window, documents=bounds, backend=backend)
     ids = ids_of(tokens) if documents else None
     torch.testing.assert_close(y.double(), formula(q, k, v, window, ids), atol=2e-6, rtol=1e-5)
 
@@ -183,9 +184,9 @@ def test_what_lacks_here_and_what_takes_what():
     assert automatic(CPU, torch.float32, 8, 4, False) == "blocks"
 
 
-def test_adas_tiles_fit_its_shared_memory():
+def test_the_small_tiles_fit_adas_shared_memory():
     """K and V tiles of all stages beside Q, heads of 128 channels in bf16."""
-    t = ADA_TILES
+    t = SMALL_TILES
     for rows, keys in (("BLOCK_M", "BLOCK_N"), ("BLOCK_M1", "BLOCK_N1"), ("BLOCK_M2", "BLOCK_N2")):
         elements = 128 * (2 * t[rows] * t["num_stages"] + 2 * t[keys])
         assert 2 * elements <= 99 * 1024

@@ -42,7 +42,13 @@ scale_lr = false
 warmup_steps = 0
 """
 RECIPE = parse_recipe(TEXT, folder=Path()).document
-GPU_ONLY = {"attention flex", "attention varlen", "attention fa2", "attention fa3"}
+GPU_ONLY = {
+    "attention flex",
+    "attention flex, small tiles",
+    "attention varlen",
+    "attention fa2",
+    "attention fa3",
+}
 
 
 def pulled(*names):
