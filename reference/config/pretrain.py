@@ -210,7 +210,18 @@ class Pretrain:
         "auto",
         "Attention kernel: auto times those at hand on the GPU and takes the "
         "fastest; fixed ones for comparison.",
-        choices=("auto", "sdpa", "cudnn", "varlen", "flex", "fa2", "fa3", "blocks", "mask"),
+        choices=(
+            "auto",
+            "sdpa",
+            "cudnn",
+            "varlen",
+            "flex",
+            "flex_small",
+            "fa2",
+            "fa3",
+            "blocks",
+            "mask",
+        ),
     )
     document_mask: bool = setting(
         False,

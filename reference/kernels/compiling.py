@@ -31,7 +31,8 @@ def allow_recompiles() -> None:
 
 def forget_compiled() -> None:
     """Drops all compiled code, if there is any: a benchmark's next configuration starts afresh."""
-    if "torch._dynamo" in sys.modules:  # importing it would take seconds
+    compiler = sys.modules.get("torch._dynamo.utils")  # importing it would take seconds
+    if compiler and compiler.counters["stats"]["unique_graphs"]:
         torch._dynamo.reset()
 
 

@@ -119,7 +119,7 @@ def probe(which: str, kind: Kind, device: torch.device) -> str | None:
     error = float((found - exact).abs().max() / exact.abs().max())
     if not error < PROBE_TOLERANCE:
         return f"the result differs from its rounded factors' product by {error:.3g} of the largest"
-    if (found - unrounded).norm() < 0.5 * (exact - unrounded).norm():
+    if float((found - unrounded).norm()) < 0.5 * float((exact - unrounded).norm()):
         return "the result is that of factors which were not rounded to 8 bits"
     return None
 
