@@ -14,7 +14,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, TextIO, cast
 
-from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -203,18 +202,10 @@ class LiveDisplay(PlainDisplay):
         self._next_line = time.monotonic() + self._every_s
 
     def _draw(self) -> None:
-        """Writes the line, no oftener than a person reads: the trainer wants the core.
-
-        Past the library's layout, which takes three times as long when the trainer has filled the
-        caches.
-        """
-        line = self.reading.line()
-        room = self._console.width - 1
-        if cell_len(line) > room:
-            line = set_cell_size(line, room - 1) + "…"
-        if not self._console.no_color:
-            line = f"\x1b[36m{line}\x1b[0m"
-        self._console.file.write(_ERASE + line)
+        line = Text(self.reading.line(), "cyan")
+        width = self._console.width - 1
+        self._console.file.write(_ERASE)
+        self._console.print(line, end="", no_wrap=True, overflow="ellipsis", width=width)
         self._console.file.flush()
 
     def __enter__(self) -> Self:
