@@ -1,9 +1,10 @@
-"""Registered groups: N runs announced before the first, with seeds that nobody could choose.
+"""Registered groups: N runs announced before the first one, with seeds that nobody could choose.
 
-Announcing binds: a run that is registered and never shown counts as failed. The registration is a
-small signed document; each run of the group takes the next free number, carries the registration in
-its log's header, and takes its seed from (challenge, key, number). A challenge from somebody else
-(a board, a public beacon) rules out trying seeds at home; one's own is allowed and said to be own.
+An announcement is binding: a registered run that is never shown counts as failed. The registration
+is a small signed document. Each run of the group takes the next free number, carries the
+registration in its log's header, and derives its seed from (challenge, key, number). A challenge
+from somebody else (a board, a public beacon) rules out that the owner tried seeds beforehand. A
+challenge of the owner's own is allowed and marked as such.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def challenge_seed(challenge: str, public_key: str, index: int) -> int:
 
 @dataclass(frozen=True)
 class Group:
-    """A registration and the folder that keeps count of its runs."""
+    """A registration and the folder that counts its runs."""
 
     folder: Path
     document: dict[str, Any]
@@ -56,7 +57,7 @@ class Group:
         """Takes the next free number for `run`; a number is used once, however its run ends.
 
         Raises:
-            PrerequisiteError: All are taken.
+            PrerequisiteError: All numbers are taken.
         """
         for index in range(self.document["runs"]):
             try:
@@ -104,10 +105,10 @@ def register(
 
 
 def open_group(work: Path, name: str) -> Group:
-    """The group that `name` (its id, folder or registration file) stands for.
+    """The group with this id, folder or registration file.
 
     Raises:
-        KitError: There is none, or it is not a registration that its key signed.
+        KitError: It cannot be read, or is not a registration that its key signed.
     """
     path = Path(name)
     if not path.exists():
@@ -117,13 +118,13 @@ def open_group(work: Path, name: str) -> Group:
         data = path.read_bytes()
     except OSError as error:
         raise PrerequisiteError(
-            f"there is no group `{name}` ({error.strerror})",
+            f"group `{name}` cannot be read ({error.strerror})",
             hint="`n4090-kit register --recipe NAME --runs N` opens one and prints its id.",
         ) from error
     document = parse_strict(data, max_bytes=MAX_REGISTRATION_BYTES, name=path.name)
     problem = registration_problem(document)
     if problem:
-        raise KitError(f"{path.name} is no registration: {problem}")
+        raise KitError(f"{path.name} is not a valid registration: {problem}")
     return Group(path.resolve().parent, document)
 
 
@@ -140,5 +141,5 @@ def registration_problem(document: Any) -> str | None:
     except SignatureError as error:
         return error.message
     if not key.line == entry["public_key"] == document["public_key"]:
-        return "signed by another key than it names"
+        return "signed with a different key than the one it names"
     return None

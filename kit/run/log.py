@@ -1,9 +1,9 @@
-"""The event log of a run: who said what, when, on several clocks, chained line to line.
+"""Writes the event log of a run: each event with its time on several clocks, hash-chained.
 
-`t_ns` counts from the moment the log was opened, on CLOCK_BOOTTIME, so it neither pauses nor jumps.
-After a reboot that clock has begun anew; the log then goes on from the wall clock, says so in a
-`resume` event, and counts from there. An event's `clocks` are the other clocks' own counts since
-the origin of this boot.
+`t_ns` counts from the moment the log was opened, on CLOCK_BOOTTIME, which neither pauses nor jumps.
+A reboot starts that clock again. The log then measures the gap with the wall clock, records it in a
+`resume` event, and continues from there. An event's `clocks` are the counts of the other clocks
+since the origin of this boot.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from kit.trust.chain_writer import ChainWriter
 from kit.typed import to_json
 
 _ROOM = 4 * 2**20  # kept on the disk for the log, which must be able to say that the disk is full
-# Events after which the log is forced to disk: losing one of them would lose the run's story.
+# The log is forced to disk after these events: `resume` cannot do without any of them.
 _SYNCED = {"header", "run_start", "stage_start", "stage_stop", "artifacts", "run_stop", "resume"}
-# All others are on the disk after so long at most, some sooner: a state survives a power cut, and
-# the steps before it must be known then; a stage's last figures are followed by its outputs.
+# Longest delay before other events are forced to disk. Checkpoints and evaluations come sooner: a
+# checkpoint survives a power cut, and the steps before it must be in the log as well.
 _SYNC_EVERY_S = 15.0
 _SYNCED_SOON = {"checkpoint", "eval"}
-_SYNC_PAUSE_S = 0.2  # between two of those: a flood of them is no reason to keep the disk busy
+_SYNC_PAUSE_S = 0.2  # minimum interval between fsyncs
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the clocks of one boot count from."""
+    """The moment from which the clocks of one boot count."""
 
     boot: str
     sample: ClockSample
@@ -53,7 +53,7 @@ class Origin:
 
 
 class EventLog:
-    """Appends events to RUN/events.jsonl; the one process that does.
+    """Appends events to RUN/events.jsonl. Only one process may do so.
 
     Args:
         observe: Called with every event as it is stored, until it raises an OSError.
@@ -104,7 +104,7 @@ class EventLog:
         return event
 
     def now_ns(self) -> int:
-        """The log's time now; telemetry stamps its samples with it."""
+        """The log's time now, for the timestamps of telemetry."""
         return self.origin.t_ns + boottime_ns() - self.origin.sample.boottime_ns
 
     def t_ns(self, sample: ClockSample) -> int:
@@ -155,14 +155,14 @@ class EventLog:
         self._writer.close()
 
     def _keep_synced(self) -> None:
-        """A thread of its own: a disk busy with a checkpoint must not hold up the stamps."""
+        """Runs in its own thread, so that a disk busy with a checkpoint delays no timestamp."""
         synced = 0
         while not self._closing.wait(_SYNC_PAUSE_S):
             self._soon.wait(_SYNC_EVERY_S)
             self._soon.clear()
             if self._writer.count > synced:
                 synced = self._writer.count
-                with contextlib.suppress(OSError):  # the next event that matters will tell
+                with contextlib.suppress(OSError):  # the next synced event raises it
                     self._writer.sync()
 
     def _load_origin(self) -> Origin:
@@ -177,5 +177,5 @@ class EventLog:
 
 
 def _boot_name() -> str:
-    """A name for this boot that tells boots apart and says nothing about the machine."""
+    """A name that differs between boots and reveals nothing about the machine."""
     return hashlib.sha256(f"n4090-boot-v1:{boot_id()}".encode()).hexdigest()[:16]

@@ -140,7 +140,7 @@ def tree_files(root: Path, patterns: Iterable[str] = ("*",)) -> Iterator[str]:
                 ):
                     continue
                 if not entry.is_file(follow_symlinks=False):
-                    raise SchemaError(f"`{relative}` is no regular file")
+                    raise SchemaError(f"`{relative}` is not a regular file")
                 if "\n" in relative or "\\" in relative or not relative.isprintable():
                     raise SchemaError(f"file name {relative!r} cannot stand in a manifest")
                 found.append(relative)

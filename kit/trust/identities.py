@@ -100,7 +100,7 @@ def read_snapshot(path: Path) -> dict[str, Any]:
     document = parse_strict(data, max_bytes=4 * MAX_ANSWER_BYTES, name=path.name)
     found = problems(document, "identities")
     if found:
-        raise SchemaError(f"`{path.name}` is no snapshot of identities: {found[0]}")
+        raise SchemaError(f"`{path.name}` is not a snapshot of identities: {found[0]}")
     assert isinstance(document, dict)
     return document
 
@@ -127,7 +127,7 @@ def claimed_identities(keys_dir: Path, public_key: str) -> dict[str, Any]:
 
 def _keys_of(account: Account) -> set[str]:
     if not _USER.fullmatch(account.user):
-        raise PrerequisiteError(f"{account.user!r} is no account's name")
+        raise PrerequisiteError(f"{account.user!r} is not the name of an account")
     if account.service == "hf":
         path = f"/datasets/{account.user}/n4090-keys/resolve/main/keys.pub"
         hint = "Make a dataset repository `n4090-keys` with your public keys in `keys.pub`."

@@ -1,4 +1,4 @@
-"""What a check has to say, and what all of them amount to."""
+"""Findings of checks, and the verdict that follows from all findings."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 Status = Literal["pass", "fail", "warn", "skip"]
 Verdict = Literal["consistent", "refused", "unreadable", "inconclusive"]
 _SENTENCES: dict[Verdict, str] = {
-    "consistent": "Nothing here contradicts this result. That is no proof of the time it claims: "
-    "only somebody else's reproduction is.",
-    "unreadable": "This is no result that can be read.",
-    "inconclusive": "Nothing here contradicts this result, but evidence is missing that could.",
+    "consistent": "Nothing here contradicts this result. That does not prove the time it claims: "
+    "only a reproduction by somebody else does.",
+    "unreadable": "This file is not a readable result.",
+    "inconclusive": "Nothing here contradicts this result, but some evidence is missing.",
 }
 
 MAX_SHOWN = 500  # characters of one field of a finding
