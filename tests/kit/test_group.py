@@ -41,7 +41,7 @@ def test_numbers_are_given_out_once_and_seeds_follow_the_challenge(tmp_path: Pat
 
 
 def test_what_is_no_registration_is_said(tmp_path: Path) -> None:
-    with pytest.raises(PrerequisiteError, match="no group"):
+    with pytest.raises(PrerequisiteError, match="cannot be read"):
         open_group(tmp_path, "0123456789abcdef")
     (tmp_path / "r.json").write_text("{}")
     with pytest.raises(KitError, match="no registration"):
