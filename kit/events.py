@@ -263,6 +263,9 @@ class StageStop(Data):
 
     Attributes:
         accepted, dropped: Reports stored, and lines that broke the contract.
+        print_left_out_bytes: What the stage printed past its limit.
+        socket_looks: How often the sockets of its processes were looked at.
+        remote_sockets: Most of them that reached beyond this machine at one look.
     """
 
     stage: Stage
@@ -272,6 +275,9 @@ class StageStop(Data):
     exit_code: int | None = None
     accepted: int | None = None
     dropped: int | None = None
+    print_left_out_bytes: int | None = None
+    socket_looks: int | None = None
+    remote_sockets: int | None = None
     more: dict[str, Any] = field(default_factory=dict)
 
 

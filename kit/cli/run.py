@@ -114,6 +114,7 @@ def run(
     from kit.overrides import override
     from kit.recipe import load_recipe
     from kit.run.finished import refuse_complete
+    from kit.run.foreseen import foreseen
     from kit.run.group import open_group
     from kit.run.plan import load_plan, plan_run
     from kit.run.preflight import check
@@ -135,6 +136,8 @@ def run(
         assert recipe_name is not None
         recipe = override(load_recipe(recipe_name), settings)
         check(recipe, work, device=device or recipe.document["device"])
+        for sentence in foreseen(recipe) if not (quiet or as_json) else ():
+            click.echo(f"note: {sentence}", err=True)
         given = {"data": data, "sft": sft, "chat_eval": chat_eval, "core": core}
         fetch = fetch_for_run(quiet=quiet or as_json)
         plan = plan_run(

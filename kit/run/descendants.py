@@ -40,7 +40,7 @@ def adopt_orphans() -> Iterator[frozenset[Process]]:
         _LIBC.prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(before), 0, 0, 0)
         _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     try:
-        yield frozenset(_children_of().get(os.getpid(), ()))
+        yield frozenset(children_by_parent().get(os.getpid(), ()))
     finally:
         if hasattr(_LIBC, "prctl"):
             _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, before.value, 0, 0, 0)
@@ -68,14 +68,14 @@ def end_descendants(keep: frozenset[Process]) -> None:
 
 
 def _descendants(keep: frozenset[Process]) -> list[Process]:
-    children = _children_of()
+    children = children_by_parent()
     found = [child for child in children.get(os.getpid(), ()) if child not in keep]
     for process in found:  # grows while it is read
         found += children.get(process.pid, ())
     return found
 
 
-def _children_of() -> dict[int, list[Process]]:
+def children_by_parent() -> dict[int, list[Process]]:
     """Processes by their parent's number, zombies included."""
     children: dict[int, list[Process]] = {}
     for entry in Path("/proc").glob("[0-9]*"):

@@ -43,6 +43,7 @@ from kit.limits import (
 from kit.run.descendants import adopt_orphans, end_descendants
 from kit.run.printed import PrintedOutput
 from kit.run.separation import TrainerUser
+from kit.run.sockets import SocketWatch
 from kit.timing import ClockSample
 
 POLL_S = 0.25
@@ -68,6 +69,8 @@ class StageOutcome:
     accepted: int = 0
     dropped: int = 0
     print_left_out_bytes: int = 0
+    socket_looks: int = 0
+    remote_sockets: int = 0
 
 
 @dataclass
@@ -139,8 +142,9 @@ def run_stage(
         child, read_end, print_end = _start(command, environment, output.parent, user)
         listener = _Listener(read_end, print_end, child.pid, redact, on_report, printed)
         stack.callback(listener.close)
+        sockets = SocketWatch(child.pid)
         try:
-            ended_by = _attend(child, listener, deadline_ns, grace_s, stop)
+            ended_by = _attend(child, listener, deadline_ns, grace_s, stop, sockets)
         finally:
             _end_group(child)
             if user:
@@ -149,6 +153,7 @@ def run_stage(
             listener.drain()
     outcome = _outcome(child.returncode, ended_by, listener, output, _oom_kills() - oom_kills)
     outcome.accepted, outcome.dropped = listener.accepted, listener.dropped
+    outcome.socket_looks, outcome.remote_sockets = sockets.looks, sockets.remote
     outcome.print_left_out_bytes = printed.left_out_bytes
     if outcome.message is not None:
         outcome.message = str(redact(_plain(outcome.message)))
@@ -333,6 +338,7 @@ def _attend(
     deadline_ns: int,
     grace_s: float,
     stop: StopFlag,
+    sockets: SocketWatch,
 ) -> str | None:
     """Listens until the child ends; returns why the supervisor ended it, if it did."""
     ended_by: str | None = None
@@ -343,6 +349,7 @@ def _attend(
             _wait_briefly(child)
         else:
             listener.wait(POLL_S)
+        sockets.look()
         if ended_by is None and (listener.flooded or remaining_s(deadline_ns) < -grace_s):
             ended_by = "too_many_reports" if listener.flooded else "deadline"
             asked_at = time.monotonic()

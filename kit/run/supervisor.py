@@ -333,7 +333,7 @@ def _run_one_stage(
         if user:
             user.take(run / stage_outputs(stage))
         outcome = _store_artifacts(log, plan, stage, outcome)
-    left_out = outcome.print_left_out_bytes
+    looks = outcome.socket_looks or None
     log.append(
         StageStop(
             stage,
@@ -343,7 +343,9 @@ def _run_one_stage(
             outcome.exit_code,
             outcome.accepted,
             outcome.dropped,
-            {"print_left_out_bytes": left_out} if left_out else {},
+            print_left_out_bytes=outcome.print_left_out_bytes or None,
+            socket_looks=looks,
+            remote_sockets=outcome.remote_sockets if looks else None,
         )
     )
     return outcome

@@ -29,7 +29,8 @@ def alone(evidence: Evidence) -> Iterator[Finding]:
     problems = 0
     traffic = [document["environment"][name] for name in ("rx_bytes", "tx_bytes")]
     known = [value for value in traffic if value is not None]
-    if known and max(known) > IDLE_NETWORK_BYTES:
+    others = known and max(known) > IDLE_NETWORK_BYTES and _stages_were_offline(evidence)
+    if known and max(known) > IDLE_NETWORK_BYTES and not others:
         problems += 1
         say = fail if ranked else warn
         yield say(
@@ -69,7 +70,18 @@ def alone(evidence: Evidence) -> Iterator[Finding]:
                     )
     if not problems:
         heard = f"{max(known) / 2**20:,.1f} MiB of traffic" if known else "traffic not counted"
+        if others:
+            heard += " by other programs (no stage held a socket to another machine)"
         yield ok(heard + (", one GPU, no other process on it" if evidence.uses_gpu else ""))
+
+
+def _stages_were_offline(evidence: Evidence) -> bool:
+    """Whether the supervisor looked at every stage's own sockets and found none to elsewhere.
+
+    A stage that ends within seconds may go without a look; then only the machine's counter speaks.
+    """
+    stops = [stop.data for stage in evidence.log.stages.values() for stop in stage.stops]
+    return bool(stops) and all(stop.socket_looks and stop.remote_sockets == 0 for stop in stops)
 
 
 def machine(evidence: Evidence) -> Iterator[Finding]:
@@ -90,7 +102,8 @@ def machine(evidence: Evidence) -> Iterator[Finding]:
     findings += _class(evidence, before, "before")
     if after is not None:
         findings += _class(evidence, after, "after")
-        findings += _same_machine(before, after)
+        rebooted = any(event.data.rebooted for event in log.resumes)
+        findings += _same_machine(before, after, rebooted=rebooted)
     elif evidence.complete:
         findings.append(fail("a complete run that did not measure its machine again", "hardware"))
     yield from findings
@@ -141,9 +154,13 @@ def _class(evidence: Evidence, found: dict[str, Any], when: str) -> Iterator[Fin
             )
 
 
-def _same_machine(before: dict[str, Any], after: dict[str, Any]) -> Iterator[Finding]:
+def _same_machine(
+    before: dict[str, Any], after: dict[str, Any], *, rebooted: bool
+) -> Iterator[Finding]:
     for name in ("cpu_model", "cores_logical", "ram_bytes", "kernel", "architecture"):
         if before["host"][name] != after["host"][name]:
+            if name == "cores_logical" and rebooted and _threads_switched(before, after):
+                continue
             # A reboot may bring another kernel and gives or takes a little memory.
             if name in ("kernel", "ram_bytes") and _near(before["host"], after["host"], name):
                 continue
@@ -184,6 +201,12 @@ def _same_machine(before: dict[str, Any], after: dict[str, Any]) -> Iterator[Fin
                     expected=f"within {allowed:.0%} of {left}",
                     found=right,
                 )
+
+
+def _threads_switched(before: dict[str, Any], after: dict[str, Any]) -> bool:
+    """Whether simultaneous multithreading was switched on or off: half or twice the cores."""
+    counts = sorted(found["host"]["cores_logical"] or 0 for found in (before, after))
+    return counts[0] > 0 and counts[1] == 2 * counts[0]
 
 
 def _near(before: dict[str, Any], after: dict[str, Any], name: str) -> bool:
