@@ -25,6 +25,7 @@ IMAGE = "n4090-kit"
 VOLUME = "n4090"
 WORK = "/work"
 LABEL = "org.n4090-kit.launched"
+_SYNTAX = re.compile(r"[:,\"]")  # signs that mean something in --volume and --mount
 STOP_TIMEOUT_S = 90  # the trainer saves and ends, the machine is measured again, the result signed
 PIDS = 4096
 SHM_BYTES = 8 * 2**30
@@ -112,8 +113,38 @@ def docker_run(container: Container) -> list[str]:
     for name, value in container.environment.items():
         line += ["--env", f"{name}={value}"]
     for here, there, mode in container.mounts:
-        line += ["--volume", f"{here}:{there}:{mode}"]
+        line += _mount_option(here, there, mode)
     return [*line, container.image, *container.command]
+
+
+def _mount_option(here: str, there: str, mode: str) -> list[str]:
+    """`--volume`, or for a path with signs of its syntax `--mount`, whose fields are CSV."""
+    if not _SYNTAX.search(here):
+        return ["--volume", f"{here}:{there}:{mode}"]
+    fields = ["type=bind", f"source={here}", f"target={there}"]
+    fields += ["readonly"] if mode == "ro" else []
+    quoted = ['"' + f.replace('"', '""') + '"' if set(f) & set(',"') else f for f in fields]
+    return ["--mount", ",".join(quoted)]
+
+
+def check_paths(container: Container) -> None:
+    """Refuses what no option of an engine can carry, before anything is started.
+
+    Raises:
+        LaunchError: With the path.
+    """
+    for here, there, _ in container.mounts:
+        for path in (here, there):
+            if any(ord(sign) < 32 or ord(sign) == 127 for sign in path):
+                raise LaunchError(
+                    f"{path!r} holds a line break or another control character",
+                    hint="No container engine takes such a path: rename the folder.",
+                )
+            if path == there and _SYNTAX.search(path):
+                raise LaunchError(
+                    f"the recipe's name {path!r} holds one of : , \"",
+                    hint="Rename the recipe file.",
+                )
 
 
 def shell_line(container: Container) -> str:
@@ -122,7 +153,7 @@ def shell_line(container: Container) -> str:
 
 def create(client: Any, container: Container) -> Any:
     """Creates the container that `docker_run` describes, through the SDK."""
-    from docker.types import DeviceRequest
+    from docker.types import DeviceRequest, Mount
 
     gpus = []
     if container.gpu is not None:
@@ -141,7 +172,12 @@ def create(client: Any, container: Container) -> Any:
         shm_size=SHM_BYTES,
         tmpfs=container.tmpfs,
         device_requests=gpus,
-        binds=[f"{here}:{there}:{mode}" for here, there, mode in container.mounts],
+        binds=[f"{h}:{t}:{mode}" for h, t, mode in container.mounts if not _SYNTAX.search(h)],
+        mounts=[
+            Mount(there, here, type="bind", read_only=mode == "ro")
+            for here, there, mode in container.mounts
+            if _SYNTAX.search(here)
+        ],
         **limits,
     )
     made = client.api.create_container(

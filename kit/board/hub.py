@@ -9,6 +9,7 @@ arrived is not sent twice (with Xet, not even its pieces).
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from kit.board.layout import BOARD_FOLDER, Settings
 from kit.board.package import Item
 from kit.errors import KitError, PrerequisiteError
+from kit.network import check_settings, not_json
 from kit.prepare.transfer import RETRY_STATUS, Line, Retry, explain, retry_after_s
 
 if TYPE_CHECKING:
@@ -35,8 +37,10 @@ def client() -> HfApi:
     """The Hub's client, with the token it finds itself (HF_TOKEN or `hf auth login`).
 
     Raises:
-        PrerequisiteError: The package is not installed.
+        PrerequisiteError: The package is not installed, or is told to stay offline.
+        SchemaError: A variable of the network holds what no request can be made with.
     """
+    check_settings()
     try:
         from huggingface_hub import HfApi
         from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
@@ -87,6 +91,8 @@ class Hub:
                     reason = explain(cause)
                     if isinstance(cause, httpx2.ConnectError):
                         unreached += 1
+                elif isinstance(cause, json.JSONDecodeError):
+                    raise not_json(self.api.endpoint) from error
                 else:
                     raise
                 failures += 1

@@ -80,6 +80,7 @@ def launch(
         tty=sys.stdout.isatty() and sys.stdin.isatty(),
         podman=client is not None and launcher.is_podman(client),
     )
+    launcher.check_paths(container)
     if only_print or client is None:
         click.echo(launcher.shell_line(container))
         return

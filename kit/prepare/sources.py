@@ -8,6 +8,7 @@ but of plain files: recipes share what is in it, and another machine can use it 
 from __future__ import annotations
 
 import functools
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from kit.errors import KitError, PrerequisiteError, SchemaError
+from kit.network import check_endpoint, check_settings, not_json
 from kit.prepare.transfer import Expected, Transfer, download, patiently, refused
 from kit.trust.digest import sha256_file
 
@@ -87,6 +89,8 @@ class Hub:
         endpoint: str | None = None,
         anonymous: bool = False,
     ) -> None:
+        check_settings(needed=False)  # an offline switch matters only when something is missing
+        check_endpoint(endpoint or "", "--mirror")
         from huggingface_hub import constants
         from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
@@ -137,6 +141,8 @@ class Hub:
             raise refused(error.response) from error
         except errors.HFValidationError as error:
             raise SchemaError(f"{repository!r} is no name of a repository: {error}") from error
+        except json.JSONDecodeError as error:
+            raise not_json(self.endpoint) from error
         except (KeyError, TypeError, ValueError) as error:
             raise SchemaError(
                 f"{self.endpoint} does not answer like the Hub: {error!r}",

@@ -1,0 +1,102 @@
+"""Networks of real life: each wrong setting is named, and no request is made with it."""
+
+import http.server
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from kit.errors import KitError, PrerequisiteError, SchemaError
+from kit.network import check_endpoint, check_settings
+
+WRONG = {
+    "HF_HUB_OFFLINE": ("1", "HF_HUB_OFFLINE is set"),
+    "TRANSFORMERS_OFFLINE": ("true", "TRANSFORMERS_OFFLINE is set"),
+    "HF_ENDPOINT": ("hf-mirror.com", "HF_ENDPOINT is 'hf-mirror.com', not an address"),
+    "ALL_PROXY": ("socks://127.0.0.1:1", "ALL_PROXY has the scheme 'socks'"),
+    "all_proxy": ("socks4://h:1", "all_proxy has the scheme 'socks4'"),
+    "HTTPS_PROXY": ("http://", "HTTPS_PROXY is not the address"),
+    "https_proxy": ("http://h:port", "https_proxy is not the address"),
+    "HTTP_PROXY": ("h:99999", "HTTP_PROXY is not the address"),
+    "HF_TOKEN": ("hf_aaa\n", "the token in HF_TOKEN holds a line break"),
+    "HUGGING_FACE_HUB_TOKEN": ("hf_ключ", "HUGGING_FACE_HUB_TOKEN holds a character"),
+}
+RIGHT = {
+    "HF_ENDPOINT": "https://hf-mirror.com/",
+    "HTTPS_PROXY": "127.0.0.1:3128",
+    "HTTP_PROXY": "http://user:pass@[::1]:8080/",
+    "HF_TOKEN": "hf_abc",
+    "HF_HUB_OFFLINE": "0",
+    "NO_PROXY": "*",
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_setting_is_named_with_a_remedy(name: str) -> None:
+    value, message = WRONG[name]
+    with pytest.raises(KitError) as caught:
+        check_settings({name: value})
+    assert message in caught.value.message and caught.value.hint
+    if "TOKEN" in name:
+        assert value.strip() not in caught.value.message + (caught.value.hint or "")
+
+
+def test_settings_that_work_are_let_through() -> None:
+    check_settings(RIGHT)
+    check_settings({name: "" for name in WRONG})
+    check_settings({"HF_HUB_OFFLINE": "1"}, needed=False)
+
+
+def test_socks_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(PrerequisiteError, match="socksio"):
+        check_settings({"ALL_PROXY": "socks5h://127.0.0.1:1080"})
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    check_settings({"ALL_PROXY": "socks5h://127.0.0.1:1080"})
+
+
+@pytest.mark.parametrize(
+    "value", ["ftp://h", "https://", "http://h:0", " https://h", "https://a b", "//h"]
+)
+def test_addresses_that_are_none(value: str) -> None:
+    with pytest.raises(SchemaError, match="--mirror is"):
+        check_endpoint(value, "--mirror")
+
+
+@pytest.fixture
+def portal() -> Iterator[str]:
+    """A server that answers everything with its login page."""
+
+    class Page(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = b"<html><body>Please log in to the hotel network</body></html>"
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_POST = do_HEAD = do_GET
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_login_page_instead_of_the_hub_is_named(
+    portal: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("huggingface_hub")
+    from kit.board.hub import Hub, client
+
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", portal)
+    monkeypatch.setenv("HF_TOKEN", "hf_abc")
+    with pytest.raises(SchemaError, match="login page"):
+        Hub(client()).who()
