@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
 
+import click
 import pytest
 
 from kit.cli.main import cli
@@ -101,3 +103,27 @@ def test_commands_recipes_and_files_that_the_pages_name_exist() -> None:
         r"(?<!\})`((?:kit|reference|submissions|docker|tests|schema)/[\w./-]*)`", text
     ):
         assert (ROOT / target).exists(), target
+
+
+def test_command_lines_of_the_pages_have_the_options_they_need() -> None:
+    lines = []
+    for path in (ROOT / "README.md", *PAGES):
+        for block in re.findall(r"```sh\n(.*?)```", path.read_text(), re.DOTALL):
+            lines += re.findall(r"^(?:\.venv/bin/)?n4090-kit (.*)$", block, re.MULTILINE)
+            lines += re.findall(r"^docker run .* n4090-kit (.*)$", block, re.MULTILINE)
+    assert len(lines) > 30
+    for line in lines:
+        words = shlex.split(line, comments=True)
+        command: click.Command = cli
+        while isinstance(command, click.Group) and words and not words[0].startswith("-"):
+            name = words.pop(0)
+            found = command.get_command(click.Context(command), name)
+            assert found is not None, line
+            command = found
+        options = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+        given = {word.split("=")[0] for word in words if word.startswith("-")}
+        assert given <= options, (line, given - options)
+        if "--help" not in given:
+            for parameter in command.params:
+                if isinstance(parameter, click.Option) and parameter.required:
+                    assert given & set(parameter.opts), (line, parameter.opts)
