@@ -14,12 +14,11 @@ from typing import Any, NamedTuple
 
 from reference.config.experiment import asked_for
 from reference.config.model import SMEAR_GATE_CHANNELS, ModelConfig
+from reference.model.structure import Parameters, count_parameters
 from reference.train.memory import (
     GIB,
     USABLE_SHARE,
     VRAM_BYTES,
-    Parameters,
-    count_parameters,
     fitting_micro_batch,
     plan_vram,
 )

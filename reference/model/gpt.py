@@ -20,7 +20,7 @@ V vocabulary, S cached positions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -46,6 +46,7 @@ from reference.model.loss import (
     softcapped_cross_entropy,
     softcapped_logits,
 )
+from reference.model.structure import Shape, attention_maps, mlp_maps
 from reference.train.device import resolve_dtype
 
 __all__ = ["GPT", "KVCache", "ModelConfig", "resolve_dtype"]
@@ -60,23 +61,27 @@ class Teacher(Protocol):
         """For tokens (B, T) int64."""
 
 
+def add_maps(module: nn.Module, maps: Mapping[str, Shape]) -> None:
+    """Gives `module` a linear map for each name, of shape (outputs, inputs)."""
+    for name, (outputs, inputs) in maps.items():
+        module.add_module(name, Linear(inputs, outputs))
+
+
 class Attention(nn.Module):
     """Queries, keys, values and their mix; `window` and `backends` may change between steps."""
+
+    c_q: Linear
+    c_k: Linear
+    c_v: Linear
+    c_proj: Linear
+    value_gate: Linear  # only in layers with a value embedding
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.config, self.layer, self.window = config, layer, config.windows[layer]
         # For windows that cover all keys, and for narrower ones.
         self.backends: tuple[Backend, Backend] = ("auto", "auto")
-        self.c_q = Linear(config.n_embd, config.n_embd)
-        self.c_k = Linear(config.n_embd, config.kv_dim)
-        self.c_v = Linear(config.n_embd, config.kv_dim)
-        self.c_proj = Linear(config.n_embd, config.n_embd)
-        self.value_gate = (
-            Linear(VALUE_GATE_CHANNELS, config.n_kv_head)
-            if config.has_value_embedding(layer)
-            else None
-        )
+        add_maps(self, attention_maps(config, layer))
 
     def project(
         self, x: Tensor, value: Tensor | None, rope: tuple[Tensor, Tensor]
@@ -115,14 +120,17 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """Up, bend, down; with "swiglu" a third matrix is multiplied in."""
 
+    c_fc: Linear
+    c_up: Linear  # only with "swiglu"
+    c_proj: Linear
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.c_fc = Linear(config.n_embd, config.ffn_dim)
-        self.c_up = Linear(config.n_embd, config.ffn_dim) if config.ffn == "swiglu" else None
-        self.c_proj = Linear(config.ffn_dim, config.n_embd)
+        self.swiglu = config.ffn == "swiglu"
+        add_maps(self, mlp_maps(config))
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.c_up is not None:
+        if self.swiglu:
             return self.c_proj(F.silu(self.c_fc(x)) * self.c_up(x))
         return self.c_proj(relu_squared(self.c_fc(x)))
 

@@ -7,12 +7,17 @@ prints the plan beside what the device measured.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from reference.config.experiment import VramPlan, asked_for
-from reference.config.model import SMEAR_GATE_CHANNELS, VALUE_GATE_CHANNELS, ModelConfig
+from reference.config.model import ModelConfig
+from reference.model.structure import (
+    Parameters,
+    block_activations,
+    count_parameters,
+    matrix_shapes,
+)
 from reference.optim.rules import MatrixRule, rules
 
 GIB = 2**30
@@ -23,54 +28,6 @@ USABLE_SHARE = 0.90
 LOGITS_CHUNK_BYTES = 256 << 20  # of bf16 logits at a time on a GPU (`reference.model.loss`)
 MUON_CHUNK_ELEMENTS = 64 << 20  # matrices that Muon works off at once
 CPU_SEQUENCES = 8  # the micro-batch of a recipe that leaves it open, where there is no GPU
-
-
-class Parameters(NamedTuple):
-    """Counts by kind; `scaling` is what nanochat's horizon rule multiplies."""
-
-    embedding: int
-    value_embedding: int
-    unembedding: int
-    matrix: int
-    scalar: int
-    tied_head: int = 0  # matrix entries that are used as a head and counted as an embedding
-
-    @property
-    def scaling(self) -> int:
-        return self.matrix + self.unembedding + self.tied_head
-
-    @property
-    def total(self) -> int:
-        return sum(self) - self.tied_head
-
-
-def count_parameters(config: ModelConfig) -> Parameters:
-    """Parameters of a model, padding rows included."""
-    C, V, L = config.n_embd, config.padded_vocab_size, config.n_layer
-    gated = sum(config.has_value_embedding(layer) for layer in range(L))
-    ffn = (3 if config.ffn == "swiglu" else 2) * C * config.ffn_dim
-    block = 2 * C * C + 2 * C * config.kv_dim + ffn
-    return Parameters(
-        embedding=V * C,
-        value_embedding=gated * V * config.kv_dim,
-        unembedding=0 if config.tied else V * C,
-        matrix=L * block + gated * VALUE_GATE_CHANNELS * config.n_kv_head,
-        scalar=L * (1 + config.x0_mix) + (SMEAR_GATE_CHANNELS + 1) * config.smear + config.backout,
-        tied_head=V * C if config.tied else 0,
-    )
-
-
-def matrix_shapes(config: ModelConfig) -> dict[tuple[int, int], int]:
-    """How many of the blocks' matrices (rows, columns) have each shape."""
-    C, L = config.n_embd, config.n_layer
-    gated = sum(config.has_value_embedding(layer) for layer in range(L))
-    shapes: Counter[tuple[int, int]] = Counter()
-    shapes[C, C] += 2 * L
-    shapes[config.kv_dim, C] += 2 * L
-    shapes[config.ffn_dim, C] += (2 if config.ffn == "swiglu" else 1) * L
-    shapes[C, config.ffn_dim] += L
-    shapes[config.n_kv_head, VALUE_GATE_CHANNELS] += gated
-    return dict(shapes)
 
 
 def plan_vram(
@@ -140,17 +97,6 @@ def _activations_per_token(config: ModelConfig) -> int:
     gated = sum(config.has_value_embedding(layer) for layer in range(config.n_layer))
     layers = config.n_layer * block_activations(config)
     return layers + gated * config.kv_dim + 4 * config.n_embd
-
-
-def block_activations(config: ModelConfig) -> int:
-    """Elements a token that PyTorch's partitioner keeps of one block, its value embedding apart.
-
-    Both residual states and both normed inputs, q and k before and after their norm, v, the
-    attention's output; of the MLP every product's result and what goes into the last one.
-    """
-    C = config.n_embd
-    inner = (3 if config.ffn == "swiglu" else 2) * config.ffn_dim
-    return 2 * C + 2 * C + 2 * C + 3 * config.kv_dim + C + inner
 
 
 def _workspace(config: ModelConfig, p: Parameters, tokens: int, section: Mapping[str, Any]) -> int:

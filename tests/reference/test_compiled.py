@@ -18,7 +18,7 @@ from reference.config.model import ModelConfig
 from reference.kernels.attention import find_documents, prepare_flex
 from reference.model.gpt import GPT
 from reference.model.linear import Products, set_products
-from reference.train.memory import block_activations
+from reference.model.structure import block_activations
 
 CONFIG = ModelConfig(64, n_layer=2, n_embd=32, n_head=2, n_kv_head=1, seq_len=16, short_window=8,
                      window_pattern="L")  # fmt: skip

@@ -13,10 +13,10 @@ from reference.errors import TrainerError
 from reference.experiments.soap.soap import ADAM_RMS, EARLY_STEPS, refresh_due
 from reference.model.cost import plan_vram
 from reference.model.gpt import GPT
+from reference.model.structure import matrix_shapes
 from reference.optim.muon import orthogonalize
 from reference.optim.optimizer import MuonAdamW, parameter_groups
 from reference.optim.schedule import Schedule
-from reference.train.memory import matrix_shapes
 
 RATES = {
     "total_batch_size": 32, "matrix_lr": 0.02, "embedding_lr": 0.05, "unembedding_lr": 0.008,
