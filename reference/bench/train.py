@@ -53,9 +53,6 @@ class GivenRows:
     def next_batch(self) -> tuple[Tensor, Tensor]:
         return next(self.batches)
 
-    def learned(self, losses: Tensor) -> dict[str, Any]:
-        return {}
-
     def state_dict(self) -> dict[str, Any]:
         return {}
 

@@ -115,4 +115,5 @@ def _field_schema(kind: Any, field: dataclasses.Field[Any]) -> dict[str, Any]:
         schema["items"] = {"type": _JSON_TYPES[item]} | limits
         if rest and rest[-1] is not Ellipsis:
             schema |= {"minItems": 1 + len(rest), "maxItems": 1 + len(rest)}
-    return schema | {"default": list(field.default)}
+    default: Any = field.default
+    return schema | {"default": list(default)}

@@ -55,7 +55,7 @@ class ReferenceTrainer:
             return []  # another program that reads the same sections in its own way
         from reference.config.problems import problems
 
-        return [tuple(problem) for problem in problems(recipe)]
+        return [(p.path, p.found, p.allowed) for p in problems(recipe)]
 
     def facts(self, recipe: Recipe) -> dict[str, Any]:
         """What the kit's stages and checks ask of a recipe.

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -154,8 +154,8 @@ class Block(nn.Module):
         cache: KVCache | None = None,
         documents: Documents | None = None,
     ) -> Tensor:
-        x, *qkv = self.before(x, x0, resid_scale, x0_scale, value, rope)
-        return self.after(x, self.attn.mix(*qkv, cache, documents))
+        x, q, k, v = self.before(x, x0, resid_scale, x0_scale, value, rope)
+        return self.after(x, self.attn.mix(q, k, v, cache, documents))
 
     def before(
         self,
@@ -179,6 +179,9 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """The model. Built in fp32 with unset weights: call `init_weights` or load a state dict, then
     `place`."""
+
+    rope_cos: Tensor
+    rope_sin: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -284,13 +287,18 @@ class GPT(nn.Module):
 
     def set_windows(self, windows: Sequence[int]) -> None:
         """The reach of each layer from here on (`ModelConfig.windows` are the final ones)."""
-        for block, window in zip(self.blocks, windows, strict=True):
+        for block, window in zip(self.layers, windows, strict=True):
             block.attn.window = window
 
     def set_backends(self, full: Backend, windowed: Backend) -> None:
         """The attention kernels of training, for windows that cover all keys and for others."""
-        for block in self.blocks:
+        for block in self.layers:
             block.attn.backends = (full, windowed)
+
+    @property
+    def layers(self) -> Sequence[Block]:
+        """The blocks, by their type."""
+        return cast("Sequence[Block]", self.blocks)
 
     @property
     def device(self) -> torch.device:
@@ -360,10 +368,7 @@ class GPT(nn.Module):
                 if documents is not None:
                     previous = previous * documents.goes_on[:, 1:, None]
                 x = torch.cat([x[:, :1], self._smear(x[:, 1:], previous)], dim=1)
-            values = {
-                layer: F.embedding(tokens, table.weight)
-                for layer, table in self.value_embeds.items()
-            }
+            values = self._value_rows(tokens)
             return self._blocks_forward(x, values, rope, documents=documents)
         if cache.batch != B:
             raise ValueError(f"{B} rows of tokens for a cache of {cache.batch} rows")
@@ -372,9 +377,7 @@ class GPT(nn.Module):
         rope = self._rope_rows(cache.positions)
         if self.config.smear:
             x = self._smear(x, cache.exchange_previous(x))
-        values = {
-            layer: F.embedding(tokens, table.weight) for layer, table in self.value_embeds.items()
-        }
+        values = self._value_rows(tokens)
         x = self._blocks_forward(x, values, rope, cache)
         cache.commit()
         return x
@@ -396,8 +399,16 @@ class GPT(nn.Module):
             if layer == self.config.n_layer // 2:
                 middle = x
         if self.config.backout:
+            assert middle is not None
             x = x - self.backout_scale.to(x.dtype) * middle
         return norm(x)
+
+    def _value_rows(self, tokens: Tensor) -> dict[str, Tensor]:
+        """For each layer with a value embedding: its rows of tokens (B, T), (B, T, G D)."""
+        return {
+            layer: F.embedding(tokens, cast("Tensor", table.weight))
+            for layer, table in self.value_embeds.items()
+        }
 
     def _smear(self, x: Tensor, previous: Tensor) -> Tensor:
         """Adds a gated share of each predecessor's embedding; both (B, T, C)."""

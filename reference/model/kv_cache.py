@@ -127,5 +127,6 @@ class KVCache:
 
     def commit(self) -> None:
         """Closes the call: the rows are longer by their real tokens."""
+        assert self._counts is not None
         self.lengths = [n + count for n, count in zip(self.lengths, self._counts, strict=True)]
         self._counts = None

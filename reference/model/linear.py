@@ -55,14 +55,14 @@ class _Mixed(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, x: Tensor, weight: Tensor, forward: Kind, input_grad: Kind, weight_grad: Kind
+        ctx: Any, x: Tensor, weight: Tensor, forward: Kind, input_grad: Kind, weight_grad: Kind
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.kinds = (input_grad, weight_grad)
         return product(x, weight, forward, x.dtype)
 
     @staticmethod
-    def backward(ctx, dy: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         x, weight = ctx.saved_tensors
         for_input, for_weight = ctx.kinds
         dy = dy.contiguous()

@@ -7,13 +7,14 @@ taken several times. Prompts longer than the training length are read whole, as 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from reference.model.gpt import GPT
+from reference.model.gpt import GPT, Block
 from reference.model.kv_cache import KVCache
 from reference.tokenizer.bpe import Tokenizer
 from reference.train.checkpoint import load_model
@@ -54,10 +55,13 @@ class EvaluatedGPT:
 
     def compile(self, backend: str = "inductor") -> None:
         """Compiles what `expect` says, for any number of rows and tokens, and tries it out."""
-        eager = [(block, block.before, block.after) for block in self._model.blocks]
+        eager = [(block, block.before, block.after) for block in self._model.layers]
         for block, before, after in eager:
-            block.before = torch.compile(before, dynamic=True, backend=backend)
-            block.after = torch.compile(after, dynamic=True, backend=backend)
+            _replace(
+                block,
+                torch.compile(before, dynamic=True, backend=backend),
+                torch.compile(after, dynamic=True, backend=backend),
+            )
         try:
             with torch.inference_mode():
                 for rows, length in ((2, 24), (3, 40)):
@@ -67,7 +71,7 @@ class EvaluatedGPT:
                     self.extend(self.prefill(tokens, counts)[1], torch.tensor([1, 0]), tokens[:2])
         except Exception as error:  # the compiler's errors share no type
             for block, before, after in eager:
-                block.before, block.after = before, after
+                _replace(block, before, after)
             warnings.warn(
                 f"evaluating without compiled blocks: {str(error).splitlines()[0]}", stacklevel=2
             )
@@ -114,3 +118,9 @@ def load(path: Path, *, device: str = "cpu", dtype: str = "auto") -> EvaluatedGP
     model.to(model.dtype)
     model.requires_grad_(False)
     return EvaluatedGPT(model, Tokenizer.load(path))
+
+
+def _replace(block: Block, before: Callable[..., Any], after: Callable[..., Any]) -> None:
+    """Gives a block other functions for its two halves."""
+    for name, function in (("before", before), ("after", after)):
+        setattr(block, name, function)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.util import find_spec
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -324,7 +324,18 @@ class _TotalLoss(torch.autograd.Function):
     """Scaled sum of the losses; its gradients are made in the forward pass."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, targets, vocab_size, softcap, scale, kind, each, soft):
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        vocab_size: int,
+        softcap: float,
+        scale: Tensor | float,
+        kind: Kind,
+        each: Tensor | None,
+        soft: SoftTargets | None,
+    ) -> Tensor:
         row_scale = (targets >= 0) * scale
         losses, d_hidden, d_weight = _loss_and_gradients(
             hidden, weight, targets, row_scale, vocab_size, softcap, kind, soft
@@ -335,7 +346,7 @@ class _TotalLoss(torch.autograd.Function):
         return losses.sum() * scale
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         d_hidden, d_weight = ctx.saved_tensors
         if grad.device.type == "cpu" and grad.item() == 1.0:  # the usual case, spared two passes
             return d_hidden, d_weight, None, None, None, None, None, None, None
@@ -347,13 +358,20 @@ class _EachLoss(torch.autograd.Function):
     """A loss a token; each token's weight is known in the backward pass only, which recomputes."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, targets, vocab_size, softcap):
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        vocab_size: int,
+        softcap: float,
+    ) -> Tensor:
         ctx.save_for_backward(hidden, weight, targets)
         ctx.constants = (vocab_size, softcap)
         return _losses(hidden, weight, targets, vocab_size, softcap)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, targets = ctx.saved_tensors
         _, d_hidden, d_weight = _loss_and_gradients(
             hidden, weight, targets, (targets >= 0) * grad, *ctx.constants

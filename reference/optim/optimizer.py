@@ -68,7 +68,7 @@ class MuonAdamW(torch.optim.Optimizer):
                     self.state[p][name] = value.detach().clone().to(p.device)
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         self.updates += 1
         for group, rule in zip(self.param_groups, self.rules, strict=True):
             if rule is not None:

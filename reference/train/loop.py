@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -57,10 +57,7 @@ class Rows(Protocol):
 
     @property
     def by_row(self) -> bool:
-        """Whether `learned` needs the losses of this step's rows."""
-
-    def learned(self, losses: Tensor) -> dict[str, Any]:
-        """Takes the mean losses of the step's rows, if `by_row`; returns figures for the log."""
+        """Whether `JudgedRows.learned` needs the losses of this step's rows."""
 
     def at(self, progress: float) -> None:
         """Called before the batches of each step are read."""
@@ -70,6 +67,13 @@ class Rows(Protocol):
     def next_batch(self) -> tuple[Any, ...]: ...
 
     def state_dict(self) -> dict[str, Any]: ...
+
+
+class JudgedRows(Rows, Protocol):
+    """Rows whose losses decide which are read again; `by_row` says when."""
+
+    def learned(self, losses: Tensor) -> dict[str, Any]:
+        """Takes the mean losses of the step's rows; returns figures for the log."""
 
 
 class Lever(Protocol):
@@ -359,7 +363,7 @@ class TrainState:
         diverged, figures = self.divergence.seen(loss), {}
         if not diverged:
             if rows.by_row:
-                figures = rows.learned(self._stepper.row_losses)
+                figures = cast("JudgedRows", rows).learned(self._stepper.row_losses)
             self.average.update(step, progress)
             self.tokens += phase.batch_tokens
             if self.cost is not None:

@@ -6,7 +6,7 @@ import gc
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -208,7 +208,7 @@ CPU_COMPILE_PAYS_AFTER_S = 4 * 3600.0
 
 def maybe_compile(
     model: GPT,
-    setting: Literal["auto", "on", "off"],
+    setting: str,
     device: torch.device | str,
     *,
     tokens: float = 0.0,
