@@ -20,7 +20,7 @@ from kit.board.layout import BOARD_FOLDER, Settings
 from kit.board.package import Item
 from kit.errors import KitError, PrerequisiteError
 from kit.network import check_settings, not_json
-from kit.prepare.transfer import RETRY_STATUS, Line, Retry, explain, retry_after_s
+from kit.prepare.transfer import RETRY_STATUS, UNREACHED, Line, Retry, explain, retry_after_s
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -30,7 +30,6 @@ Tell = Callable[[str], None]
 _FILES_A_COMMIT = 90
 _LARGE = (".safetensors", ".parquet")
 _LARGE_BYTES = 10 * 2**20
-_UNREACHED = 3  # tries before a Hub that no connection reaches counts as out of reach: seconds
 
 
 def client() -> HfApi:
@@ -96,7 +95,7 @@ class Hub:
                 else:
                     raise
                 failures += 1
-                if failures >= self.retry.attempts or unreached >= _UNREACHED:
+                if failures >= self.retry.attempts or unreached >= UNREACHED:
                     raise PrerequisiteError(
                         f"{what}: {reason}, {failures} times in a row",
                         hint="run the command again later: it goes on where it stopped",

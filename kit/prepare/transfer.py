@@ -49,6 +49,9 @@ class Interrupted(Exception):
     """Another transfer failed or the person stopped; what is there is kept for the next time."""
 
 
+UNREACHED = 3  # tries before a server that no connection reaches counts as out of reach
+
+
 @dataclass(frozen=True)
 class Retry:
     """How long to keep trying: `attempts` in a row without a byte received."""
@@ -189,7 +192,7 @@ def _fill(url: str, part: Path, size: int | None, transfer: Transfer) -> None:
     """Requests what is missing of `part` until nothing is."""
     import httpx2
 
-    failures = 0
+    failures, received, no_connection = 0, False, 0
     while True:
         before = part.stat().st_size if part.exists() else 0
         if size is not None and before > size:
@@ -213,10 +216,13 @@ def _fill(url: str, part: Path, size: int | None, transfer: Transfer) -> None:
                     reason = "the connection ended early"
         except httpx2.TransportError as error:
             reason = explain(error)
+            no_connection += isinstance(error, httpx2.ConnectError)
         # A server that hands over a little each time is slow, not broken.
         after = part.stat().st_size if part.exists() else 0
-        failures = 1 if after > before else failures + 1
-        if failures >= transfer.retry.attempts:
+        failures, received = (1, True) if after > before else (failures + 1, received)
+        # A machine without network is told so in seconds; a download under way waits longer.
+        offline = no_connection >= UNREACHED and not received
+        if failures >= transfer.retry.attempts or offline:
             raise unreachable(url, f"{reason}, {failures} times in a row")
         _pause(part, reason, asked_s, failures, transfer)
 

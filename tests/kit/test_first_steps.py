@@ -59,6 +59,28 @@ def test_a_hub_out_of_reach_is_noticed_after_three_tries() -> None:
     assert len(asked) == 3
 
 
+def test_a_download_without_a_network_ends_after_three_tries(tmp_path: Path) -> None:
+    httpx2 = pytest.importorskip("httpx2")
+    from kit.prepare.transfer import Expected, Retry, Transfer, download
+
+    asked: list[str] = []
+
+    class Client:
+        def stream(self, method: str, url: str, **_: Any) -> Any:
+            asked.append(url)
+            raise httpx2.ConnectError("Name or service not known")
+
+    class Silent:
+        def advance(self, count: int) -> None: ...
+        def note(self, text: str) -> None: ...
+
+    patience = Retry(attempts=9, base_s=0.0)
+    transfer = Transfer(Client(), {}, Silent(), retry=patience)  # type: ignore[arg-type]
+    with pytest.raises(PrerequisiteError, match="cannot be reached"):
+        download("https://example.org/core.zip", tmp_path / "core.zip", Expected(), transfer)
+    assert len(asked) == 3
+
+
 @pytest.mark.parametrize("name", ["", "result.json"])
 def test_a_run_without_a_result_is_not_finished_rather_than_refused(
     tmp_path: Path, name: str
