@@ -24,7 +24,7 @@ from kit.run.code import code_digest
 from kit.run_log import LOG_KIND
 from kit.trust import sshsig
 from kit.trust.digest import FileDigest, manifest_digest, sha256_bytes
-from kit.verify.expected import Expected
+from kit.verify.expected import Expected, parameters
 from kit.verify.thresholds import CORE_TASKS
 from support.draft import KEY, Draft, Event
 from support.synthetic_machine import UUID_HASH, Clock, fingerprint_4090
@@ -126,6 +126,7 @@ class Plan:
     sleep_at: int | None = None
     stop_at: int | None = None
     batch: int = 524288
+    recipe: str | None = None  # instead of the one here
 
 
 class Synthesis:
@@ -142,9 +143,14 @@ class Synthesis:
         self.next_sample_s = 0.0
         self.sampling = False
         self.busy = False
-        self.text = RECIPE.replace("524288", str(plan.batch)).replace("20.0", str(self.hours()))
+        text = RECIPE.replace("524288", str(plan.batch)).replace("20.0", str(self.hours()))
+        self.text = plan.recipe or text
         self.recipe = parse_recipe(self.text, folder=Path(), label="recipe")
         self.expected = Expected(self.recipe)
+        self.vocabulary: int = self.recipe.section("tokenizer")["vocab_size"]
+        self.questions = self.recipe.section("data")["chat_eval"] or QUESTIONS
+        model = {**self.recipe.section("model"), "vocab_size": self.vocabulary}
+        self.parameters = parameters(model)
 
     def hours(self) -> float:
         """Hours of pretraining that the recipe gives: a tenth more than the plan needs."""
@@ -265,11 +271,12 @@ class Synthesis:
         )
         shards = [
             FileDigest(f"shard_{i:05d}.parquet", 100_000_000 + i, sha256_bytes(b"%d" % i))
-            for i in range(6)
+            for i in range(self.recipe.section("data")["shards"] + 1)
         ]
         talk = [FileDigest("smoltalk.jsonl", 5_000_000, sha256_bytes(b"talk"))]
         questions = [
-            FileDigest(f"{name}.jsonl", 500_000, sha256_bytes(name.encode())) for name in QUESTIONS
+            FileDigest(f"{name}.jsonl", 500_000, sha256_bytes(name.encode()))
+            for name in self.questions
         ]
         core = [
             FileDigest(path, facts["bytes"], _prefixed(facts["sha256"]))
@@ -345,12 +352,13 @@ class Synthesis:
             self.core()
         elif stage == "sft":
             self.say("trainer", "eval", name="sft_val_loss", step=0, value=1.72)
-            for step in range(22):
+            last = self.recipe.section("sft")["num_steps"]
+            for step in range(last):
                 self.wait(max(0.1, self.rng.gauss(self.plan.step_s, 0.01)))
                 loss = 1.6 - 0.01 * step + self.rng.gauss(0, 0.01)
-                self.step(step, loss, self.plan.batch, stage="sft", progress=step / 22)
-            self.say("trainer", "eval", name="sft_val_loss", step=22, value=1.31)
-            self.say("trainer", "memory", step=22, peak_bytes=21_900_000_000)
+                self.step(step, loss, self.plan.batch, stage="sft", progress=step / last)
+            self.say("trainer", "eval", name="sft_val_loss", step=last, value=1.31)
+            self.say("trainer", "memory", step=last, peak_bytes=21_900_000_000)
             self.outputs(stage, "checkpoints/sft", self.model(2))
         else:
             self.wait(12)
@@ -381,7 +389,7 @@ class Synthesis:
                 "ended": [int(self.rng.random() < 0.97) for _ in range(200)],
                 "baseline": 0.25,
             }
-            for name in QUESTIONS
+            for name in self.questions
         }
         for name, task in tasks.items():
             value = sum(task["outcomes"]) / 200
@@ -417,14 +425,16 @@ class Synthesis:
         )
 
     def describe(self) -> None:
-        model = {**self.recipe.section("model"), "vocab_size": VOCABULARY}
+        model = {**self.recipe.section("model"), "vocab_size": self.vocabulary}
         trainer: Any = self.recipe.trainer
         self.say(
             "trainer",
             "model",
-            parameters=PARAMETERS,
-            flops_per_token=trainer.flops_per_token(self.recipe.document, [1.0], VOCABULARY)[0],
-            vocab_size=VOCABULARY,
+            parameters=self.parameters,
+            flops_per_token=trainer.flops_per_token(self.recipe.document, [1.0], self.vocabulary)[
+                0
+            ],
+            vocab_size=self.vocabulary,
             config=model,
             device="cuda:0",
             initial_weights=sha256_bytes(b"weights of the seed"),
@@ -446,7 +456,7 @@ class Synthesis:
             share = step / plan.steps
             self.step(
                 step,
-                math.log(VOCABULARY) * (1 - 0.72 * share**0.15) + rng.gauss(0, 0.02),
+                math.log(self.vocabulary) * (1 - 0.72 * share**0.15) + rng.gauss(0, 0.02),
                 plan.batch,
             )
             step += 1
