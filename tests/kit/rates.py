@@ -240,14 +240,14 @@ def honest_rows_refused(days: int, folder: Path) -> int:
 def tables(days: int) -> str:
     """Both tables as Markdown."""
     with tempfile.TemporaryDirectory() as name:
-        refused, warned = false_refusals(days * 2, Path(name))
+        refused, warned = false_refusals(days * 8, Path(name))
         forged = misses(days, Path(name))
     with tempfile.TemporaryDirectory() as name:
         forged += copied_curves(days, Path(name))
         taken = honest_rows_refused(days, Path(name))
     said = ", ".join(f"{check} {n}" for check, n in sorted(warned.items()))
     lines = [
-        f"Of {days * 2} honest days {sum(refused.values())} were refused "
+        f"Of {days * 8} honest days {sum(refused.values())} were refused "
         f"{dict(refused) or ''}".rstrip()
         + f"; warnings, by check: {said or 'none'}.",
         f"Of {days} honest rows beside each other V25 took {taken} for copies.",
