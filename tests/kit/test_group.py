@@ -44,7 +44,7 @@ def test_what_is_no_registration_is_said(tmp_path: Path) -> None:
     with pytest.raises(PrerequisiteError, match="cannot be read"):
         open_group(tmp_path, "0123456789abcdef")
     (tmp_path / "r.json").write_text("{}")
-    with pytest.raises(KitError, match="no registration"):
+    with pytest.raises(KitError, match="not a valid registration"):
         open_group(tmp_path, str(tmp_path / "r.json"))
     assert registration_problem({**tamper.registration(), "runs": 9}) is not None
 
