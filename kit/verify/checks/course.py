@@ -79,11 +79,14 @@ def _place(event: Event[Any]) -> int:
 def _sittings(evidence: Evidence, expected: Expected) -> Iterator[Finding]:
     """The supervisor's own events: in their order, once, and all there at the end."""
     seen: set[int] = set()
-    last = -1
+    last, complete = -1, False
     for event in evidence.log.events:
         if isinstance(event.data, Resume):
-            seen, last = {place for place in seen if place < 4}, 2
+            # A run that was complete is only closed: its stop is not repeated.
+            begins_at, last = (6, 5) if complete else (4, 2)
+            seen = {place for place in seen if place < begins_at}
             continue
+        complete |= isinstance(event.data, RunStop) and event.data.status == "complete"
         place = _place(event)
         if place < last or (place != 4 and place in seen):
             yield fail(
