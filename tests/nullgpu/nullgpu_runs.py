@@ -50,17 +50,9 @@ class NullDevice:
     folder: Path
     kit: Path  # the unpacked wheel: with its entry points, as installed
 
-    def run(
-        self,
-        *command: str | Path,
-        log: Path,
-        card: str = "4090",
-        check: bool = True,
-        **settings: str,
-    ) -> subprocess.CompletedProcess[str]:
-        """Runs `python COMMAND…`; its output is in the failure where it fails."""
+    def _variables(self, log: Path, card: str, settings: dict[str, str]) -> dict[str, str]:
         caches = cache_folder() / "compiled"
-        everything = {
+        return {
             **os.environ,
             **variables(self.folder),
             "PYTHONPATH": str(self.kit),
@@ -73,18 +65,38 @@ class NullDevice:
             "NULLGPU_LOG": str(log),
             **settings,
         }
+
+    def start(self, *command: str | Path, log: Path, **settings: str) -> subprocess.Popen[str]:
+        """Starts `python COMMAND…` on a null RTX 4090, its output in pipes."""
+        return subprocess.Popen(
+            [str(self.python), *map(str, command)],
+            env=self._variables(log, "4090", settings),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=log.parent,
+        )
+
+    def run(
+        self,
+        *command: str | Path,
+        log: Path,
+        card: str = "4090",
+        check: bool = True,
+        **settings: str,
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs `python COMMAND…`; if it fails, the test fails with its output."""
         done = subprocess.run(
             [str(self.python), *map(str, command)],
-            env=everything,
+            env=self._variables(log, card, settings),
             capture_output=True,
             text=True,
             timeout=LIMIT_S,
             cwd=log.parent,
         )
         if check and done.returncode:
-            pytest.fail(
-                f"exit code {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
-            )
+            printed = f"{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+            pytest.fail(f"exit code {done.returncode}\n{printed}")
         return done
 
     def step(

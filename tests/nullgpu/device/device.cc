@@ -130,8 +130,8 @@ void null_copy(void *to, const void *from, size_t bytes) {
   }
   memset(to, 0, bytes);
   // A single number that the program reads is the integer 1, which as a float is positive, finite and
-  // next to zero: losses and errors then are finite, and counts are not zero.
-  if (bytes == 4 || bytes == 8) *(char *)to = 1;
+  // next to zero: losses and errors then are finite, counts are not zero, and all is as it should be.
+  if (bytes <= 8) *(char *)to = 1;
 }
 
 void null_fill(void *, int, size_t bytes) { null_log("fill\t%zu\n", bytes); }
