@@ -19,6 +19,7 @@ import secrets
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -414,4 +415,5 @@ def run(app: ASGIApp, listener: Listener) -> None:
         ws="none",
         timeout_graceful_shutdown=2,
     )
-    uvicorn.Server(config).run(sockets=[listener.socket])
+    with suppress(KeyboardInterrupt):  # raised once more by uvicorn when all requests have ended
+        uvicorn.Server(config).run(sockets=[listener.socket])
