@@ -21,6 +21,7 @@ from typing import Any
 
 import kit
 from kit.errors import PrerequisiteError
+from kit.network import check_settings
 from kit.prepare import core_files
 from kit.prepare.bring import bring
 from kit.prepare.dataset_lock import (
@@ -323,6 +324,7 @@ def _alone(work: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _transfer(watcher: Watcher, settings: Settings) -> Iterator[Transfer]:
     """A client for the whole time; it is closed at the end."""
+    check_settings(needed=False)  # an offline switch matters only when something is missing
     try:
         from huggingface_hub import close_session, get_session
     except ImportError as error:

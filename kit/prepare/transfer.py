@@ -159,7 +159,12 @@ def download(url: str, target: Path, expected: Expected, transfer: Transfer) -> 
 
 
 def disk_error(path: Path, error: OSError) -> PrerequisiteError:
-    """`error` in writing `path`, as a message."""
+    """`error` in writing `path`, as a message; huggingface_hub's offline error is an OSError too."""
+    if type(error).__name__ == "OfflineModeIsEnabled":
+        return PrerequisiteError(
+            "huggingface_hub is told to stay offline (HF_HUB_OFFLINE)",
+            hint="Unset HF_HUB_OFFLINE, or take the files from a folder: --mirror DIR.",
+        )
     return PrerequisiteError(
         f"{path} cannot be written: {error.strerror or error}",
         hint="Free some space or name another folder with --work DIR, then run the command again; "

@@ -3,6 +3,7 @@
 import http.server
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -100,3 +101,21 @@ def test_a_login_page_instead_of_the_hub_is_named(
     monkeypatch.setenv("HF_TOKEN", "hf_abc")
     with pytest.raises(SchemaError, match="login page"):
         Hub(client()).who()
+
+
+def test_an_offline_switch_is_no_matter_of_the_disk(tmp_path: Path) -> None:
+    errors = pytest.importorskip("huggingface_hub.errors")
+    from kit.prepare.transfer import disk_error
+
+    said = disk_error(tmp_path / "x", errors.OfflineModeIsEnabled("no"))
+    assert "HF_HUB_OFFLINE" in said.message and "space" not in (said.hint or "")
+    assert "cannot be written" in disk_error(tmp_path / "x", OSError(28, "full")).message
+
+
+def test_prepare_names_a_proxy_of_an_unknown_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("huggingface_hub")
+    from kit.prepare import fetch
+
+    monkeypatch.setenv("ALL_PROXY", "socks://127.0.0.1:1")
+    with pytest.raises(SchemaError, match="ALL_PROXY"), fetch._transfer(None, None):  # type: ignore[arg-type]
+        pass
