@@ -62,7 +62,7 @@ def tolerant_streams() -> None:
     """Lets stdout and stderr replace what the terminal's encoding cannot show (ASCII locales)."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError, OSError):
-            if stream.errors == "strict":
+            if stream.errors in ("strict", "surrogateescape"):  # the latter in the C locale
                 stream.reconfigure(errors="replace")  # type: ignore[union-attr]
 
 

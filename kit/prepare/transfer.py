@@ -159,7 +159,7 @@ def download(url: str, target: Path, expected: Expected, transfer: Transfer) -> 
 
 
 def disk_error(path: Path, error: OSError) -> PrerequisiteError:
-    """`error` in writing `path`, as a message; huggingface_hub's offline error is an OSError too."""
+    """`error` in writing `path`, as a message. The Hub's own offline error is an OSError too."""
     if type(error).__name__ == "OfflineModeIsEnabled":
         return PrerequisiteError(
             "huggingface_hub is told to stay offline (HF_HUB_OFFLINE)",

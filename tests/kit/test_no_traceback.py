@@ -6,6 +6,7 @@ import io
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -229,3 +230,23 @@ def test_a_place_that_takes_no_file_still_gives_one_sentence(
     with pytest.raises(SystemExit):
         main()
     assert "has a fault: RecursionError" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"PYTHONIOENCODING": "ascii"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        {"PYTHONIOENCODING": "latin-1"},
+    ],
+)
+def test_a_terminal_of_any_encoding_gets_an_answer(variables: dict[str, str]) -> None:
+    """What the terminal cannot show is replaced; here a sign of the recipe's name."""
+    environment = {**os.environ, **variables}
+    done = subprocess.run(
+        [sys.executable, "-m", "kit.cli.main", "recipes", "show", "\u5b57\u2026.toml"],
+        capture_output=True,
+        env=environment,
+    )
+    assert done.returncode in (2, 3), done.stderr
+    assert b"has a fault" not in done.stderr and b"Traceback" not in done.stderr

@@ -220,7 +220,7 @@ def test_an_unknown_repository_or_revision_is_named(place: Place) -> None:
 
 def test_a_server_that_is_no_hub_is_named(place: Place) -> None:
     place.hub.plain[f"/no/api/datasets/{CORPUS}/revision/main"] = b"<html>Welcome</html>"
-    with pytest.raises(SchemaError, match="not the Hub's JSON|does not answer like the Hub"):
+    with pytest.raises(SchemaError, match=r"not the Hub's JSON|does not answer like the Hub"):
         place.prepare(mirror=f"{place.hub.url}/no")
 
 
