@@ -21,7 +21,7 @@ def test_a_run_under_faketime_is_refused_by_v06(tmp_path: Path) -> None:
     report = verify_result(run)
     assert report.status("V06") == "fail"
     messages = [finding.message for finding in report.of("V06")]
-    assert any("preloaded" in message for message in messages)
+    assert any("`clock_gettime` is not libc's own" in message for message in messages)
     # Also without looking for the library: the system call and /proc/uptime tell the real time.
     assert any("clock" in message and "ahead" in message for message in messages), messages
 
@@ -34,8 +34,9 @@ def can_unshare_time() -> bool:
 
 
 @pytest.mark.skipif(not can_unshare_time(), reason="no time namespaces here")
-def test_a_run_in_a_shifted_time_namespace_is_refused_by_v06(tmp_path: Path) -> None:
+def test_a_run_in_a_shifted_time_namespace_is_named_by_v06(tmp_path: Path) -> None:
+    """Its offsets are fixed before its first process: they shift clocks and bend no interval."""
     prefix = ("unshare", "--time", "--boottime", "100000", "--fork")
     report = verify_result(tamper.supervised_run(tmp_path, prefix))
-    assert report.refused_by == ["V06"]
-    assert "time namespace" in report.of("V06")[0].message
+    assert report.status("V06") == "warn" and not report.refused_by
+    assert any("time namespace" in finding.message for finding in report.of("V06"))
