@@ -48,10 +48,20 @@ def reuse(source: str, pattern: str = "", probes: Sequence[str] = ()) -> Tokeniz
         TrainerError: It is no byte-level BPE, cannot be read, or our form cuts text differently.
     """
     path = Path(source)
-    if path.suffix == ".json":
-        return _from_hugging_face(path, (*_PROBES, *probes))
-    if path.suffix == ".tiktoken":
-        return Tokenizer(_read_ranks(path), pattern or SPLIT_PATTERN)
+    try:
+        if path.suffix == ".json":
+            return _from_hugging_face(path, (*_PROBES, *probes))
+        if path.suffix == ".tiktoken":
+            return Tokenizer(_read_ranks(path), pattern or SPLIT_PATTERN)
+    except (TrainerError, OSError, ModuleNotFoundError):
+        raise
+    except Exception as error:  # newer formats and patterns: the packages raise plain `Exception`
+        raise TrainerError(
+            "bad_input",
+            f"{source} cannot be taken over: {(str(error).splitlines() or [''])[0]}",
+            "The split pattern or the file's format is one that the installed packages cannot "
+            "read; upgrade tokenizers and tiktoken, or train a tokenizer.",
+        ) from error
     try:
         encoding = tiktoken.get_encoding(source)
     except Exception as error:  # unknown name or no network, as several types

@@ -256,3 +256,14 @@ def test_a_build_that_skips_counts_every_line_it_skipped(tmp_path: Path) -> None
         for t in pq.read_table(p)["text"].to_pylist()
     }
     assert texts == set(TEXTS)
+
+
+def test_a_split_pattern_that_no_engine_reads_is_one_error(tmp_path: Path) -> None:
+    import base64
+
+    from reference.tokenizer.reuse import reuse
+
+    ranks = (base64.b64encode(bytes([i])) + f" {i}".encode() for i in range(256))
+    (tmp_path / "a.tiktoken").write_bytes(b"\n".join(ranks))
+    with pytest.raises(TrainerError, match="cannot be taken over"):
+        reuse(str(tmp_path / "a.tiktoken"), pattern="(")
