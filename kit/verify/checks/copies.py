@@ -122,7 +122,7 @@ def _series_alike(
                 expected=f"a correlation of at most {CURVE_CORRELATION}, at any lag",
                 found=f"{likeness:.2f} with row {name}",
             )
-    by_clock = evidence.recipe.section("pretrain")["hours"] > 0
+    by_clock = "pretrain" in evidence.recipe.facts.stage_s
     if same_seed and by_clock:
         shared = _shared(list(mine["loss"].values()), list(theirs.get("loss", {}).values()))
         if shared > EQUAL_LOSSES:

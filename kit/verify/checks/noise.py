@@ -111,7 +111,7 @@ def _learning(evidence: Evidence, steps: list[Event[Step]]) -> Iterator[Finding]
         body = [event.data.loss for event in steps[int(_SKIPPED * len(steps)) :]]
         third = max(1, len(body) // 3)
         begun, ended = statistics.fmean(body[:third]), statistics.fmean(body[-third:])
-        if not evidence.recipe.section("pretrain")["growth_layers"] and ended > begun * 1.1:
+        if not evidence.recipe.section("pretrain").get("growth_layers") and ended > begun * 1.1:
             yield fail(
                 "the loss rose over most of the run",
                 "pretrain: loss",
@@ -149,7 +149,7 @@ def _units(evidence: Evidence, steps: list[Event[Step]]) -> Iterator[Finding]:
     links = []
     if values[0].step == 0:
         links.append(("the fresh model", math.log2(size) / values[0].value))
-    mixed = section["sft_share"] or section["replay_share"] or section["distill_from"]
+    mixed = any(section.get(name) for name in ("sft_share", "replay_share", "distill_from"))
     tail = [event.data.loss for event in steps[int(_TAIL * len(steps)) :]]
     if evidence.log.stages["pretrain"].complete and not mixed and len(tail) >= 3:
         nats = statistics.fmean(tail)

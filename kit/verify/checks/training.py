@@ -250,7 +250,7 @@ def _by_time(evidence: Evidence, expected: Expected, steps: list[Event[Step]]) -
     if not log.complete:
         return
     elapsed_s = (log.stops[-1].t_ns - begin_ns) / 1e9
-    hours_s = evidence.recipe.section("pretrain")["hours"] * 3600
+    hours_s = evidence.recipe.facts.stage_s["pretrain"]
     grace_s = evidence.recipe.document["grace_s"] + PROGRESS_SLACK_S
     short = elapsed_s < least and not _out_of_time(evidence, "pretrain")
     down_s = sum(event.data.downtime_s for event in evidence.log.resumes)
