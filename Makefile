@@ -12,7 +12,7 @@ help: ## List the targets.
 run: $(VENV)/installed ## Run the smoke recipe (no GPU, minutes) and verify its result.
 	@$(BIN)/n4090-kit run --recipe smoke
 	@echo
-	@$(BIN)/n4090-kit verify "$$(ls -td runs/smoke-*/result.json | head -n 1)"
+	@$(BIN)/n4090-kit verify "$$(ls -td "$${N4090_WORK:-.}"/runs/smoke-*/result.json | head -n 1)"
 
 test: $(VENV)/installed ## Run the tests; those that were skipped say why.
 	OMP_NUM_THREADS=1 GOMP_SPINCOUNT=10000 $(BIN)/python -m pytest -q -rs -n 2 --dist loadfile $(PYTEST_ARGS)
@@ -40,7 +40,7 @@ image: ## Build the image n4090-kit, labelled with this commit.
 	docker build -t n4090-kit --build-arg REVISION="$$(git rev-parse HEAD)" \
 	  --build-arg SOURCE="$$(git remote get-url origin 2>/dev/null | sed -E 's|//[^@/]*@|//|')" .
 
-lock: ## Write requirements/*.lock anew (needs uv; CPU builds of torch found through UV_FIND_LINKS).
+lock: ## Write requirements/*.lock again (needs uv; CPU builds of torch found through UV_FIND_LINKS).
 	@bash requirements/lock
 
 clean: ## Remove the environment and what was built; runs, data and keys stay.

@@ -60,7 +60,7 @@ def read_chat(path: Path) -> Chat:
         ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
         raise SchemaError(
-            f"{file} is no chat evaluation ({type(error).__name__}: {str(error)[:200]})",
+            f"{file} is not a chat evaluation ({type(error).__name__}: {str(error)[:200]})",
             hint="Name a run whose recipe has the stage chat_eval, or its eval/chat.json.",
         ) from error
     return chat
@@ -98,7 +98,7 @@ def page(chats: Sequence[Chat]) -> str:
         f"<title>Chat: {escape(' and '.join(chat.name for chat in chats))}</title>"
         f"<style>{_STYLE}</style></head><body><main><h1>Chat evaluation</h1>"
         '<p class="quiet">Tasks: centred accuracy, 0 is guessing and 1 is all right. Behaviour: '
-        "shares of the same fixed prompts, answered greedily; it is no part of the score.</p>"
+        "shares of the same fixed prompts, answered greedily; it is not part of the score.</p>"
         '<div class="scroll"><table><thead><tr><th scope="col"></th>'
         f"{heads}</tr></thead><tbody>{rows}</tbody></table></div>{_answers(chats)}"
         "</main></body></html>\n"

@@ -28,14 +28,14 @@ def check_settings(variables: Mapping[str, str] | None = None, *, needed: bool =
         needed: A request will certainly be made, so that being told to stay offline is an error.
 
     Raises:
-        PrerequisiteError: huggingface_hub is told to stay offline, or a proxy needs a package.
+        PrerequisiteError: the Hub cannot be reached in offline mode, or a proxy needs a package.
         SchemaError: A variable holds what no request can be made with.
     """
     found = os.environ if variables is None else variables
     for name in OFFLINE:
         if needed and found.get(name, "").upper() in _ON:
             raise PrerequisiteError(
-                f"{name} is set: huggingface_hub is told to stay offline",
+                f"{name} is set: the Hub cannot be reached in offline mode",
                 hint=f"Run again with {name} unset; `prepare` can take files from a folder "
                 "(--mirror DIR).",
             )

@@ -153,7 +153,12 @@ def _print_table(result: dict[str, Any]) -> None:
 )
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0, max=2**31 - 1))
 @click.option("--max-new-tokens", default=256, show_default=True, type=click.IntRange(min=1))
-@click.option("--system", default="none", show_default=True, help="What the model is told first.")
+@click.option(
+    "--system",
+    default="none",
+    show_default=True,
+    help="System message, put before the conversation.",
+)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto")
 @click.option("--web", is_flag=True, help="In the browser instead of the terminal.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="With --web: listen here.")

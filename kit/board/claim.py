@@ -120,7 +120,9 @@ def _revision(address: re.Match[str]) -> str:
     """The commit, branch or pull request that an address names."""
     revision = unquote(address["revision"] or "main")
     if not re.fullmatch(r"main|[0-9a-f]{7,40}|refs/pr/[0-9]+", revision):
-        raise PrerequisiteError(f"`{revision[:80]}` is no commit or pull request of a board")
+        raise PrerequisiteError(
+            f"`{revision[:80]}` is not a commit, a branch or a pull request of a board"
+        )
     return revision
 
 
@@ -172,7 +174,8 @@ def _row_on_hub(hub: Any, repository: str, wanted: str, commit: str) -> tuple[Su
     table = f"{BOARD_FOLDER}/leaderboard.jsonl"
     if not re.fullmatch(r"[0-9a-f]{4,16}", wanted):
         raise PrerequisiteError(
-            f"`{wanted[:80]}` is no id", hint="give an id, or a path such as 2026/NAME/ID"
+            f"`{wanted[:80]}` is not a row's id (4 to 16 hex digits)",
+            hint="give a row's id, or its path, such as 2026/NAME/ID",
         )
     data = hub.read(repository, "dataset", table, commit, _MAX_TABLE_BYTES)
     rows = [parse_strict(line, name=table) for line in data.splitlines()]
@@ -180,7 +183,7 @@ def _row_on_hub(hub: Any, repository: str, wanted: str, commit: str) -> tuple[Su
     path = SubmissionPath.parse(found[0]["path"] or "") if len(found) == 1 else None
     if path is None:
         raise PrerequisiteError(
-            f"`{wanted}` {'fits more than one row' if found else 'is no row'} of {repository}"
+            f"`{wanted}` {'fits several rows' if found else 'is not a row'} of {repository}"
         )
     return path, str(found[0]["state"])
 

@@ -98,7 +98,7 @@ class Hub:
                 if failures >= self.retry.attempts or unreached >= UNREACHED:
                     raise PrerequisiteError(
                         f"{what}: {reason}, {failures} times in a row",
-                        hint="run the command again later: it goes on where it stopped",
+                        hint="run the command again later: it resumes where it stopped",
                     ) from error
                 pause = asked_s if asked_s is not None else self.retry.delay_s(failures)
                 self.tell(f"{what}: {reason}; trying again in {pause:.0f} s")
@@ -116,9 +116,9 @@ class Hub:
             told = self.ask("login", self.api.whoami)
         except LocalTokenNotFoundError:
             raise PrerequisiteError(
-                "no token for the Hub",
-                hint="`hf auth login`, or set HF_TOKEN; a token with write access. "
-                "`--dry-run` and `--board DIR` need none",
+                "no access token for the Hugging Face Hub was found",
+                hint="run `hf auth login`, or set HF_TOKEN to a token with write access. "
+                "`--dry-run` and `--board DIR` need no token",
             ) from None
         role = ((told.get("auth") or {}).get("accessToken") or {}).get("role")
         if role == "read":

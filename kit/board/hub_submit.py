@@ -162,7 +162,7 @@ def _publish_model(hub: Hub, package: Package) -> str:
         if info is None or (not same(info, item) and item.path not in others):
             raise KitError(
                 f"`{item.path}` arrived as something else",
-                hint="run the command again: it is sent anew",
+                hint="run the command again: it uploads the file again",
                 expected=item.digest,
                 found=None if info is None else info.lfs and info.lfs.sha256,
             )

@@ -103,7 +103,7 @@ class Board:
         if len(found) == 1:
             return found[0]
         raise PrerequisiteError(
-            f"`{wanted[:80]}` {'fits more than one row' if found else 'is no row'} of this board",
+            f"`{wanted[:80]}` {'fits several rows' if found else 'is not a row'} of this board",
             hint="give an id, the start of one, or a path such as 2026/NAME/ID",
         )
 

@@ -38,7 +38,7 @@ class SeenChains:
         if found != seen["head"]:
             raise SchemaError(
                 "board-events.jsonl does not continue the chain that was seen here before",
-                hint="restore it from the repository's history; if the board was begun anew on "
+                hint="restore it from the repository's history; if the board was reset on "
                 f"purpose, remove its entry from {self._path}",
                 seen=f"{seen['count']} lines, {seen['head']}",
                 found=found or "fewer lines",

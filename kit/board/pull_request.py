@@ -89,7 +89,7 @@ def classify(request: PullRequest, touched: set[str], on_main: dict[str, str]) -
     for path in sorted(touched):
         relative = path.removeprefix(f"{BOARD_FOLDER}/")
         if path == relative or not (is_submission_file(relative) or is_document(relative)):
-            request.problem = f"it touches `{path[:200]}`, which is no part of a submission"
+            request.problem = f"it touches `{path[:200]}`, which is not part of a submission"
         elif relative in on_main:
             request.problem = f"it changes `{relative[:200]}`, which is on the board already"
         elif is_document(relative):

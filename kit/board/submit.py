@@ -55,7 +55,7 @@ def place(root: Path, items: Sequence[Item]) -> list[str]:
     for item in items:
         target = root / item.path
         if target.is_symlink() or (target.exists() and not target.is_file()):
-            raise KitError(f"`{item.path}` is taken by something that is no file")
+            raise KitError(f"`{item.path}` exists and is not a regular file")
         if not target.exists():
             missing.append(item)
         elif target.stat().st_size != item.size_bytes or sha256_file(target) != item.digest:

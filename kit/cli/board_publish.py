@@ -99,7 +99,7 @@ def publish(
 
 @click.command()
 @BOARD
-@click.option("--check", is_flag=True, help="Write nothing; fail when the table would differ.")
+@click.option("--check", is_flag=True, help="Write nothing; fail if the rebuilt table differs.")
 def rebuild(target: str, check: bool) -> None:
     """Derive leaderboard.jsonl and .parquet again from events and files, bit for bit."""
     import tempfile
@@ -121,10 +121,10 @@ def rebuild(target: str, check: bool) -> None:
             if not there.is_file() or there.read_bytes() != anew.read_bytes():
                 raise KitError(
                     f"`{there.name}` is not what the board's events and files give",
-                    hint="`board rebuild` writes it anew; Parquet files name the version of "
+                    hint="`board rebuild` writes it again; Parquet files name the version of "
                     "pyarrow, so compare them under the locked one",
                 )
-    click.echo(f"{rows} rows, bit for bit as they stand", err=True)
+    click.echo(f"{rows} rows: the rebuilt table equals the stored one bit for bit", err=True)
 
 
 def _tell(text: str) -> None:

@@ -111,7 +111,7 @@ def _state(
         name = hub.who()
     if not RESULT_ID.fullmatch(row):
         raise PrerequisiteError(
-            f"`{row[:60]}` is no submission", hint="give the row's id: 16 hex digits"
+            f"`{row[:60]}` is not a submission", hint="give the row's id: 16 hex digits"
         )
     signer = load_or_create_signer(work / "keys", key)
     document = make_statement(

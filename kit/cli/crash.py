@@ -32,8 +32,8 @@ def as_kit_error(error: BaseException) -> KitError:
         )
     if isinstance(error, RecursionError) and _in_module(error, "json"):
         return SchemaError(
-            "an input file is JSON that is nested too deeply to be read",
-            hint="No file of the kit or of a model is nested more than some ten levels.",
+            "a JSON input file is nested too deeply to be read",
+            hint="Check the JSON files that the command reads: valid ones have about ten levels.",
         )
     if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop from"):
         place = str(error).removeprefix("Symlink loop from ").strip("'")

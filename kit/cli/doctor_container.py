@@ -52,7 +52,7 @@ def inside(work: Path) -> list[Look]:
     """What only matters in the kit's image."""
     changed = changed_code()
     looks = [
-        Look("image's code", "missing", f"changed: {changed[0]}", "build the image anew")
+        Look("image's code", "missing", f"changed: {changed[0]}", "build the image again")
         if changed
         else Look("image's code", "ok", "as built")
     ]

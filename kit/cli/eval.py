@@ -102,7 +102,7 @@ def core(
 ) -> None:
     """Evaluate CORE on MODEL, with the bundle in --core.
 
-    Stopped with Ctrl-C or killed, a run with --out goes on where it was when started again.
+    Stopped with Ctrl-C or killed, an evaluation with --out resumes when you run the command again.
     """
     import time
 
@@ -157,7 +157,7 @@ def core(
                 total, seen[:] = 0, []
                 document["controls"] = evaluate_controls(loaded, bundle, settings, watch)
         except Stopped:
-            kept = "" if out is None else "; start it again to go on"
+            kept = "" if out is None else "; run the command again to resume"
             click.echo(f"stopped{kept}", err=True)
             sys.exit(3)
     if out is not None:
@@ -182,7 +182,7 @@ def core(
     default=1024,
     show_default=True,
     type=click.IntRange(min=1),
-    help="Tokens in a window.",
+    help="Length of an evaluation window, in tokens.",
 )
 @_model_options
 def bpb(

@@ -116,7 +116,7 @@ def _tell(text: str) -> None:
 @click.option("--work", type=RUN, envvar="N4090_WORK", default=Path(), help="Work folder [.].")
 @click.option("--public-key", type=FILE, help="Also write the public key in PEM here.")
 def dsse(run: Path, key: Path | None, work: Path, public_key: Path | None) -> None:
-    """An in-toto statement in a DSSE envelope, signed anew."""
+    """An in-toto statement in a DSSE envelope, with a new signature."""
     from kit.export_formats import dsse as envelope
     from kit.export_formats import public_pem
     from kit.trust.keys import load_or_create_signer

@@ -26,7 +26,9 @@ PLAIN_EVERY_S = 10.0
 
 
 @click.command()
-@click.option("--recipe", "-r", "recipe_name", required=True, help="Name or TOML file.")
+@click.option(
+    "--recipe", "-r", "recipe_name", required=True, help="The recipe's name or TOML file."
+)
 @click.option(
     "--work", type=DIRECTORY, envvar="N4090_WORK", default=Path(), help="Work folder [.]."
 )
@@ -59,8 +61,8 @@ def prepare(
 ) -> None:
     """Fetch what a recipe reads, off the clock.
 
-    Says what it takes before it begins; goes on where it was interrupted; on a second run compares
-    everything with dataset.lock.json and fetches nothing.
+    States the download size before it begins, and resumes an interrupted download. A second run
+    compares every file with dataset.lock.json and fetches nothing.
     """
     from kit.errors import PrerequisiteError
     from kit.prepare import fetch as preparing

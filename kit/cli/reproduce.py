@@ -45,7 +45,9 @@ _SENTENCE = {
 @click.option("--chat-eval", type=DIRECTORY, help="Folder of questions.")
 @click.option("--core", type=DIRECTORY, help="Folder of the bundle the row was scored on.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
-@click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="Your seed; random if absent.")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**31 - 1), help="Seed of your run; without it, a random one."
+)
 @click.option(
     "--trainer-code",
     type=DIRECTORY,
@@ -229,7 +231,7 @@ def _run(
     if result["claims"]["status"] != "complete":
         raise KitError(
             f"the run is {result['claims']['status']}, so there is nothing to compare",
-            hint=f"`n4090-kit run --resume {path.parent}` goes on, then give the same command "
+            hint=f"`n4090-kit run --resume {path.parent}` resumes it; then run the same command "
             f"with --run {path.parent}",
         )
     return path.parent

@@ -104,7 +104,7 @@ def run(
     """Run a recipe to a signed result.
 
     The clock starts when the first stage does and never pauses. Ctrl-C stops cleanly, with a signed
-    partial result; `--resume` goes on from there.
+    partial result; `--resume` continues from it.
     """
     from kit.cli.chance import expected_at_chance
     from kit.cli.prepare import fetch_for_run
@@ -123,11 +123,11 @@ def run(
     from kit.trust.keys import load_or_create_signer
 
     if (recipe_name is None) == (resume is None):
-        raise click.UsageError("give either --recipe NAME or --resume RUN")
+        raise click.UsageError("give exactly one of --recipe NAME and --resume RUN")
     if resume is not None and settings:
         raise click.UsageError("a run is resumed with the recipe it began with: leave --set out")
     if not (len(currency) == 3 and currency.isalpha() and currency.isascii()):
-        raise click.UsageError(f"{currency!r} is no currency of three letters")
+        raise click.UsageError(f"{currency!r} is not a currency code of three letters")
     work = work.resolve()
     if resume is not None:
         refuse_complete(resume.resolve())

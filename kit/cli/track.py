@@ -34,7 +34,7 @@ _SPARKS = "▁▂▃▄▅▆▇█"
     "--to", "kind", type=click.Choice(KINDS), default="csv", show_default=True, help="The tracker."
 )
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder [RUN/..].")
-@click.option("--follow", is_flag=True, help="Go on until the run ends.")
+@click.option("--follow", is_flag=True, help="Keep sending new values until the run ends.")
 @click.option("--until-stdin-closes", is_flag=True, hidden=True)
 def track(run: Path, kind: str, out: Path | None, follow: bool, until_stdin_closes: bool) -> None:
     """Give the numbers of RUN to a tracker, from its log: after the fact, or while it runs.
@@ -151,7 +151,7 @@ def _serve(host: str, port: int, state: Any) -> None:
     with WatchServer(host, port, state) as server:
         if host not in ("127.0.0.1", "localhost", "::1"):
             click.echo("warning: anyone who reaches this address sees the run", err=True)
-        click.echo(f"{server.url}  (Ctrl-C ends it; the run goes on)")
+        click.echo(f"{server.url}  (Ctrl-C stops the tracker; the run continues)")
         sys.stdout.flush()
         with contextlib.suppress(KeyboardInterrupt):
             server.serve_forever()

@@ -203,7 +203,7 @@ def _read_own_files(options: Options) -> None:
             revoked_keys(options.revoked)
         except KitError as error:
             raise SchemaError(
-                f"{options.revoked} is no list of revoked keys: {error.message}",
+                f"{options.revoked} is not a list of revoked keys: {error.message}",
                 hint="`n4090-kit keys revoke` writes one.",
             ) from error
     for path in (*options.group, *options.against):
@@ -212,7 +212,7 @@ def _read_own_files(options: Options) -> None:
                 read_result(path)
             except KitError as error:
                 raise SchemaError(
-                    f"{path} is no result: {error.message}",
+                    f"{path} is not a valid result: {error.message}",
                     hint="Name a result.json or a folder of results.",
                 ) from error
 

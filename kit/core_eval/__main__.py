@@ -61,7 +61,12 @@ def _report_errors(path: Path, events: Events, stop: threading.Event) -> int:
         events.emit("error", kind=kind, message=str(error), hint="Check the disk and the paths.")
     except Exception as error:
         message = f"{type(error).__name__}: {error}"
-        events.emit("error", kind="internal", message=message, hint="Report it as a bug.")
+        events.emit(
+            "error",
+            kind="internal",
+            message=message,
+            hint="This is a fault of the kit: report it as an issue of the project.",
+        )
         raise
     return 1
 

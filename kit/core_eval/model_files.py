@@ -239,7 +239,7 @@ def check_loaded(name: str, info: Mapping[str, Any]) -> None:
     if wrong:
         tensor, stored, expected = wrong[0]
         raise SchemaError(
-            f"{name}: {len(wrong)} tensors have another shape than config.json says: {tensor} is "
+            f"{name}: {len(wrong)} tensors do not have the shape in config.json: {tensor} is "
             f"{list(stored)} in the file and {list(expected)} by config.json",
             hint="config.json and the weights belong to two models, or the vocabulary was resized "
             "without saving config.json.",

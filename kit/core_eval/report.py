@@ -52,7 +52,7 @@ def read_document(path: Path) -> Document:
         ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SchemaError(
-            f"{path} is no evaluation ({type(error).__name__}: {str(error)[:200]})",
+            f"{path} is not a CORE evaluation ({type(error).__name__}: {str(error)[:200]})",
             hint="Name what `n4090-kit eval core --out` wrote, or a run's eval/core.json.",
         ) from error
     return cast(Document, document)

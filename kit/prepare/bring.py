@@ -46,7 +46,7 @@ def bring(
         if entry.sha256 not in (None, finished.sha256):
             (job.folder / item.path).unlink()
             raise KitError(
-                f"{item.path} comes out differently than the lock names",
+                f"{item.path} does not match its digest in {NAME}",
                 hint=f"To lock what there is now, remove {job.folder / NAME} and run the command "
                 "again.",
                 expected=entry.sha256,
@@ -120,7 +120,10 @@ def _check_shard(path: Path, column: str) -> int:
             hint="Set data.text_column in the recipe to the column that holds the text.",
         )
     if not shape.rows:
-        raise SchemaError(f"{path.name} holds no documents", hint="Name another data.revision.")
+        raise SchemaError(
+            f"{path.name} holds no documents",
+            hint="Name another data.revision in the recipe, then run `n4090-kit prepare` again.",
+        )
     return shape.rows
 
 

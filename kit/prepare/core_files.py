@@ -94,8 +94,8 @@ def fetch_core(
             _take(root, missing, lambda name: _open_member(opened, members, name), archive.name)
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
         raise KitError(
-            f"{archive} is no readable archive: {error}",
-            hint="Run the command again; it is fetched anew.",
+            f"{archive} is not a readable archive: {error}",
+            hint="Run the command again; it downloads the archive again.",
         ) from error
     finally:
         if not isinstance(mirror, Path):
@@ -112,7 +112,7 @@ def _download(mirror: str | None, url: str, scratch: Path, transfer: Transfer) -
             return target
         except PrerequisiteError as error:
             transfer.progress.note(
-                f"{error.message}; taking the CORE bundle from where it is published"
+                f"{error.message}; downloading the CORE bundle from its publisher instead"
             )
             target.with_name(target.name + ".part").unlink(missing_ok=True)
     download(url, target, Expected(), transfer)

@@ -342,7 +342,7 @@ def _source(work: Path, transfer: Transfer, settings: Settings) -> Source:
     if isinstance(settings.mirror, Path):
         if not settings.mirror.is_dir():
             raise PrerequisiteError(
-                f"{settings.mirror} is no folder",
+                f"{settings.mirror} is not a folder",
                 hint="--mirror takes a folder or an http address.",
             )
         return Folder(settings.mirror, transfer)

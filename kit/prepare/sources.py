@@ -134,13 +134,13 @@ class Hub:
             ) from error
         except errors.OfflineModeIsEnabled as error:
             raise PrerequisiteError(
-                "huggingface_hub is told to stay offline (HF_HUB_OFFLINE)",
+                "HF_HUB_OFFLINE is set: huggingface_hub does not download",
                 hint="Unset HF_HUB_OFFLINE, or take the files from a folder: --mirror DIR.",
             ) from error
         except errors.HfHubHTTPError as error:
             raise refused(error.response) from error
         except errors.HFValidationError as error:
-            raise SchemaError(f"{repository!r} is no name of a repository: {error}") from error
+            raise SchemaError(f"{repository!r} is not a repository name: {error}") from error
         except json.JSONDecodeError as error:
             raise not_json(self.endpoint) from error
         except (KeyError, TypeError, ValueError) as error:
@@ -201,7 +201,7 @@ class Hub:
                 return Obtained(path, found)
             # Only whole and checked files get this name, so the disk or a person changed it.
             self._transfer.progress.note(
-                f"{path.name} in {self._pool} has changed, fetching it anew"
+                f"{path.name} in {self._pool} has changed, downloading it again"
             )
             self._transfer.progress.advance(-path.stat().st_size)
             path.unlink()

@@ -147,7 +147,9 @@ def download(url: str, target: Path, expected: Expected, transfer: Transfer) -> 
                     **problem,
                 )
             # What an earlier process left may have been of another file: once more from byte 0.
-            transfer.progress.note(f"{target.name}: what was there did not fit, fetching it anew")
+            transfer.progress.note(
+                f"{target.name}: the partial file did not match, downloading it again"
+            )
             resumed = False
         with part.open("rb") as file:
             os.fsync(file.fileno())
@@ -162,13 +164,13 @@ def disk_error(path: Path, error: OSError) -> PrerequisiteError:
     """`error` in writing `path`, as a message. The Hub's own offline error is an OSError too."""
     if type(error).__name__ == "OfflineModeIsEnabled":
         return PrerequisiteError(
-            "huggingface_hub is told to stay offline (HF_HUB_OFFLINE)",
+            "HF_HUB_OFFLINE is set: huggingface_hub does not download",
             hint="Unset HF_HUB_OFFLINE, or take the files from a folder: --mirror DIR.",
         )
     return PrerequisiteError(
         f"{path} cannot be written: {error.strerror or error}",
         hint="Free some space or name another folder with --work DIR, then run the command again; "
-        "it goes on where it stopped.",
+        "it resumes where it stopped.",
     )
 
 
@@ -241,7 +243,7 @@ def _pause(
     if asked_s > _LONGEST_WAIT_S:
         raise PrerequisiteError(
             f"{reason} and asks to come back in {asked_s / 60:.0f} minutes",
-            hint="Run the command again then; it goes on where it stopped. Logged in "
+            hint="Run the command again then; it resumes where it stopped. Logged in "
             "(`hf auth login`) the Hub allows more.",
         )
     if asked_s >= 1:
@@ -333,7 +335,7 @@ def unreachable(url: str, reason: str) -> PrerequisiteError:
     parts = urlsplit(url)
     return PrerequisiteError(
         f"{parts.scheme}://{parts.netloc} cannot be reached: {reason}",
-        hint="Check the network and run the command again; it goes on where it stopped. Without "
+        hint="Check the network and run the command again; it resumes where it stopped. Without "
         "network: --mirror DIR takes the same files from a folder, or run `n4090-kit prepare` on "
         "another machine and copy its WORK/data and WORK/core here.",
     )

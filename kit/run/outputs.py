@@ -39,10 +39,12 @@ def list_outputs(stage: str, folder: Path) -> list[FileDigest]:
     except OSError as error:
         raise KitError(f"a file cannot be read: {error.strerror}") from error
     if not files:
-        raise KitError(f"stage {stage} ended well but left no output")
+        raise KitError(f"stage {stage} succeeded but wrote no output")
     for file in files:
         if len(file.path) > MAX_PATH or not file.path.isascii():
-            raise KitError(f"a file's path is not ASCII of at most {MAX_PATH} characters")
+            raise KitError(
+                f"output path {file.path[:80]!r} is not ASCII or longer than {MAX_PATH} characters"
+            )
     return files
 
 
@@ -60,7 +62,10 @@ def _measure(folder: Path) -> None:
         if state > MAX_STATE_FILES_PER_STAGE:
             raise KitError(f"more than {MAX_STATE_FILES_PER_STAGE:,} files in state/", hint=_FEWER)
         if size > MAX_OUTPUT_BYTES_PER_STAGE:
-            raise KitError(f"more than {MAX_OUTPUT_BYTES_PER_STAGE // 2**30} GiB", hint=_FEWER)
+            raise KitError(
+                f"the stage wrote more than {MAX_OUTPUT_BYTES_PER_STAGE // 2**30} GiB",
+                hint=_FEWER,
+            )
 
 
 _FEWER = "Keep fewer or smaller checkpoints."
@@ -87,7 +92,7 @@ def _evaluation(stage: str, folder: Path, name: str) -> FileDigest:
         digest = sha256_file(path)
         document = parse_strict(path.read_bytes(), max_bytes=MAX_EVALUATION_BYTES, name=name)
     except FileNotFoundError as error:
-        raise KitError(f"stage {stage} ended well but left no {name}") from error
+        raise KitError(f"stage {stage} succeeded but did not write {name}") from error
     except OSError as error:
         raise KitError(f"{name} cannot be read: {error.strerror}") from error
     section = core_section if stage == "core" else chat_section

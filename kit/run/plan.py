@@ -140,8 +140,8 @@ def _check_trainer_may_enter(inputs: Inputs) -> None:
 def _claim(group: Group, recipe: Recipe, run: str, seed: int | None) -> int:
     if group.document["recipe"]["digest"] != recipe.digest:
         raise PrerequisiteError(
-            f"group {group.id} was registered for another recipe",
-            hint="Run the very file that was registered; a changed one needs a new group.",
+            f"group {group.id} was registered for a different recipe",
+            hint="Run the recipe file that was registered, or register a new group.",
             registered=group.document["recipe"]["digest"],
             given=recipe.digest,
         )
@@ -163,7 +163,7 @@ def load_plan(run: Path) -> RunPlan:
         text = (run / "recipe.toml").read_text()
     except OSError as error:
         raise PrerequisiteError(
-            f"{run} holds no run that can go on ({error.strerror})",
+            f"{run} holds no run that can be resumed ({error.strerror})",
             hint="`--resume` takes a folder under WORK/runs, on the machine that began it.",
         ) from error
     return RunPlan(

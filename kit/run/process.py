@@ -410,7 +410,9 @@ def _outcome(
                 f"{message}: the system ran out of memory",
                 "Lower device_batch_size, or free memory, then `n4090-kit run --resume`.",
             )
-        return StageOutcome("failed", code, "killed", message, "`n4090-kit run --resume` goes on.")
+        return StageOutcome(
+            "failed", code, "killed", message, "Continue with `n4090-kit run --resume`."
+        )
     return StageOutcome(
         "failed", code, "crashed", f"the stage ended with exit code {code}: {_last_line(output)}"
     )

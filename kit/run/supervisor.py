@@ -354,7 +354,7 @@ def _run_one_stage(
 def _unexpected(stage: str, error: Exception, redact: Redactor) -> StageOutcome:
     told = error.message if isinstance(error, KitError) else f"{type(error).__name__}: {error}"
     hint = (error.hint if isinstance(error, KitError) else None) or _AFTER_ERROR
-    message = str(redact(f"the supervisor could not go on with stage {stage}: {told}"))
+    message = str(redact(f"the supervisor could not continue stage {stage}: {told}"))
     return StageOutcome("failed", 127, "supervisor_error", message, hint)
 
 

@@ -183,7 +183,7 @@ def _read_options(text: str) -> dict[str, Any]:
             case "valid-before" if value is not None and "valid_before" not in found:
                 found["valid_before"] = _time(value)
             case _:
-                raise ValueError(f"option {name[:40]!r} is not known, or stands there twice")
+                raise ValueError(f"option {name[:40]!r} is unknown or given twice")
     after, before = found.get("valid_after"), found.get("valid_before")
     if after is not None and before is not None and before <= after:
         raise ValueError("valid-before is not after valid-after")

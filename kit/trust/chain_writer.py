@@ -73,7 +73,11 @@ class ChainWriter:
         linked = {**record, "seq": self.count, "prev": self.head}
         content = canonical_bytes(linked)
         if len(content) >= MAX_LINE_BYTES:
-            raise SchemaError("record is too long for a log line", bytes=len(content))
+            raise SchemaError(
+                "a record is too long for a line of the log",
+                expected=f"less than {MAX_LINE_BYTES} bytes",
+                found=f"{len(content)} bytes",
+            )
         self._cut_foreign()
         self._keep_room()
         line = content + b"\n"

@@ -142,7 +142,7 @@ def tree_files(root: Path, patterns: Iterable[str] = ("*",)) -> Iterator[str]:
                 if not entry.is_file(follow_symlinks=False):
                     raise SchemaError(f"`{relative}` is not a regular file")
                 if "\n" in relative or "\\" in relative or not relative.isprintable():
-                    raise SchemaError(f"file name {relative!r} cannot stand in a manifest")
+                    raise SchemaError(f"file name {relative!r} is not allowed in a manifest")
                 found.append(relative)
     yield from sorted(found, key=lambda name: name.encode("utf-8", "surrogateescape"))
 

@@ -175,7 +175,10 @@ def _load_private(data: bytes) -> sshsig.PrivateKey | None:
             loaded, ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
         ):
             return loaded
-        raise SignatureError(f"{type(loaded).__name__} cannot sign SSH signatures")
+        raise SignatureError(
+            f"a key of type {type(loaded).__name__} cannot make SSH signatures",
+            hint="Use an Ed25519, ECDSA or RSA key.",
+        )
     raise SignatureError("no private key that OpenSSH reads")
 
 

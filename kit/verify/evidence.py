@@ -239,7 +239,7 @@ class Evidence:
         if not path.exists():
             raise Absent(f"{name} is not beside the result")
         if not path.is_file():
-            raise Refused(f"{name} is no regular file")
+            raise Refused(f"{name} is not a regular file")
         return path
 
     def evaluation(self, stage: str) -> Document | None:

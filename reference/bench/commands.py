@@ -109,7 +109,7 @@ def bench_kernels(
 @click.command("levers")
 @click.option("--recipe", "name", default="nano", show_default=True, help="A name or a file.")
 @click.option("--steps", default=20, show_default=True, type=click.IntRange(min=2))
-@click.option("--lever", "levers", multiple=True, help="Only this one; may be repeated.")
+@click.option("--lever", "levers", multiple=True, help="Test only this setting; may be repeated.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 @click.option("--vram-cap", default=0.0, metavar="GIB", help="Hold a larger GPU to this memory.")
 @click.option("--plot", type=PLOT, help="Also as a plot: .svg, .png or .pdf.")
@@ -124,7 +124,7 @@ def bench_levers(
     plot: Path | None,
     as_json: bool,
 ) -> None:
-    """Pull each lever alone and set speed, memory and short-run loss side by side."""
+    """Change one setting at a time; compare speed, memory and the loss of a short run."""
     from reference.bench.levers import LEVERS
     from reference.bench.levers import bench_levers as run
     from reference.train.device import choose_device

@@ -43,10 +43,10 @@ def check_messages(messages: object) -> list[Message]:
         if not isinstance(message, dict) or set(message) < {"role", "content"}:
             raise ValueError(f"message {number} needs the fields role and content")
         if not isinstance(message["content"], str):
-            raise ValueError(f"message {number}: content is no text")
+            raise ValueError(f"message {number}: content is not text")
     skipped = int(messages[0]["role"] == "system")
     if len(messages) == skipped:
-        raise ValueError("there is nothing after the system message")
+        raise ValueError("the conversation has no message after the system message")
     for index, message in enumerate(messages[skipped:]):
         expected = ("user", "assistant")[index % 2]
         if message["role"] != expected:

@@ -36,7 +36,7 @@ class Sampling:
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "temperature", "top_k"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, it cannot be below 0")
+                raise ValueError(f"{name} is {getattr(self, name)}, it must be at least 0")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}, it must be above 0 and at most 1")
 

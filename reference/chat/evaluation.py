@@ -259,8 +259,9 @@ def make_task(name: str, rows: Sequence[Mapping[str, Any]], max_per_task: int, p
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise TrainerError(
                 "bad_input",
-                f"{path}, line {number + 1}: no {kind} question ({type(error).__name__}: {error})",
-                "Its rows need the fields of the first; reference/chat/evaluation.py lists them.",
+                f"{path}, line {number + 1}: not a valid {kind} question "
+                f"({type(error).__name__}: {error})",
+                "Give every row the same fields as the file's first row.",
             ) from error
     return Task(name, kind, tuple(questions))
 

@@ -37,7 +37,7 @@ def find_checkpoint(path: Path, stages: Sequence[str] = STAGES) -> Path:
             return folder
     raise TrainerError(
         "bad_input",
-        f"{path} is no run folder and no checkpoint: no {CONFIG_NAME} in it"
+        f"{path} is not a run folder or a checkpoint: it has no {CONFIG_NAME}"
         if path.is_dir()
         else f"there is no folder {path}",
         "Name a folder such as runs/<id> or runs/<id>/checkpoints/sft.",

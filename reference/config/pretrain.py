@@ -114,7 +114,7 @@ class Pretrain:
     )
     divergence_nats: float = setting(
         3.0,
-        "A loss this far above the running mean, or one that is no number, is divergence.",
+        "A loss this far above the running mean, or not a number, is divergence.",
         unit="nats",
         above=0,
     )
@@ -336,7 +336,7 @@ class Pretrain:
     )
     background_checkpoints: bool = setting(
         True,
-        "Write checkpoints in a thread while training goes on.",
+        "Write checkpoints in a thread while training continues.",
     )
 
 

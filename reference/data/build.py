@@ -180,7 +180,7 @@ class _Build:
             raise TrainerError(
                 "bad_input",
                 f"{self.out} holds another corpus (other spec, inputs or program)",
-                "Name another folder with --out, or build it anew with --restart.",
+                "Name another folder with --out, or build it from scratch with --restart.",
             )
         return manifest
 
@@ -204,7 +204,7 @@ class _Build:
             raise TrainerError(
                 "bad_input",
                 f"{self.out} holds an unfinished build, and since then {what}",
-                "Put things back to go on, or begin anew with --restart.",
+                "Restore the old state to resume, or build from scratch with --restart.",
             )
         if self.out.is_dir() and any(self.out.glob("*.parquet")):
             raise TrainerError(

@@ -31,7 +31,9 @@ def parse_bytes(text: str) -> int:
     try:
         return int(float(number) * factor)
     except ValueError as error:
-        raise click.BadParameter(f"{text!r} is no size; write 4GB or 800MB") from error
+        raise click.BadParameter(
+            f"{text!r} is not a size; write, for example, 4GB or 800MB"
+        ) from error
 
 
 @data.command()
@@ -55,8 +57,8 @@ def build(
 ) -> None:
     """Build a corpus from SPEC, a TOML file, or a folder of parquet, jsonl or text files.
 
-    Stopped, it goes on where it was when called again. The corpus does not depend on --workers,
-    --memory or --ray.
+    A stopped build resumes when you run the command again. The corpus does not depend on
+    --workers, --memory or --ray.
     """
     import dataclasses
 
@@ -74,7 +76,7 @@ def build(
             with _progress() as progress:
                 manifest = build_corpus(wanted, folder, options, progress)
         except KeyboardInterrupt:
-            click.echo("stopped; the same command goes on from here", err=True)
+            click.echo("stopped; run the same command again to resume", err=True)
             sys.exit(130)
     _print_summary(folder, manifest)
 
@@ -210,7 +212,11 @@ def spec() -> None:
 
 @data.command()
 @click.option(
-    "--texts", "texts", type=FOLDER, required=True, help="Parquet files, several sources."
+    "--texts",
+    "texts",
+    type=FOLDER,
+    required=True,
+    help="Folder of Parquet files, each named after its source.",
 )
 @click.option("--out", type=FOLDER, default=Path("data-study"), show_default=True)
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(min=2))
@@ -223,8 +229,8 @@ def study(
 ) -> None:
     """Train small models on raw, filtered, deduplicated and mixed text, and compare val_bpb.
 
-    All see the same number of tokens and are scored on the same clean held-out text. Called again,
-    it goes on where it stopped.
+    All see the same number of tokens and are scored on the same clean held-out text. A
+    stopped study resumes when you run the command again.
     """
     with explained("data"):
         from reference.data.study import print_table, run_study

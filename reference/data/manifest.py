@@ -43,7 +43,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise TrainerError(
             "bad_input",
             f"{folder} holds no finished corpus ({MANIFEST})",
-            "Give `n4090-kit data build` again: it goes on where it stopped."
+            "Run `n4090-kit data build` again: it resumes where it stopped."
             if unfinished
             else "Name a folder that `n4090-kit data build` wrote.",
         ) from error

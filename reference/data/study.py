@@ -80,7 +80,7 @@ def variants(texts: Path, core: Path | None) -> dict[str, Spec]:
     if not web or not curated:
         raise TrainerError(
             "bad_input",
-            f"{texts} lacks files named after {', '.join(WEB)} or {', '.join(CURATED)}",
+            f"{texts} needs NAME-*.parquet of {' or '.join(WEB)} and of {' or '.join(CURATED)}",
             "The study reads NAME-*.parquet of several sources of different quality.",
         )
     quality = Quality(

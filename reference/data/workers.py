@@ -19,8 +19,8 @@ Job = tuple[Any, ...]
 RETRIES = 2
 WORKER_BYTES = 250 << 20  # of one worker's code and models, the shard it writes aside
 _LOST_HINT = (
-    "Usually the machine ran out of memory: lower --workers or --memory. The same command goes on "
-    "at the last finished part."
+    "Usually the machine ran out of memory: lower --workers or --memory. The same command resumes "
+    "after the last finished part."
 )
 
 

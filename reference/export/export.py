@@ -39,7 +39,7 @@ def export_model(
         from reference.export.huggingface import write_folder
 
         return write_folder(model, tokenizer, out, chat=chat, dtype=stored)
-    raise TrainerError("bad_input", f"there is no form {form!r}", "It is hf or gguf.")
+    raise TrainerError("bad_input", f"format {form!r} is unknown", "Use hf or gguf.")
 
 
 def _trained_in(checkpoint: Path) -> torch.dtype:

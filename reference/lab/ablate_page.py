@@ -59,7 +59,7 @@ def write_study_page(
             section(
                 "Stop rules and promotions",
                 texts=[
-                    f"Asynchronous successive halving: one of {study.halving.eta:g} goes on, at "
+                    f"Asynchronous successive halving: one of {study.halving.eta:g} advances, at "
                     f"least {study.halving.keep_at_least}; a trial ends where its bits per byte "
                     f"exceed the baseline's worst seed by {study.halving.stop_margin:.0%}.",
                 ],

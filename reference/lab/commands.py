@@ -206,7 +206,7 @@ def ablate(
     """Compare changes with a baseline on a ladder of small trainings.
 
     Says which changes are better, worse or undecided, as compute multipliers with intervals, and
-    writes a report. Run the same line again and it goes on where it was.
+    writes a report. Run the same command again to resume.
     """
     from reference.lab.ablate import Place, check_shards, open_study
     from reference.lab.session import gpu_count, run_session

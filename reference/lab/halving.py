@@ -41,7 +41,7 @@ class Promotion:
 
     def __str__(self) -> str:
         return (
-            f"{self.arm} goes on to {self.scale}: rank {self.rank} of {self.of} finished so far "
+            f"{self.arm} advances to {self.scale}: rank {self.rank} of {self.of} finished so far "
             f"(mean ln bpb {self.loss:.4f})"
         )
 

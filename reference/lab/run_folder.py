@@ -37,7 +37,7 @@ class RunFolder:
         except OSError as error:
             raise TrainerError(
                 "bad_input",
-                f"{path} is no run folder: events.jsonl cannot be read ({error.strerror})",
+                f"{path} is not a run folder: events.jsonl cannot be read ({error.strerror})",
                 "Give a folder under WORK/runs, or one under submissions/ with its event log.",
             ) from error
         events = []

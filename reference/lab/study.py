@@ -203,7 +203,7 @@ def _problems(document: Mapping[str, Any]) -> list[str]:
         return found
     for kind, key in (("change", "change"), ("scale", "scale")):
         names = [row["name"] for row in document[key]]
-        found += [f"{kind} {n!r} stands there twice" for n in set(names) if names.count(n) > 1]
+        found += [f"{kind} {n!r} is given twice" for n in set(names) if names.count(n) > 1]
     if any(row["name"] == BASELINE for row in document["change"]):
         found.append(f"change {BASELINE!r}: that is the name of what it is compared with")
     kinds = {"flops" in row for row in document["scale"]}

@@ -128,7 +128,9 @@ class ConversationLoader:
     def resize(self, batch_size: int, seq_len: int) -> None:
         """Makes batches of another number of rows; rows keep their length."""
         if seq_len != self._seq_len:
-            raise ValueError(f"conversations were cut for rows of {self._seq_len} tokens")
+            raise ValueError(
+                f"seq_len cannot change from {self._seq_len} to {seq_len}: rows are already cut"
+            )
         self.batch_size = batch_size
 
     def next_row(self) -> Rendered:

@@ -178,7 +178,7 @@ def refuse_stand_in(path: Path) -> None:
         if head.lstrip()[:15].lower().startswith((b"<!doctype html", b"<html")):
             what = "a web page, not the file itself"
         elif kind_of(path) == "parquet" and not head:
-            what = "no readable parquet file: it is empty"
+            what = "not a readable parquet file: it is empty"
         elif head and not head.strip(b"\0") and path.stat().st_size <= len(head):
             what = "nothing but zero bytes"
     if what:
@@ -210,7 +210,7 @@ def open_parquet(path: Path, column: str, *, streamed: bool = False) -> Any:
         file = pq.ParquetFile(path, buffer_size=1 << 20 if streamed else 0)
     except (pa.ArrowException, OSError) as error:
         raise TrainerError(
-            "bad_input", f"{path} is no readable parquet file: {first_line(error)}", AGAIN
+            "bad_input", f"{path} is not a readable parquet file: {first_line(error)}", AGAIN
         ) from error
     try:
         _check_column(path, file.schema_arrow, column)
@@ -418,7 +418,9 @@ def _json_text(line: bytes, key: str, label: str, place: str) -> Text:
     except RecursionError:
         return bad("bad_json", f"{place} is nested too deeply", mend)
     except ValueError as error:
-        also = " A comma ends the line: it is no part of JSON lines." if line[-1:] == b"," else ""
+        also = (
+            " A comma ends the line: JSON lines do not end in a comma." if line[-1:] == b"," else ""
+        )
         return bad("bad_json", f"{place} is no JSON: {error}", mend + also)
     if not isinstance(record, dict) or key not in record:
         found = ", ".join(map(repr, record)) if isinstance(record, dict) else type(record).__name__

@@ -173,7 +173,7 @@ class Tokenizer:
         except (KeyError, TypeError, ValueError, binascii.Error) as error:
             raise TrainerError(
                 "bad_input",
-                f"{path} is no tokenizer: {type(error).__name__}: {error}",
+                f"{path} is not a tokenizer: {type(error).__name__}: {error}",
                 "Run the tokenizer stage again, or copy the file again from its source.",
             ) from error
         return tokenizer

@@ -29,7 +29,7 @@ def tokenizer() -> None:
     default=2,
     show_default=True,
     type=click.IntRange(1, 3),
-    help="Digits that may stand in one token.",
+    help="Most digits in one token.",
 )
 @click.option("--pattern", default="", help="A split pattern of your own instead.")
 @click.option("--special", multiple=True, help="One more special token; repeatable.")
@@ -91,7 +91,9 @@ def reuse(source: str, out: Path, pattern: str) -> None:
 
 @tokenizer.command("compare")
 @click.argument("folders", nargs=-1, required=True, type=FOLDER)
-@click.option("--texts", type=FOLDER, required=True, help="Parquet files to measure on.")
+@click.option(
+    "--texts", type=FOLDER, required=True, help="Parquet files to compress, for the comparison."
+)
 @click.option("--recipe", default="reference", show_default=True, help="Whose model to count for.")
 @click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="An HTML page.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")

@@ -58,7 +58,7 @@ def reuse(source: str, pattern: str = "", probes: Sequence[str] = ()) -> Tokeniz
     except Exception as error:  # newer formats and patterns: the packages raise plain `Exception`
         raise TrainerError(
             "bad_input",
-            f"{source} cannot be taken over: {(str(error).splitlines() or [''])[0]}",
+            f"{source} cannot be used as the tokenizer: {(str(error).splitlines() or [''])[0]}",
             "The split pattern or the file's format is one that the installed packages cannot "
             "read; upgrade tokenizers and tiktoken, or train a tokenizer.",
         ) from error
@@ -87,7 +87,7 @@ def _read_ranks(path: Path) -> list[bytes]:
         if not {bytes([i]) for i in range(256)} <= set(ranks):
             raise ValueError("single bytes are missing")
     except (OSError, ValueError, binascii.Error) as error:
-        raise TrainerError("bad_input", f"{path} is no file of ranks: {error}", _HINT) from error
+        raise TrainerError("bad_input", f"{path} is not a file of ranks: {error}", _HINT) from error
     return ranks
 
 
@@ -105,7 +105,9 @@ def _from_hugging_face(path: Path, probes: Sequence[str]) -> Tokenizer:
         ranks = _ranks(model)
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise TrainerError(
-            "bad_input", f"{path} cannot be taken over: {type(error).__name__}: {error}", _HINT
+            "bad_input",
+            f"{path} cannot be used as the tokenizer: {type(error).__name__}: {error}",
+            _HINT,
         ) from error
     tokenizer = Tokenizer(ranks, pattern)
     try:

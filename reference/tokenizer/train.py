@@ -99,7 +99,7 @@ def read_lock(path: Path) -> dict[str, Any]:
             raise ValueError(f"format {document['format']!r}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TrainerError(
-            "bad_input", f"{path} is no tokenizer lock: {error}", "Name a tokenizer.lock.json."
+            "bad_input", f"{path} is not a tokenizer lock: {error}", "Name a tokenizer.lock.json."
         ) from error
     return document
 

@@ -37,7 +37,7 @@ def evaluate_bpb(
         total_bytes += lengths.sum()
     count = int(total_bytes)
     if count == 0:
-        raise ValueError("the targets stand for no bytes: nothing to evaluate on")
+        raise ValueError("the targets have no bytes, so there is nothing to evaluate")
     return float(nats) / (math.log(2) * count)
 
 

@@ -44,7 +44,7 @@ def load_snapshot(path: Path) -> tuple[int, dict[str, Any]]:
         return int(metadata["step"]), _put_back(json.loads(metadata["tree"]), tensors)
     except Exception as error:
         raise TrainerError(
-            "bad_input", f"{path.name} is no snapshot: {error}", "Fetch the run's files again."
+            "bad_input", f"{path.name} is not a snapshot: {error}", "Fetch the run's files again."
         ) from error
 
 

@@ -324,7 +324,9 @@ def test_swapped_weights_and_copied_runs_are_found(
     mallory = add(root, copied, "mallory")
     board = published(root)
     assert len(board.rows) == 1
-    assert "the weights of another row" in last_reason(board, f"2026/mallory/{mallory}")
+    assert "the weights are a copy of another row's weights" in last_reason(
+        board, f"2026/mallory/{mallory}"
+    )
 
 
 def test_nobody_takes_over_a_row_by_copying_it(root: Path, runs: dict[str, Path]) -> None:

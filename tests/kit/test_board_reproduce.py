@@ -244,7 +244,7 @@ def test_the_command_refuses_in_words(board: Path, row: Path, tmp_path: Path) ->
     for arguments, words in (
         ((name, *where, "--check-only", "--replay", 2), "either --check-only or --replay"),
         ((name, *where), "names its signer"),
-        (("ffff", *where, "--as", "bob"), "is no row"),
+        (("ffff", *where, "--as", "bob"), "is not a row"),
         ((name, "--board", "no/such/folder", "--as", "bob"), "there is no board"),
     ):
         done = call(*arguments)

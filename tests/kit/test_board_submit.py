@@ -147,7 +147,7 @@ def test_a_command_that_gave_up_goes_on_where_it_stopped(
     hub.faults = [Fault(where, times=10**6, cut_request=1)]
     given_up = n4090("submit", run, "--board", BOARD, "--yes")
     assert given_up.exit_code != 0
-    assert "goes on where it stopped" in given_up.exception.hint  # type: ignore[union-attr]
+    assert "resumes where it stopped" in given_up.exception.hint  # type: ignore[union-attr]
     hub.faults, before = [], len(hub.requests)
     assert submit(run)["state"] == "opened"
     assert_sound(hub, run)
@@ -186,7 +186,7 @@ def test_each_obstacle_is_named_with_its_remedy(
     assert "401" in message and "hf auth login" in hint and "hf_wrong" not in message
     monkeypatch.delenv("HF_TOKEN")
     message, hint = refused(run, "--board", BOARD, "--yes")
-    assert "no token" in message and "HF_TOKEN" in hint
+    assert "no access token" in message and "HF_TOKEN" in hint
     assert not hub.discussions.get(BOARD)
 
 

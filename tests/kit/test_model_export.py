@@ -182,5 +182,5 @@ def test_a_push_without_a_token_is_refused_before_anything_is_written(
     monkeypatch.delenv("HF_TOKEN")
     done = export(finished, "--push", "alice/model", "--out", tmp_path / "hf")
     assert isinstance(done.exception, KitError)
-    assert "no token" in done.exception.message
+    assert "no access token" in done.exception.message
     assert not (tmp_path / "hf").exists()

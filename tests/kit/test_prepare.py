@@ -233,7 +233,7 @@ def test_a_folder_serves_as_mirror(place: Place, layout: str) -> None:
     with pytest.raises(KitError) as refused:
         place.prepare(mirror=place.root / "mirror")
     assert {"expected", "found"} <= set(refused.value.facts)
-    with pytest.raises(PrerequisiteError, match="is no folder"):
+    with pytest.raises(PrerequisiteError, match="is not a folder"):
         place.prepare(mirror=place.root / "nowhere")
 
 

@@ -63,7 +63,7 @@ def test_a_server_that_stays_busy_ends_in_one_message(place: Place) -> None:
     place.hub.faults["shard_00000.parquet"] = [Answer(status=503)] * 3
     with pytest.raises(PrerequisiteError, match="answers 503, 3 times in a row") as ended:
         place.prepare()
-    assert "goes on where it stopped" in (ended.value.hint or "")
+    assert "resumes where it stopped" in (ended.value.hint or "")
     assert place.prepare() is True
 
 
@@ -105,7 +105,7 @@ def test_left_over_bytes_of_another_file_are_fetched_anew(place: Place) -> None:
     place.hub.faults.clear()
     place.prepare()
     assert place.hub.fetched("shard_00000")[-2:] == ["bytes=9000-", None]
-    assert "fetching it anew" in place.watcher.notes[-1]
+    assert "downloading it again" in place.watcher.notes[-1]
 
 
 def test_a_remote_file_that_changed_is_refused_with_both_digests(place: Place) -> None:

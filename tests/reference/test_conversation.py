@@ -106,10 +106,10 @@ def test_one_long_question_keeps_its_end_within_the_limit(tokenizer: Tokenizer) 
         ([], "at least one"),
         (["hi"], "message 1 needs"),
         ([{"role": "user"}], "message 1 needs"),
-        ([{"role": "user", "content": 3}], "message 1: content is no text"),
+        ([{"role": "user", "content": 3}], "message 1: content is not text"),
         ([{"role": "assistant", "content": "hi"}], "message 1 is by 'assistant', not by 'user'"),
         ([TALK[0], TALK[0]], "message 2 is by 'user', not by 'assistant'"),
-        ([{"role": "system", "content": "x"}], "nothing after the system message"),
+        ([{"role": "system", "content": "x"}], "no message after the system message"),
         ([{"role": "system", "content": "x"}, TALK[1]], "message 2 is by 'assistant'"),
     ],
 )

@@ -198,7 +198,7 @@ def test_a_killed_worker_costs_only_what_it_had_in_hand(tmp_path: Path):
     with pytest.raises(TrainerError, match="a worker was killed 3 times") as caught:
         list(workers.run(always_die, [(1,), (2,)]))
     workers.close()
-    assert "goes on at the last finished part" in caught.value.hint
+    assert "resumes after the last finished part" in caught.value.hint
 
 
 def test_a_streamed_remote_file_is_read_and_its_change_noticed(tmp_path: Path, monkeypatch):

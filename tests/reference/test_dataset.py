@@ -99,7 +99,7 @@ def test_file_without_rows_is_refused(tmp_path: Path) -> None:
 def test_file_that_is_no_parquet_is_refused(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "a.parquet"
     path.write_bytes(data)
-    with pytest.raises(TrainerError, match=r"a\.parquet is no readable parquet file") as caught:
+    with pytest.raises(TrainerError, match=r"a\.parquet is not a readable parquet file") as caught:
         list(read_shard(path))
     assert caught.value.kind == "bad_input" and "again" in caught.value.hint
 

@@ -158,7 +158,7 @@ def test_a_broken_shard_is_named_before_any_trial(tmp_path: Path, text: Path) ->
     done = start(tmp_path, tmp_path / "text")
     assert done.exit_code == 2
     assert "change baseline cannot read its data" in done.output
-    assert "broken.parquet is no readable parquet file" in done.output
+    assert "broken.parquet is not a readable parquet file" in done.output
     assert not (tmp_path / "out" / "trials").exists()
 
 

@@ -265,5 +265,5 @@ def test_a_split_pattern_that_no_engine_reads_is_one_error(tmp_path: Path) -> No
 
     ranks = (base64.b64encode(bytes([i])) + f" {i}".encode() for i in range(256))
     (tmp_path / "a.tiktoken").write_bytes(b"\n".join(ranks))
-    with pytest.raises(TrainerError, match="cannot be taken over"):
+    with pytest.raises(TrainerError, match="cannot be used as the tokenizer"):
         reuse(str(tmp_path / "a.tiktoken"), pattern="(")

@@ -174,7 +174,7 @@ def test_unusable_shard_is_found_before_the_work(corpus: Path, tmp_path: Path) -
     for path in corpus.iterdir():
         (tmp_path / "data" / path.name).write_bytes(path.read_bytes())
     (tmp_path / "data" / "part-2.parquet").write_bytes(b"")
-    with pytest.raises(TrainerError, match=r"part-2\.parquet is no readable parquet file"):
+    with pytest.raises(TrainerError, match=r"part-2\.parquet is not a readable parquet file"):
         run(tmp_path / "data", tmp_path / "run")
     assert not list((tmp_path / "run" / "cache").rglob("*.tokens"))
 

@@ -141,7 +141,7 @@ def _read(evidence: Evidence, ranked: bool) -> Iterator[Finding]:
                 yield fail("a clock was never read", f"clocks.{name}")
             continue
         yield fail(
-            "a clock was not read with every event",
+            f"events have no reading of clock {name}",
             f"events.jsonl, seq {lacking[0].seq}: {name}",
             expected="a time",
             found=f"none in {len(lacking):,} events",

@@ -79,7 +79,11 @@ def _compare(
 ) -> Iterator[Finding]:
     for what, part, field in (("log", "log", "head"), ("telemetry", "telemetry", "digest")):
         if mine[part][field] is not None and mine[part][field] == other[part][field]:
-            yield fail(f"the {what} of another row", f"{part}.{field}", found=f"row {name}")
+            yield fail(
+                f"the {what} is a copy of another row's {what}",
+                f"{part}.{field}",
+                found=f"equal to row {name}",
+            )
     same_seed = mine["seed"]["value"] == other["seed"]["value"]
     same_recipe = mine["recipe"]["digest"] == other["recipe"]["digest"]
     weights, theirs = mine["checkpoint"]["base"], other["checkpoint"]["base"]
@@ -87,7 +91,11 @@ def _compare(
         # A schedule that follows the clock gives other bits each time, and so does another seed.
         by_clock = "pretrain" in evidence.recipe.facts.stage_s
         if by_clock or not (same_seed and same_recipe):
-            yield fail("the weights of another row", "checkpoint.base", found=f"row {name}")
+            yield fail(
+                "the weights are a copy of another row's weights",
+                "checkpoint.base",
+                found=f"equal to row {name}",
+            )
         else:
             yield warn(
                 "the same weights as another row: the same seed on a CPU, or a copy",
@@ -95,7 +103,11 @@ def _compare(
                 found=f"row {name}",
             )
     elif _same_answers(mine, other):
-        yield fail("the answers of another row's model", "quality.core.digest", found=f"row {name}")
+        yield fail(
+            "the answers equal those of another row's model",
+            "quality.core.digest",
+            found=f"equal to row {name}",
+        )
     if mine["submitter"]["public_key"] != other["submitter"]["public_key"]:
         for card in sorted(_cards(mine) & _cards(other)):
             yield warn(
@@ -169,7 +181,7 @@ def _answers_alike(evidence: Evidence, path: Path, name: str) -> Iterator[Findin
     if len(alike) >= 3 and statistics.fmean(alike) > ANSWER_CORRELATION:
         say = warn if _same_digest(evidence, path) else fail
         yield say(
-            "nearly the answers of another row's model",
+            "the answers nearly equal those of another row's model",
             "eval/core.json",
             expected=f"a mean correlation of at most {ANSWER_CORRELATION} over tasks",
             found=f"{statistics.fmean(alike):.3f} with row {name}",

@@ -113,7 +113,7 @@ def owner(evidence: Evidence) -> Iterator[Finding]:
             "submitter.identities",
         )
     elif submitter["key_created_for_this_work_folder"]:
-        yield ok("names nobody: the kit made this key for the run; it only says `the same hands`")
+        yield ok("no identity: the kit generated this key, so it only links results signed with it")
     else:
         yield skip("no account is named; the key speaks for itself")
 

@@ -49,7 +49,7 @@ def chain(evidence: Evidence) -> Iterator[Finding]:
         found = getattr(telemetry.chain, name)
         if told and getattr(told, name) != found:
             yield fail(
-                "the telemetry is not the one that the log names",
+                f"the telemetry's {name} does not match the log",
                 f"telemetry.jsonl, {name}",
                 expected=getattr(told, name),
                 found=found,
@@ -108,11 +108,11 @@ def _grammar(records: list[Event[Data]]) -> tuple[int, str] | None:
             started = True
         elif isinstance(data, Resume):
             if ended:
-                return line, "a complete run goes on"
+                return line, "a complete run is continued"
             stage, stopped = None, finished  # a complete run may only be closed, not continued
         elif isinstance(data, StageStart):
             if finished:
-                return line, "a complete run goes on"
+                return line, "a complete run is continued"
             if not started or stopped:
                 return line, "a stage begins outside the run"
             if stage is not None:
@@ -131,7 +131,7 @@ def _grammar(records: list[Event[Data]]) -> tuple[int, str] | None:
                 return line, "outputs are counted outside their stage"
         elif isinstance(data, RunStop):
             if not started or stopped or stage is not None:
-                return line, "the run stops while a stage goes on, or without having started"
+                return line, "the run stops while a stage is running, or before the run has started"
             stopped = True
             finished = data.status == "complete"
         elif isinstance(data, End):

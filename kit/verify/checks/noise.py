@@ -164,7 +164,7 @@ def _units(evidence: Evidence, steps: list[Event[Step]]) -> Iterator[Finding]:
             )
     if len(links) == 2 and not 1 / LINKS_APART <= links[0][1] / links[1][1] <= LINKS_APART:
         yield fail(
-            "before and after training a token stands for other numbers of bytes",
+            "the bytes per token before and after training do not match",
             "pretrain: loss and val_bpb",
             expected=f"within a factor of {LINKS_APART}",
             found=f"{links[0][1]:.2f} and {links[1][1]:.2f} bytes a token",

@@ -67,7 +67,10 @@ def seed(evidence: Evidence) -> Iterator[Finding]:
     elif stated["source"] == "command line" and evidence.track == "rtx4090-24h":
         problems += 1
         say = fail if evidence.recipe.division == "closed" else warn
-        yield say("the seed was typed in: register a group to rule out choosing", "seed.source")
+        yield say(
+            "the seed was entered by hand: register a group to show that it was not chosen",
+            "seed.source",
+        )
     if not problems:
         yield ok(f"seed {stated['value']} from {stated['source']}")
 

@@ -86,7 +86,7 @@ def _one_model(evidence: Evidence, expected: Expected, event: Event[Model]) -> I
         )
     elif data.vocab_size < asked and not _explained(evidence, data.vocab_size):
         yield fail(
-            "the vocabulary is smaller than the recipe's, and the tokenizer did not say why",
+            "the vocabulary is smaller than the recipe's, and the log gives no reason",
             place,
             expected=asked,
             found=data.vocab_size,

@@ -35,7 +35,7 @@ class Fields:
     )
     distill_refresh: float = setting(
         0,
-        "Share of the run after which the teacher is taken anew, again and again; 0: never.",
+        "Share of the run between two snapshots of the teacher; 0: the teacher stays the same.",
         unit="share of the run",
         low=0,
         below=1,
