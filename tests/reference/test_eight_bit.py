@@ -240,16 +240,16 @@ def test_a_profiler_that_is_refused_drops_no_kind(monkeypatch):
 
 def test_more_products_than_dynamos_limit_are_each_compiled(monkeypatch):
     """`bench kernels` compiles more variants of one function than Dynamo keeps by default."""
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
-    monkeypatch.setattr(torch._dynamo.config, "accumulated_recompile_limit", 256)
     monkeypatch.setattr(compiling, "RECOMPILE_LIMIT", 8)
     compiler = CompileCounter()
-    for size in range(12):
+    # monkeypatch would delete Dynamo's settings when it puts them back.
+    with torch._dynamo.config.patch(recompile_limit=8, accumulated_recompile_limit=256):
+        for size in range(12):
 
-        def double(x: torch.Tensor, size: int = size) -> torch.Tensor:
-            return 2 * x + size
+            def double(x: torch.Tensor, size: int = size) -> torch.Tensor:
+                return 2 * x + size
 
-        compiling.compiled_alone(double, backend=compiler)(torch.ones(size + 2))
+            compiling.compiled_alone(double, backend=compiler)(torch.ones(size + 2))
     torch._dynamo.reset()
     assert compiler.frame_count == 12
 
