@@ -236,18 +236,25 @@ def compare_command(a: Path, b: Path, as_json: bool) -> None:
     from dataclasses import asdict
 
     from kit.core_eval.naming import score_key, score_name
-    from kit.core_eval.report import compare_documents, read_document
+    from kit.core_eval.report import compare_answers, compare_documents, read_document
 
-    first = read_document(a)
-    found = compare_documents(first, read_document(b))
+    first, second = read_document(a), read_document(b)
+    found, answers = compare_documents(first, second), compare_answers(first, second)
     if as_json:
         document = asdict(found)
         document["interval"] = found.interval._asdict()
+        document["answer_bpb"] = answers and answers._asdict()
         for side in "ab":
             document[f"{score_key(first)}_{side}"] = document.pop(f"core_{side}")
         click.echo(json.dumps(document, indent=2))
         return
     _print_comparison(found, score_name(first))
+    if answers:
+        click.echo(
+            f"answer likelihood  A {answers.value_a:.4f}  B {answers.value_b:.4f}  "
+            f"B - A {answers.difference:+.4f}\n  95 % interval {answers.low:+.4f} "
+            f"{answers.high:+.4f}; bits per byte, less is better"
+        )
 
 
 @evaluate.command("chart")

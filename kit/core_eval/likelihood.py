@@ -9,7 +9,7 @@ choice), what follows the contexts (schema), the continuation (language modeling
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from kit.core_eval.bundle import TaskKind
@@ -74,6 +74,57 @@ def mean_likelihood(tasks: Sequence[dict[str, Any]]) -> Likelihood | None:
         return None
     error = math.sqrt(math.fsum(one.standard_error**2 for one in known)) / len(known)
     return Likelihood(math.fsum(one.value for one in known) / len(known), error)
+
+
+class LikelihoodComparison(NamedTuple):
+    """Two models on the same answers. `difference` is B minus A: below 0, B is better."""
+
+    value_a: float
+    value_b: float
+    difference: float
+    low: float
+    high: float
+
+
+def compare_likelihoods(
+    a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]
+) -> LikelihoodComparison | None:
+    """The paired difference of two evaluations' tasks, with its 95 % interval from the items.
+
+    Only answers that both models score count. An item that several tasks ask, those of one file
+    with as many items, counts as one draw.
+
+    Returns:
+        None: one of the evaluations does not hold the bits, or no answer is scored in both.
+
+    Raises:
+        ValueError: The tasks are not of the same answers.
+    """
+    if any("answer_bits" not in task for task in (*a, *b)):
+        return None
+    values: list[tuple[float, float]] = []
+    draws: dict[tuple[str, int], list[float]] = {}
+    for x, y in zip(a, b, strict=True):
+        if x["answer_bytes"] != y["answer_bytes"]:
+            raise ValueError("the two evaluations do not cover the same answers")
+        rows = list(zip(x["answer_bits"], y["answer_bits"], x["answer_bytes"], strict=True))
+        known = [(p, q, size) for p, q, size in rows if p is not None and q is not None]
+        if not known:
+            continue
+        total = sum(size for _, _, size in known)
+        ours, theirs = (math.fsum(row[side] for row in known) / total for side in (0, 1))
+        values.append((ours, theirs))
+        found = draws.setdefault((x["file"], len(rows)), [0.0] * len(rows))
+        for i, (p, q, size) in enumerate(rows):
+            if p is not None and q is not None:
+                found[i] += (q - p - (theirs - ours) * size) / total
+    if not values:
+        return None
+    n = len(values)
+    ours, theirs = (math.fsum(value[side] for value in values) / n for side in (0, 1))
+    half = _Z95 * math.sqrt(math.fsum(r * r for rows in draws.values() for r in rows)) / n
+    gap = theirs - ours
+    return LikelihoodComparison(ours, theirs, gap, gap - half, gap + half)
 
 
 def _shared(texts: Sequence[str]) -> int:

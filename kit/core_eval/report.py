@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+from kit.core_eval.likelihood import LikelihoodComparison, compare_likelihoods
 from kit.core_eval.naming import is_core, score_name
 from kit.core_eval.statistics import Comparison, TaskOutcomes, centered, compare
 from kit.errors import PrerequisiteError, SchemaError
@@ -87,6 +88,20 @@ def compare_documents(a: Document, b: Document) -> Comparison:
         return compare(outcomes(a), outcomes(b))
     except ValueError as error:
         raise SchemaError(str(error)) from error
+
+
+def compare_answers(a: Document, b: Document) -> LikelihoodComparison | None:
+    """The paired answer likelihoods; None where one of the evaluations did not measure them.
+
+    Raises `SchemaError` when the answers are not the same.
+    """
+    try:
+        return compare_likelihoods(a["tasks"], b["tasks"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise SchemaError(
+            f"the answer likelihoods cannot be compared ({str(error)[:200]})",
+            hint="Make both evaluations again with `n4090-kit eval core --out`.",
+        ) from error
 
 
 def differences(document: Document) -> list[Difference]:
