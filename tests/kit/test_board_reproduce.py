@@ -123,7 +123,15 @@ def test_recipes_name_no_places_of_this_machine(text: str, leads: bool) -> None:
 
 
 def test_the_kits_own_recipes_are_safe() -> None:
-    for name in ("smoke", "nano", "reference", "reference-1h", "reference-4h"):
+    for name in (
+        "smoke",
+        "nano",
+        "reference",
+        "reference-1h",
+        "reference-4h",
+        "reference-16g",
+        "reference-12g",
+    ):
         for place, text in reproduce._strings(load_recipe(name).document):
             assert not reproduce.leads_elsewhere(text), (name, place, text)
 
