@@ -195,7 +195,6 @@ def test_a_stopped_stage_goes_on_and_leaves_the_same_bytes(
     [
         ({"recipe__data__kind": "folder"}, "bad_input", "not part of CORE"),
         ({"recipe__core__tasks": ["sya"]}, "bad_input", "no task sya"),
-        ({"recipe__core__max_per_task": 2}, "bad_input", "2 items, too few for 2 examples"),
         ({"paths__core": None}, "bad_input", "names no CORE bundle"),
         ({"paths__base": "/nowhere"}, "bad_input", "no model at"),
         ({"recipe__trainer__loader": "nobody"}, "bad_input", "'nobody', which is not installed"),
@@ -220,6 +219,18 @@ def test_what_is_wrong_is_one_error_event_with_a_remedy(
     stage = run_here(write_request(tmp_path, **changes))
     [error] = stage.named("error")
     assert stage.code == 1 and error["kind"] == kind and message in error["message"]
+    assert not (tmp_path / "run/eval/core.json").exists()
+
+
+def test_a_task_with_fewer_items_than_its_examples_need_is_one_error_event(
+    tmp_path: Path, run_here: Callable[[Path], Stage]
+) -> None:
+    few = make_bundle(tmp_path / "few", items=2)
+    stage = run_here(write_request(tmp_path, paths__core=str(few)))
+    [error] = stage.named("error")
+    assert stage.code == 1 and error["kind"] == "bad_input"
+    assert "2 items, too few for 2 examples" in error["message"]
+    assert "at least 3 items" in error["hint"]
     assert not (tmp_path / "run/eval/core.json").exists()
 
 

@@ -71,14 +71,14 @@ COMMANDS = (
     "data study --texts X --out OUT", "plan --bench X", "plan --run X", "report X",
     "tokenizer compare X --texts X", "tokenizer reuse X --out OUT",
     "tokenizer train --data X --out OUT", "tokenizer train --data X --lock X --out OUT",
-    "doctor --work X",
+    "doctor --work X", "generate X hi",
 )  # fmt: skip
 # Seconds of work, no input of their own, or a measurement of the machine.
 NOT_DRIVEN = {
     "recipes list", "recipes schema", "bench data", "bench kernels", "bench levers", "bench train",
     "bench supervisor", "bench verify", "bench board", "fingerprint", "completion", "data spec",
-    "board dispute", "board withdraw", "board rescore", "board resolve", "keys identify", "serve",
-    "explain",
+    "board dispute", "board withdraw", "board correct", "board rescore", "board resolve",
+    "board vouch", "keys identify", "serve",
 }  # fmt: skip
 PLACES = ("file", "folder", "missing", "null", "long", "loop", "dangling", "odd", "filled")
 EXAMPLES = int(os.environ.get("N4090_MALFORMED", "4"))
