@@ -32,7 +32,7 @@ from reference.data.overlap import build_index
 from reference.data.part import part_record, process_part
 from reference.data.selection import read_selection, select
 from reference.data.shards import write_shard
-from reference.data.sources import Part, find_parts
+from reference.data.sources import Part, find_parts, refuse_inside
 from reference.data.spec import Spec, identity
 from reference.data.totals import Totals
 from reference.data.workers import Workers, open_workers
@@ -92,6 +92,7 @@ class _Build:
         self.seconds: dict[str, float] = {}
 
     def run(self) -> dict[str, Any]:
+        refuse_inside(self.out, self.spec)
         if self.options.restart:
             self._clear()
         problems: list[str] = []

@@ -7,12 +7,13 @@ A part is a run of row groups of a parquet file, a text or jsonl file, or one sh
 from __future__ import annotations
 
 import fnmatch
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from reference.data.spec import Source
+from reference.data.spec import Source, Spec
 from reference.errors import TrainerError
 from reference.rows.reader import (
     NO_LIMIT,
@@ -85,6 +86,45 @@ def files_of(source: Source) -> list[Path]:
             _where_else(path),
         )
     return sorted(found)
+
+
+def refuse_inside(out: Path, spec: Spec) -> None:
+    """Refuses to write a corpus where the build reads, whatever the names and links between.
+
+    Raises:
+        TrainerError: `out` is, or lies in, a folder that the spec names, or is the folder of a
+            file that it names.
+    """
+    quality, rules = spec.quality, spec.decontaminate
+    named = [
+        *(source.path for source in spec.source),
+        *quality.clean,
+        *quality.noisy,
+        *spec.domains.examples.values(),
+        rules.core,
+        rules.chat_eval,
+        *rules.extra,
+    ]
+    place = Path(os.path.realpath(out))  # Path.resolve raises for a link to itself
+    above = [folder for folder in (place, *place.parents) if folder.exists()]
+    for text in filter(None, named):
+        path = Path(text)
+        if path.is_dir():
+            items = [path, *path.iterdir()]
+        else:  # a file, or a pattern
+            items = [path.parent / "_", *path.parent.glob(path.name)]
+        folders = [item for item in items if item.is_dir() and (item == path or kind_of(item))]
+        files = [item for item in items if item != path and not item.is_dir()]
+        besides = {Path(os.path.realpath(item)).parent for item in files}
+        if any(a.samefile(folder) for folder in folders for a in above) or any(
+            place.exists() and folder.exists() and place.samefile(folder) for folder in besides
+        ):
+            raise TrainerError(
+                "bad_input",
+                f"the corpus would be written to {out}, among the files of {text}, which it is "
+                "made from",
+                "Name a folder outside of the inputs with --out.",
+            )
 
 
 def _where_else(path: Path) -> str:

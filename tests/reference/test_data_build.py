@@ -392,3 +392,36 @@ def test_a_folder_is_a_spec_and_the_report_escapes_hostile_text(
     assert found["documents"]["shared"] == 101 and not found["same"]
     assert found["spec"]["dedup.exact"] == [True, False]
     assert found["digests"] == [manifest["digest"], other["digest"]]
+
+
+def everything_under(folder: Path) -> dict[str, bytes]:
+    return {str(p): p.read_bytes() if p.is_file() else b"" for p in sorted(folder.rglob("*"))}
+
+
+@pytest.mark.parametrize("place", ["in", "in/corpus", "in/a/b", "link", "link/corpus", "x/../in"])
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_corpus_is_never_written_among_its_inputs(
+    inputs: Path, tmp_path: Path, place: str, restart: bool
+) -> None:
+    (tmp_path / "link").symlink_to(inputs)
+    (tmp_path / "x").mkdir()
+    spec = spec_of(tmp_path)
+    before = everything_under(tmp_path)
+    with pytest.raises(TrainerError, match="which it is made from") as error:
+        build_corpus(spec, tmp_path / place, Options(1, restart=restart))
+    assert "--out" in error.value.hint
+    assert everything_under(tmp_path) == before
+
+
+def test_folders_of_linked_and_named_files_are_inputs_too(inputs: Path, tmp_path: Path) -> None:
+    """A snapshot of the Hub's cache is a folder of links into a folder of blobs."""
+    snapshot = tmp_path / "snapshot"
+    snapshot.mkdir()
+    (snapshot / "a.parquet").symlink_to(inputs / "a.parquet")
+    with pytest.raises(TrainerError, match="which it is made from"):
+        build_corpus(load_spec(snapshot), inputs, Options(1))
+    spec = tmp_path / "one.toml"
+    for path in ("in/d.txt", "in/*.parquet"):
+        spec.write_text(f'name = "t"\n[[source]]\nname = "s"\npath = "{path}"\n')
+        with pytest.raises(TrainerError, match="which it is made from"):
+            build_corpus(load_spec(spec), inputs, Options(1))
