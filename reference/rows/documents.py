@@ -290,6 +290,21 @@ def _sizes_match(folder: Path, stem: str, record: ShardTokens) -> bool:
     )
 
 
+def _mapped(path: Path, record: ShardTokens) -> np.ndarray:
+    """The tokens of a shard, mapped without a file handle: a corpus may have thousands of shards.
+
+    `numpy.memmap` keeps a handle open for as long as any slice of the map lives.
+    """
+    import torch  # here: `data build` imports this module in every worker and needs no torch
+
+    dtype = np.dtype(record.dtype)
+    same_size = torch.int16 if dtype.itemsize == 2 else torch.int32
+    tokens = torch.from_file(str(path), shared=False, size=record.tokens, dtype=same_size)
+    array = tokens.numpy().view(dtype)
+    array.flags.writeable = False
+    return array
+
+
 def write_whole(path: Path, data: bytes) -> None:
     """Puts `data` under its final name only when all of it is on the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -335,8 +350,7 @@ class Documents:
             self.tokenizer_digest = record.tokenizer
             identity.update(f"{record.tokens_sha256} {record.offsets_sha256}\n".encode())
             if record.documents:
-                tokens_path = folder / f"{name}.tokens"
-                self._tokens.append(np.memmap(tokens_path, dtype=record.dtype, mode="r"))
+                self._tokens.append(_mapped(folder / f"{name}.tokens", record))
                 self._offsets.append(np.fromfile(folder / f"{name}.offsets", dtype="<i8"))
         if not self._tokens:
             raise TrainerError(

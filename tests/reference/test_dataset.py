@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -231,3 +233,37 @@ def test_record_of_a_shard_holds_digests(tmp_path: Path, tokenizer: Tokenizer) -
     for suffix in ("tokens", "offsets"):
         data = (tmp_path / "c" / f"a.{suffix}").read_bytes()
         assert record[f"{suffix}_sha256"] == hashlib.sha256(data).hexdigest()
+
+
+FEW_HANDLES = """
+import os, resource, sys
+from pathlib import Path
+from reference.rows.documents import Documents
+import torch
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+documents = Documents(Path(sys.argv[1]), [f"{i:03}" for i in range(150)])
+before = len(os.listdir("/proc/self/fd"))
+kept = [documents[i] for i in range(len(documents))]
+assert len(os.listdir("/proc/self/fd")) == before < 64
+print(*(int(tokens[-1]) for tokens in kept))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts handles in /proc")
+def test_many_shards_need_few_file_handles(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    path = write_shard(tmp_path / "a.parquet", TEXTS[:1])
+    tokenize_shard(path, tmp_path / "one", tokenizer)
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    record = json.loads((tmp_path / "one/a.json").read_text())
+    offsets = (tmp_path / "one/a.offsets").read_bytes()
+    for i in range(150):
+        (cache / f"{i:03}.json").write_text(json.dumps({**record, "name": f"{i:03}"}))
+        (cache / f"{i:03}.offsets").write_bytes(offsets)
+        tokens = np.full(record["tokens"], i, dtype=record["dtype"])
+        (cache / f"{i:03}.tokens").write_bytes(tokens.tobytes())
+    done = subprocess.run(
+        [sys.executable, "-c", FEW_HANDLES, str(cache)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(i) for i in range(150)]
