@@ -107,7 +107,7 @@ def load_recipe(reference: str) -> Recipe:
                 f"recipe {path.name} has {len(data)} bytes",
                 hint=f"A recipe travels in the result: at most {MAX_RECIPE_BYTES} bytes.",
             )
-        text = data.decode("utf-8")
+        text = data.decode("utf-8-sig")  # Windows editors begin files with a BOM
     except UnicodeDecodeError as error:
         raise SchemaError(f"recipe {path.name} is not UTF-8: {error}") from error
     except OSError as error:

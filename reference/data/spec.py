@@ -173,7 +173,7 @@ def load_spec(path: Path) -> Spec:
         source = Source(name=path.resolve().name, path=str(path.resolve()))
         return Spec(source=(source,), name=path.resolve().name)
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise TrainerError("bad_input", f"no spec at {path}", "Name a TOML file.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

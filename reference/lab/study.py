@@ -145,7 +145,7 @@ def load_study(path: Path) -> Study:
         TrainerError: Not TOML, or wrong fields; every problem is named.
     """
     try:
-        document = tomllib.loads(path.read_text())
+        document = tomllib.loads(path.read_text("utf-8-sig"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise TrainerError(
             "bad_input", f"study {path}: {error}", "Give a TOML file; reference/studies has some."

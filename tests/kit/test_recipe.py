@@ -153,3 +153,14 @@ def test_check_names_what_is_wrong_with_each_of_several(tmp_path: Path) -> None:
     assert good["recipe"]["name"] == "smoke" and good["error"] is None
     assert bad["recipe"] is None and "problem" in bad["error"]["message"]
     assert CliRunner().invoke(cli, ["recipes", "check", "smoke"]).output == "smoke is right\n"
+
+
+def test_a_byte_order_mark_is_no_part_of_a_recipe(tmp_path: Path) -> None:
+    """Windows editors begin files with one."""
+    plain, marked = tmp_path / "plain.toml", tmp_path / "marked.toml"
+    plain.write_text(MINIMAL + "[pretrain]\nnum_steps = 7\n", encoding="utf-8")
+    marked.write_bytes(b"\xef\xbb\xbf" + plain.read_bytes())
+    assert load_recipe(str(marked)).document == load_recipe(str(plain)).document
+    assert load_recipe(str(marked)).digest == load_recipe(str(plain)).digest
+    done = CliRunner().invoke(cli, ["recipes", "check", str(marked)])
+    assert done.exit_code == 0, done.output

@@ -425,3 +425,10 @@ def test_folders_of_linked_and_named_files_are_inputs_too(inputs: Path, tmp_path
         spec.write_text(f'name = "t"\n[[source]]\nname = "s"\npath = "{path}"\n')
         with pytest.raises(TrainerError, match="which it is made from"):
             build_corpus(load_spec(spec), inputs, Options(1))
+
+
+def test_a_spec_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    spec_of(tmp_path)
+    plain = load_spec(tmp_path / "spec.toml")
+    (tmp_path / "spec.toml").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "spec.toml").read_bytes())
+    assert load_spec(tmp_path / "spec.toml") == plain

@@ -1,6 +1,7 @@
 """The committed studies and plans: recipes the kit accepts, figures the code prints."""
 
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from reference.config.resolve import resolve_recipe
 from reference.errors import TrainerError
 from reference.lab.ablate import Place, open_study
 from reference.lab.plan import shape
+from reference.lab.plan_recipe import base_recipe
 from reference.lab.study import load_study
 from reference.model.cost import count_flops, count_parameters
 
@@ -75,3 +77,13 @@ def test_plans_name_files_that_exist() -> None:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             if not target.startswith("https://"):
                 assert (page.parent / target).exists(), (page, target)
+
+
+def test_studies_and_base_recipes_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    for source, read in (
+        (ROOT / "reference/studies/cpu-levers.toml", lambda path: asdict(load_study(path))),
+        (ROOT / "reference/recipes/smoke.toml", lambda path: base_recipe(str(path))),
+    ):
+        marked = tmp_path / source.name
+        marked.write_bytes(b"\xef\xbb\xbf" + source.read_bytes())
+        assert {**read(marked), "folder": 0} == {**read(source), "folder": 0}
