@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from kit.core_eval.naming import OWN_SCORE, PARTIAL_SCORE, score_key, score_name
+from kit.text import plain
 
 Document = dict[str, Any]
 
@@ -137,5 +138,5 @@ def _recipe(result: Document) -> Document:
 
 
 def _quoted(text: str) -> str:
-    """A YAML string: JSON's are YAML's."""
-    return json.dumps(text, ensure_ascii=False)
+    """A YAML string, without hidden characters: a JSON string is a YAML string."""
+    return json.dumps(plain(text, 300), ensure_ascii=False)

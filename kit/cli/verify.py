@@ -189,9 +189,10 @@ def verify(
 def _read_own_files(options: Options) -> None:
     """Refuses what the verifier gave that cannot be read, before it counts against the result."""
     from kit.errors import KitError, SchemaError
+    from kit.text import plain
     from kit.trust.allowed_signers import read_allowed_signers
     from kit.trust.identities import read_snapshot
-    from kit.trust.keys import revoked_keys
+    from kit.trust.keys import read_revoked
     from kit.verify.evidence import read_result
 
     if options.identities is not None:
@@ -199,13 +200,14 @@ def _read_own_files(options: Options) -> None:
     if options.allowed_signers is not None:
         read_allowed_signers(options.allowed_signers)
     if options.revoked is not None:
-        try:
-            revoked_keys(options.revoked)
-        except KitError as error:
+        revoked = read_revoked(options.revoked)
+        if revoked.problems and not revoked.keys:
             raise SchemaError(
-                f"{options.revoked} is not a list of revoked keys: {error.message}",
+                f"{options.revoked} is not a list of revoked keys: {revoked.problems[0]}",
                 hint="`n4090-kit keys revoke` writes one.",
-            ) from error
+            )
+        for problem in revoked.problems:
+            click.echo(f"warning: {plain(problem, 300)}", err=True)
     for path in (*options.group, *options.against):
         if path.is_file():
             try:

@@ -234,6 +234,18 @@ def test_a_revoked_key_refuses_its_results(honest: Path, tmp_path: Path) -> None
     assert done.exit_code == 1 and "V03" in done.output
 
 
+def test_a_line_of_the_revocation_list_that_is_not_a_key_is_named(
+    honest: Path, tmp_path: Path
+) -> None:
+    from kit.trust.keys import revoke
+
+    path = revoke(tmp_path, sshsig.public_key(tamper.KEY).line, "stolen")
+    path.write_text("no key at all\n" + path.read_text())
+    done = call("verify", honest, "--revoked", path)
+    assert "line 1 revokes nothing" in done.stderr
+    assert done.exit_code == 1 and "V03" in done.output
+
+
 @pytest.mark.parametrize(
     ("option", "content"),
     [

@@ -179,9 +179,9 @@ def flops_per_token(evidence: Evidence, shares: list[float]) -> list[float] | No
         None if the trainer is not known here or counts none.
 
     Raises:
-        KeyError, ValueError: The model that was reported is not the recipe's.
+        KeyError: The reference trainer reported a model without its configuration.
     """
-    config, recipe = _config(evidence), evidence.recipe
+    config, recipe = model_config(evidence), evidence.recipe
     if config is None or recipe.trainer is None or not evidence.reference_trainer:
         return None
     vocabulary = config.get("vocab_size")
@@ -189,21 +189,19 @@ def flops_per_token(evidence: Evidence, shares: list[float]) -> list[float] | No
     return recipe.trainer.flops_per_token(recipe.document, shares, known)
 
 
-def _config(evidence: Evidence) -> dict[str, Any] | None:
-    """The configuration in the model event, which must agree with the recipe."""
+def model_config(evidence: Evidence) -> dict[str, Any] | None:
+    """The configuration in the model event.
+
+    The reference trainer builds the recipe's model, so the recipe's values replace reported ones.
+    V28 reports each difference; the FLOPs are counted in spite of it.
+    """
     models = evidence.log.of("pretrain", Model)
     config = models[-1].data.config if models else None
     if not isinstance(config, dict):
         if evidence.reference_trainer and models:
             raise KeyError("the model event holds no configuration")
         return None
-    if evidence.reference_trainer and evidence.recipe.trainer is not None:
-        for section in evidence.recipe.trainer.sections():
-            stated = evidence.recipe.section(section)
-            for name in config.keys() & stated.keys():
-                if config[name] != stated[name]:
-                    raise ValueError(f"model has {name} {config[name]}, its recipe {stated[name]}")
-    return config
+    return {**config, **evidence.recipe.section("model")} if evidence.reference_trainer else config
 
 
 def _flops_of_published_weights(evidence: Evidence) -> float | None:
@@ -296,7 +294,7 @@ def _eight_bit_gain(evidence: Evidence, measured: list[dict[str, Any]]) -> float
         if not gains or not any(word in text for word in ("fp8", "int8", "float8")):
             return 1.0
         return float(min(EIGHT_BIT_FACTOR, max(1.0, *gains)))
-    section, config = evidence.recipe.section("pretrain"), _config(evidence)
+    section, config = evidence.recipe.section("pretrain"), model_config(evidence)
     if section["matmul"] == "bf16" or config is None:
         return 1.0
     whole = flops_per_token(evidence, [1.0])

@@ -9,7 +9,7 @@ from typing import Any
 from kit.core_eval.bundle import core_facts
 from kit.core_eval.naming import score_key
 from kit.events import Eval, Model, Step
-from kit.verify.checks.physics import _peak_flops, flops_per_token, rate_of
+from kit.verify.checks.physics import _peak_flops, flops_per_token, model_config, rate_of
 from kit.verify.evidence import Absent, Evidence, Refused
 from kit.verify.expected import Expected, block_flops
 from kit.verify.finding import Check, Finding, fail, ok
@@ -296,15 +296,17 @@ def _durations(evidence: Evidence, expected: Expected) -> Iterator[Finding]:
 def _core_work_s(evidence: Evidence) -> float:
     """Seconds that the hardware needs at its peak for one forward pass over the scored items."""
     part, stated = evidence.log.inputs.core, evidence.document["quality"]["core"]
-    models = evidence.log.of("pretrain", Model)
-    if part is None or stated is None or not models or models[-1].data.config is None:
+    if part is None or stated is None:
+        return 0.0
+    config = model_config(evidence)
+    if config is None:
         return 0.0
     peak, _ = _peak_flops(evidence)
     if not peak or stated["bundle"] != "core":
         return 0.0
     share = sum(task["n"] for task in stated["tasks"]) / _ITEMS
     tokens = share * part.bytes / CORE_BYTES_PER_TOKEN
-    return float(tokens * block_flops(models[-1].data.config) / 3 / peak)
+    return float(tokens * block_flops(config) / 3 / peak)
 
 
 def _finetuning(evidence: Evidence, expected: Expected) -> Iterator[Finding]:

@@ -187,12 +187,12 @@ model("parameters out of the air", "V21 V28", parameters=50_000_000_000)
 model("three parameters", "V21 V28", parameters=3)
 model("another vocabulary", "V17 V28 V30", vocab_size=500)
 model("no device in the model event", "V28", device=None)
-config("another window pattern", "V13 V28", window_pattern="SSSL")
+config("another window pattern", "V28", window_pattern="SSSL")
 config("another softcap", "V28", softcap=30.0)
 config("no window pattern", "V28", short_window=64)
 forged(
     "a model event without its layers",
-    "V13 V28 V29",
+    "V28",
     lambda d: [e["data"]["config"].pop("n_layer") for e in d.of("model")],
 )
 forged("no model event", "V28", lambda d: d.events.remove(d.of("model")[0]))
