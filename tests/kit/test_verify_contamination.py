@@ -95,13 +95,13 @@ def check(core: Path, tmp_path: Path) -> Callable[[list[str]], Report]:
 
 def test_a_planted_task_is_refused_by_v24(check: Callable[[list[str]], Report]) -> None:
     report = check([f"Question: {sentence(i)} {i}? by the {i}" for i in range(30)])
-    assert report.refused_by == ["V24"]
+    assert set(report.refused_by) == {"V24", "V29"}, "V29: too little text for the run's tokens"
     assert "30 of 40 items of places" in report.of("V24")[0].message
 
 
 def test_a_few_items_are_a_warning(check: Callable[[list[str]], Report]) -> None:
     report = check([f"Question: {sentence(i)} {i}? by the {i}" for i in range(3)])
-    assert report.refused_by == [] and report.status("V24") == "warn"
+    assert report.refused_by == ["V29"] and report.status("V24") == "warn"
 
 
 def test_other_text_passes_though_the_validation_shard_has_all(

@@ -49,6 +49,7 @@ JUNK = st.recursive(
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fuzz") / "run"
     tamper.gpu_run(steps=24, resume_at=10).write(folder)
+    assert verify_result(folder).verdict == "consistent"
     return folder
 
 

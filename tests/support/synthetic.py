@@ -155,9 +155,11 @@ class Synthesis:
     def hours(self) -> float:
         """Hours of pretraining that the recipe gives: a tenth more than the plan needs."""
         plan = self.plan
-        steps = plan.steps + (30 if plan.resume_at else 0)
-        seconds = 40 + steps * plan.step_s + plan.steps // 30 * 11
-        seconds += (1800 if plan.sleep_at else 0) + (280 if plan.resume_at else 0)
+        seconds = 40 + plan.steps * plan.step_s + plan.steps // 30 * 11
+        seconds += 1800 if plan.sleep_at else 0
+        if plan.resume_at:
+            # The downtime, the start of the program, and the steps since the last checkpoint.
+            seconds += (240 if plan.reboot else 40) + 30 + plan.resume_at % 30 * plan.step_s
         return round(1.1 * seconds / 3600, 6)
 
     def say(self, src: str, ev: str, **data: Any) -> Event:
