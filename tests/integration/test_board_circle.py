@@ -1,4 +1,7 @@
-"""The full circle: run, submit, publish, site; somebody else reproduces; tier and mean follow."""
+"""The full circle: run, submit, publish, site; somebody else reproduces and disputes.
+
+The board here has scored no weights and knows no accounts, so a reproduction is shown, not counted.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.board.load import load_board
+from kit.board.publish import publish as publish_board
 
 # What makes two seeds differ, and a score that a reproduction can be held to.
 SEEDED = """            rng = np.random.default_rng(request["seed"])
@@ -66,14 +70,24 @@ def test_from_a_run_to_a_row_to_a_reproduction(bigram: Any, n4090: Any, tmp_path
     n4090("board", "publish", "--board", board, "--work", tmp_path)
 
     after = row_of(board, row["id"])
-    assert (after["tier"], after["tier_reason"]) == ("T4", "reproduced once, by grace")
+    # Weights that the board has not scored stay T1, whoever confirms them.
+    unscored = "self-reported; the board has not scored its weights yet"
+    assert (after["tier"], after["tier_reason"]) == ("T1", unscored)
     [reproduction] = after["reproductions"]
-    assert (reproduction["by"], reproduction["counted"]) == ("grace", True)
+    assert (reproduction["by"], reproduction["verdict"]) == ("grace", "confirmed")
+    assert not reproduction["counted"] and after["pooled"]["n"] == 1
+    assert "not counted: neither the Hub nor GitHub" in (board / "board-events.jsonl").read_text()
     theirs = row_of(board, statement["result_id"])
     assert (theirs["tier"], theirs["submitter"]) == ("T1", "grace")
-    assert after["pooled"]["n"] == 2
-    mean = (row["total_s"] + theirs["total_s"]) / 2
-    assert abs(after["pooled"]["total_s"] - mean) < 1e-6
+
+    # An account that shows grace's key does not stand in for the board's own scoring.
+    shown = {"service": "hf", "user": "grace", "created_at": "2020-01-01T00:00:00Z"}
+    publish_board(board, accounts=[{**shown, "keys": [statement["by"]["public_key"]]}])
+    assert row_of(board, row["id"])["tier"] == "T1"
+    assert (
+        "the board has not scored the weights of its own run"
+        in (board / "board-events.jsonl").read_text()
+    )
 
     doubt = "<b>Too fast</b> for =this card"
     doubted = ("board", "dispute", row["id"], "--board", board, "--as", "bob", "--reason", doubt)
@@ -83,9 +97,10 @@ def test_from_a_run_to_a_row_to_a_reproduction(bigram: Any, n4090: Any, tmp_path
     page = (out / "row" / f"{row['id']}.html").read_text()
     assert "&lt;b&gt;Too fast&lt;/b&gt; for =this card" in page and "<b>Too fast" not in page
     assert "<b>Dispute</b> by <bdi>bob</bdi>" in page and "V13" in page
-    assert "reproduced once, by grace" in page and "mean of 2 runs" in page
+    assert "not counted: neither the Hub nor GitHub" in page and "mean of 2 runs" not in page
     assert f'href="{statement["result_id"]}.html"' in page
-    assert 'data-tier="T4"' in (out / "index.html").read_text()
+    index = (out / "index.html").read_text()
+    assert 'data-tier="T1"' in index and 'data-tier="T4"' not in index
     # Done twice, nothing changes.
     n4090("submit", run, "--board", board)
     before = (board / "board-events.jsonl").read_bytes()
