@@ -26,6 +26,8 @@ SLEEP_MIN_S = 2.0
 # A longer silence between steps wants an evaluation, a checkpoint or a resume to explain it.
 GAP_MIN_S = 60.0
 GAP_MEDIANS = 5.0
+# A machine that stands still this long on its own clock, telemetry included, is worth a warning.
+STALL_S = 180.0
 # Step reports that may be in the pipe when the supervisor is killed. A trainer that follows its
 # request's `resume_step` repeats those steps, if it has a checkpoint before them.
 LOST_STEPS = 12

@@ -181,6 +181,7 @@ HONEST: dict[str, Callable[[], Draft]] = {
     "4090, killed and resumed": lambda: gpu_run(seed=4, resume_at=37),
     "4090, resumed after a reboot": lambda: gpu_run(seed=6, resume_at=37, reboot=True),
     "4090, slept half an hour": lambda: gpu_run(seed=7, sleep_at=40),
+    "4090, stood still for 90 s": lambda: gpu_run(seed=17, stall_at=20),
     "4090, out of memory": lambda: gpu_run(seed=8, fail_at=33),
     "4090, one of a registered group": lambda: enrol(gpu_run(seed=10), 1),
     "4090, stopped": lambda: gpu_run(seed=9, stop_at=1),

@@ -124,6 +124,8 @@ class Plan:
     reboot: bool = False
     fail_at: int | None = None
     sleep_at: int | None = None
+    stall_at: int | None = None  # the machine does nothing for `stall_s`, and the clocks run on
+    stall_s: float = 90.0
     stop_at: int | None = None
     batch: int = 524288
     recipe: str | None = None  # instead of the one here
@@ -157,6 +159,7 @@ class Synthesis:
         plan = self.plan
         seconds = 40 + plan.steps * plan.step_s + plan.steps // 30 * 11
         seconds += 1800 if plan.sleep_at else 0
+        seconds += plan.stall_s if plan.stall_at else 0
         if plan.resume_at:
             # The downtime, the start of the program, and the steps since the last checkpoint.
             seconds += (240 if plan.reboot else 40) + 30 + plan.resume_at % 30 * plan.step_s
@@ -469,6 +472,10 @@ class Synthesis:
                 self.follow_the_clock(first, before_s, plan.steps / step)
                 self.end("pretrain", attempt, "failed", reason="out_of_memory")
                 return False
+            if plan.stall_at == step:
+                self.clock.advance(plan.stall_s)
+                self.energy_j += 62.0 * plan.stall_s
+                self.next_sample_s = self.clock.t_s + 0.5
             if plan.sleep_at == step:
                 self.busy = False
                 self.sampling, sampled = False, self.sampling

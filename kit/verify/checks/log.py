@@ -27,6 +27,7 @@ from kit.verify.thresholds import (
     GAP_MEDIANS,
     GAP_MIN_S,
     LOST_STEPS,
+    STALL_S,
 )
 
 
@@ -197,7 +198,7 @@ def gaps(evidence: Evidence) -> Iterator[Finding]:
             )
     for stage in ("pretrain", "sft"):
         reports = log.stages[stage].reports if stage in log.stages else []
-        for finding in _step_gaps(reports, stage):
+        for finding in _step_gaps(reports, stage, _sample_times_ns(evidence)):
             problems += finding.status == "fail"
             yield finding
     if not problems:
@@ -205,8 +206,18 @@ def gaps(evidence: Evidence) -> Iterator[Finding]:
         yield ok(f"{steps:,} pretraining steps without a hole, {len(log.resumes)} resumes")
 
 
-def _step_gaps(events: list[Event[Data]], stage: str) -> Iterator[Finding]:
-    """Holes in the step numbers, and silences that nothing between two steps explains."""
+def _sample_times_ns(evidence: Evidence) -> list[int]:
+    """When telemetry was sampled, in order."""
+    return sorted(at_ms * 10**6 for at_ms, _ in evidence.telemetry.times)
+
+
+def _step_gaps(events: list[Event[Data]], stage: str, sampled_ns: list[int]) -> Iterator[Finding]:
+    """Holes in the step numbers, and silences that nothing between two steps explains.
+
+    A machine may stall (a paused guest, a full disk, a stopped supervisor) while its clocks run on.
+    Such a stall is on the run's own clock, so it is worth a warning: no step is missing, it is
+    short, and telemetry was silent too.
+    """
     steps = [event for event in events if isinstance(event.data, Step)]
     if len(steps) < 2:
         return
@@ -243,6 +254,13 @@ def _step_gaps(events: list[Event[Data]], stage: str) -> Iterator[Finding]:
                     found=numbers[index + 1],
                 )
         if interval > longest and not explained:
+            sampled = _count_between(sampled_ns, steps[index].t_ns, steps[index + 1].t_ns)
+            if step == stride and interval <= STALL_S and sampled <= interval / 2:
+                yield warn(
+                    f"{stage} and its telemetry stood still for {interval:,.0f} s on the clock",
+                    f"events.jsonl, seq {end}",
+                )
+                continue
             silences += 1
             if silences <= 3:
                 yield fail(

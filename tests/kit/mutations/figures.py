@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import tamper
-from tamper import Draft
+from tamper import Draft, gpu_run
 
 from mutations.registry import edit_json, mutation, typed
 
@@ -81,6 +81,13 @@ def _(draft: Draft) -> None:
         }
         for i in range(pause)
     ]
+
+
+@mutation("five minutes without a step or a sample", "V08 V15", kind="draft")
+def _(draft: Draft) -> None:
+    stalled = gpu_run(stall_at=20, stall_s=300.0)
+    draft.events, draft.telemetry = stalled.events, stalled.telemetry
+    draft.recipe, draft.files = stalled.recipe, stalled.files
 
 
 @mutation("a reboot that is not owned up to", "V08", kind="draft", base="resumed")
