@@ -191,11 +191,12 @@ def screen(view: RunView) -> Group:
         stages.add_row(stage.name, ProgressBar(1.0, share, width=40), note, seconds)
     figures = Table(box=None, pad_edge=False, show_header=False)
     figures.add_column(style="dim")
-    left = view.time_left()
+    left, expected = view.time_left(), view.expected()
     rows = [
         ("budget", f"{_duration(view.elapsed_s)} of {_duration(view.budget_s)}"),
         ("left in this stage", left and f"{_duration(left[0])} ± {_duration(left[1])}"),
         ("loss", view.loss and f"{view.loss[-1][1]:.4f}  {sparks([y for _, y in view.loss])}"),
+        ("loss at the end", expected and f"about {expected[-1][1]:.3f}, by the curve so far"),
         *((plain(name, 40), f"{value:.4f}") for name, value in view.evals.items()),
         ("tokens a second", view.tokens_per_s and f"{view.tokens_per_s:,.0f}"),
         ("power", view.power_w and f"{view.power_w:.0f} W"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import deque
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ Record = dict[str, Any]
 _POINTS = 400  # of the loss curve
 _WINDOW = 64  # reports that the time left is read from
 _SMOOTHING = 0.1
+_FIT_LEAST, _FIT_POINTS = 16, 40  # losses that the expected curve needs, and points it has
 
 
 @dataclass
@@ -98,6 +100,26 @@ class RunView:
         error = statistics.stdev(paces) / len(paces) ** 0.5
         return rest / whole, rest / whole * min(1.0, error / whole)
 
+    def expected(self) -> list[tuple[float, float]]:
+        """The loss to expect, as (step, loss) from early in the run to its end; empty at first.
+
+        A power law, loss = a * step ** -b, through the losses so far without their first twentieth.
+        It knows nothing of the learning rate's decay, which lowers the end of a real curve.
+        """
+        stage = next((one for one in self.stages if one.name == "pretrain"), None)
+        if stage is None or not stage.fraction or len(self.loss) < _FIT_LEAST:
+            return []
+        last = self.loss[-1][0]
+        used = [(s, y) for s, y in self.loss if s >= max(1, last / 20) and 0 < y < math.inf]
+        if len(used) < _FIT_LEAST // 2 or used[0][0] == used[-1][0]:
+            return []
+        slope, level = statistics.linear_regression(
+            [math.log(step) for step, _ in used], [math.log(loss) for _, loss in used]
+        )
+        first, end = used[0][0], last / stage.fraction
+        steps = [first * (end / first) ** (i / _FIT_POINTS) for i in range(_FIT_POINTS + 1)]
+        return [(step, math.exp(level) * step**slope) for step in steps]
+
     def to_json(self) -> dict[str, Any]:
         """The state, for the page."""
         left = self.time_left()
@@ -106,6 +128,7 @@ class RunView:
             "status": self.status,
             "stages": [vars(stage) for stage in self.stages],
             "loss": self.loss,
+            "expected": self.expected(),
             "evals": self.evals,
             "tokens_per_s": self.tokens_per_s,
             "power_w": self.power_w,

@@ -47,6 +47,21 @@ def seen(run: Path, records: list[dict[str, Any]]) -> RunView:
     return view
 
 
+def test_the_expected_curve_is_the_power_law_behind_the_losses() -> None:
+    view = view_of({"stages": ["tokenizer", "pretrain"], "budget_s": 100.0})
+    assert view.expected() == []
+    view.stages[1].status, view.stages[1].fraction = "running", 0.25
+    view.loss = [(step, 9.0 * max(step, 1) ** -0.1) for step in range(200)]
+    curve = view.expected()
+    assert curve[-1][0] == pytest.approx(4 * 199)
+    for step, loss in curve:
+        assert loss == pytest.approx(9.0 * step**-0.1, rel=1e-6)
+    view.loss = [(step, 3.0) for step in range(5)]
+    assert view.expected() == [], "five losses show no curve"
+    view.loss = [(step, float("nan")) for step in range(200)]
+    assert view.expected() == []
+
+
 def test_a_csv_file_holds_every_loss_of_the_log(run: Path, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     done = call("track", run, "--to", "csv", "--out", tmp_path)
