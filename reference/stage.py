@@ -88,8 +88,8 @@ def explain(error: BaseException) -> TrainerError:
             f"out of memory: {_first_line(error)}",
             "Halve device_batch_size in the recipe; total_batch_size, and so the result, can stay.",
         )
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        place = f" while writing {error.filename}" if error.filename else ""
+    if (full := _disk_full(error)) is not None:
+        place = f" while writing {full.filename}" if full.filename else ""
         return TrainerError(
             "disk_full",
             f"the disk is full{place}",
@@ -100,6 +100,17 @@ def explain(error: BaseException) -> TrainerError:
         f"{type(error).__name__}: {_first_line(error)}",
         "The stage's output in the run folder's logs has the whole traceback.",
     )
+
+
+def _disk_full(error: BaseException | None) -> OSError | None:
+    """The refused write behind an error; libraries raise their own while they handle it."""
+    for _ in range(10):
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return error
+        if error is None:
+            break
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _is_torch_out_of_memory(error: BaseException) -> bool:

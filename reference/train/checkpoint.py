@@ -101,7 +101,13 @@ def save_state(folder: Path, step: int, state: dict[str, Any]) -> int:
     states = folder / STATE_FOLDER
     states.mkdir(parents=True, exist_ok=True)
     path = states / f"step-{step:08}.pt"
-    rename_whole(path, lambda temporary: torch.save({"step": step, **state}, temporary))
+
+    def write(temporary: Path) -> None:
+        # Through a Python file: PyTorch's own writer does not say why a write failed.
+        with temporary.open("wb") as file:
+            torch.save({"step": step, **state}, file)
+
+    rename_whole(path, write)
     digest = _digest(path)
     rename_whole(path.with_suffix(".sha256"), lambda temporary: temporary.write_text(digest))
     for old in _states(folder)[_KEPT_STATES:]:

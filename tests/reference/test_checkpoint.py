@@ -1,6 +1,11 @@
 """Which state an interrupted stage goes on from."""
 
+import errno
+import io
+from pathlib import Path
+
 import pytest
+import torch
 
 from reference.errors import TrainerError
 from reference.train.checkpoint import (
@@ -65,3 +70,25 @@ def test_states_that_will_be_written_again_are_removed(folder):
 def damage(folder, step):
     path = folder / STATE_FOLDER / f"step-{step:08}.pt"
     path.write_bytes(path.read_bytes()[:-1] + b"?")
+
+
+def test_a_disk_that_fills_up_while_a_state_is_saved_is_named(tmp_path, monkeypatch):
+    """PyTorch's writer raises an error of its own over the refused write."""
+    from reference.stage import explain
+
+    real = Path.open
+
+    class Full(io.FileIO):
+        def write(self, data):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def open_full(self, mode="r", *arguments, **options):
+        if mode == "wb" and ".pt" in self.name:
+            return Full(self, "wb")
+        return real(self, mode, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", open_full)
+    with pytest.raises(Exception) as raised:  # noqa: B017, PT011: whatever type PyTorch chooses
+        save_state(tmp_path, 3, {"model": {"weight": torch.zeros(1 << 16)}})
+    assert explain(raised.value).kind == "disk_full"
+    assert not [path for path in (tmp_path / STATE_FOLDER).iterdir() if path.suffix == ".pt"]
