@@ -17,7 +17,9 @@ def code_digest() -> str:
     if spec and spec.submodule_search_locations:
         roots["reference"] = Path(spec.submodule_search_locations[0])
     parts = {
-        name: tree_digest(root, ("*.py", "*.toml", "bundle.json")) for name, root in roots.items()
+        # Byte code may belong to the user who ran the kit first, and be closed to this one.
+        name: tree_digest(root, ("*.py", "*.toml", "bundle.json"), skip=("__pycache__",))
+        for name, root in roots.items()
     }
     names = ("event", "recipe", "result")
     parts["schema"] = sha256_bytes(json.dumps([load_schema(name) for name in names]).encode())

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -111,11 +111,16 @@ def sha256_file(
     return found
 
 
-def tree_files(root: Path, patterns: Iterable[str] = ("*",)) -> Iterator[str]:
+def tree_files(
+    root: Path, patterns: Iterable[str] = ("*",), *, skip: Collection[str] = ()
+) -> Iterator[str]:
     """Relative POSIX paths of the files under `root` that match a pattern, in byte order.
 
     A pattern is matched against the whole relative path (`*` crosses folders) or, without a slash,
     against the name.
+
+    Args:
+        skip: Names of folders that are not opened.
 
     Raises:
         SchemaError: A link, a special file or a name that no line can carry lies in the tree.
@@ -132,7 +137,8 @@ def tree_files(root: Path, patterns: Iterable[str] = ("*",)) -> Iterator[str]:
                 if entry.is_symlink():
                     raise SchemaError(f"`{relative}` is a symbolic link")
                 if entry.is_dir(follow_symlinks=False):
-                    folders.append(path)
+                    if entry.name not in skip:
+                        folders.append(path)
                     continue
                 if not any(
                     fnmatch.fnmatchcase(relative if "/" in pattern else entry.name, pattern)
@@ -153,6 +159,7 @@ def tree_manifest(
     *,
     progress: Progress | None = None,
     cache: DigestCache | None = None,
+    skip: Collection[str] = (),
 ) -> list[FileDigest]:
     """Path, size and digest of every file under `root` that matches."""
     return [
@@ -161,7 +168,7 @@ def tree_manifest(
             (root / name).stat().st_size,
             sha256_file(root / name, progress=progress, cache=cache),
         )
-        for name in tree_files(root, patterns)
+        for name in tree_files(root, patterns, skip=skip)
     ]
 
 
@@ -178,6 +185,7 @@ def tree_digest(
     *,
     progress: Progress | None = None,
     cache: DigestCache | None = None,
+    skip: Collection[str] = (),
 ) -> str:
     """The digest of the tree under `root`; that of no lines when nothing matches."""
-    return manifest_digest(tree_manifest(root, patterns, progress=progress, cache=cache))
+    return manifest_digest(tree_manifest(root, patterns, progress=progress, cache=cache, skip=skip))

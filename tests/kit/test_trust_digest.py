@@ -104,3 +104,22 @@ def test_a_broken_cache_is_an_empty_one(tmp_path: Path) -> None:
         path = tmp_path / "file"
         path.write_bytes(b"x")
         assert DigestCache(tmp_path / "cache.json").get(path.stat()) is None
+
+
+def test_folders_that_are_skipped_are_not_even_opened(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "code.py").write_text("1")
+    before = tree_digest(tmp_path, ("*.py",), skip=("__pycache__",))
+    cache = tmp_path / "inner" / "__pycache__"
+    cache.mkdir(parents=True)
+    (cache / "hidden.py").write_text("2")
+    opened = os.scandir
+
+    def closed(path):
+        if Path(path).name == "__pycache__":
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    assert tree_digest(tmp_path, ("*.py",), skip=("__pycache__",)) == before
+    with pytest.raises(PermissionError):
+        tree_digest(tmp_path, ("*.py",))
