@@ -210,7 +210,7 @@ def test_a_run_goes_on_only_under_the_key_it_was_begun_with(bigram, n4090, tmp_p
         ("raise RuntimeError('tensor of nonsense')", "crashed", "tensor of nonsense"),
         ("os.kill(os.getpid(), 9)", "killed", "SIGKILL"),
         ("emit('error', kind='nan_loss', message='loss is nan'); sys.exit(1)", "nan_loss", "nan"),
-        ("sys.exit(0)", "bad_output", "left no output"),
+        ("sys.exit(0)", "bad_output", "wrote no output"),
     ],
 )
 def test_a_failing_trainer_ends_in_a_signed_result(bigram, n4090, code, reason, words) -> None:

@@ -76,7 +76,7 @@ def test_what_a_model_wrote_is_text(tmp_path: Path) -> None:
 def test_a_file_of_another_kind_is_named(tmp_path: Path, text: str) -> None:
     file = tmp_path / "chat.json"
     file.write_text(text)
-    with pytest.raises(SchemaError, match="no chat evaluation"):
+    with pytest.raises(SchemaError, match="not a chat evaluation"):
         read_chat(file)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,7 @@ def test_a_registered_run_with_a_price_through_the_supervisor(tmp_path: Path) ->
     pytest.importorskip("pyarrow")
     work = tmp_path / "work"
     (tmp_path / "bigram.toml").write_text(tamper.CPU_RECIPE)
+    shutil.copy(tamper.ASSETS / "bigram_trainer.py", tmp_path)
     recipe = load_recipe(str(tmp_path / "bigram.toml"))
     group = register(work, recipe, 2, load_or_create_signer(work / "keys"), "what the board drew")
     options = ("--group", group.id, "--price-kwh", "0.25")

@@ -47,7 +47,7 @@ def test_an_archive_with_another_file_is_refused_with_both_digests(core_place: P
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"no archive", "no readable archive"),
+        (b"no archive", "not a readable archive"),
         (archive({"core.yaml": b"x"}), r"(lacks|not the file)"),
     ],
 )

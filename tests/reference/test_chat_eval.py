@@ -238,8 +238,12 @@ def test_capped_tasks_keep_the_same_questions_in_their_order(tmp_path: Path) -> 
         (["nope"], FILES, r"has no nope\.jsonl"),
         (["humaneval"], FILES, "cannot be scored: needs generated code"),
         ([], {}, "no questions that can be scored"),
-        ([], {"bad": [{"question": "q", "choices": ["x"], "answer": 4}]}, "line 1: no choice"),
-        ([], {"bad": [FILES["facts"][0], {"kind": "exact"}]}, "line 2: no exact question"),
+        (
+            [],
+            {"bad": [{"question": "q", "choices": ["x"], "answer": 4}]},
+            "line 1: not a valid choice",
+        ),
+        ([], {"bad": [FILES["facts"][0], {"kind": "exact"}]}, "line 2: not a valid exact question"),
     ],
     ids=["missing", "code", "none", "index", "field"],
 )
@@ -400,7 +404,7 @@ def test_checkpoint_is_found_in_a_run_folder_and_as_itself(
 ) -> None:
     folder = chat_model / "checkpoints" / "sft"
     assert find_checkpoint(chat_model) == folder == find_checkpoint(folder)
-    with pytest.raises(TrainerError, match="no run folder and no checkpoint"):
+    with pytest.raises(TrainerError, match="is not a run folder or a checkpoint"):
         find_checkpoint(tmp_path)
     with pytest.raises(TrainerError, match="there is no folder"):
         find_checkpoint(tmp_path / "none")
@@ -435,7 +439,7 @@ def test_command_says_what_is_wrong_with_a_folder(tmp_path: Path) -> None:
 
     result = CliRunner().invoke(chat, [str(tmp_path)])
     assert result.exit_code == 2
-    assert "no run folder and no checkpoint" in result.stderr and "hint:" in result.stderr
+    assert "is not a run folder or a checkpoint" in result.stderr and "hint:" in result.stderr
 
 
 def test_prompt_of_the_model_under_test_is_a_rendered_conversation(tokenizer: Tokenizer) -> None:

@@ -104,7 +104,7 @@ def test_a_studys_proxy_is_named(tmp_path: Path) -> None:
 
 def test_what_is_no_run_is_explained(tmp_path: Path) -> None:
     done = CliRunner().invoke(report, [str(tmp_path)])
-    assert done.exit_code == 2 and "no run folder" in done.output
+    assert done.exit_code == 2 and "is not a run folder" in done.output
     shutil.copy(EXAMPLE / "events.jsonl", tmp_path / "events.jsonl")
     text = (tmp_path / "events.jsonl").read_text().replace('"ev":"step"', '"xx":"step"', 1)
     (tmp_path / "events.jsonl").write_text(text)

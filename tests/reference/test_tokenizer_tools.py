@@ -137,7 +137,7 @@ def test_what_cannot_be_taken_over_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainerError, match="pre-tokenizer"):
         reuse(str(path))
     (tmp_path / "broken.tiktoken").write_bytes(b"IQ== 0\nIg== 2\n")
-    with pytest.raises(TrainerError, match="no file of ranks"):
+    with pytest.raises(TrainerError, match="not a file of ranks"):
         reuse(str(tmp_path / "broken.tiktoken"))
 
 
