@@ -42,7 +42,6 @@ autodoc_typehints = "description"
 autodoc_member_order = "bysource"
 # The types of annotations are not all documented here.
 nitpicky = False
-suppress_warnings = ["sphinx_autodoc_typehints"]
 # Highlighting must not fail on sessions and shortened output.
 highlight_language = "none"
 

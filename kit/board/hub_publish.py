@@ -118,7 +118,7 @@ def publish_to_hub(
             for name in one.files
             if (root / name).is_file()
         ]
-        message = f"Publish: {len(done.new)} judged, {len(taken)} taken in, {done.rows} rows"
+        message = f"Publish: {len(done.new)} judged, {len(taken)} accepted, {done.rows} rows"
         hub.commit(repository, "dataset", items, message, parent=main)
     if seen is not None:
         after = Decisions.read(layout)
@@ -308,7 +308,7 @@ def _origin(
         and decided.source["kind"] == "merged"
         and decided.path == str(path)
     ):
-        return Origin(decided.source)  # taken in by an earlier pass
+        return Origin(decided.source)  # accepted by an earlier pass
     if decided is not None and decided.source["kind"] == source["kind"]:
         return Origin(source)
     extra, weights = _model_files(hub, layout, path, mirror)
@@ -435,7 +435,7 @@ def _accepted(
             continue  # the result is on the board under another name
         stray = _hidden(hub, repository, one)
         if stray:
-            tell(f"pull request {one.number} not taken in: its tree also has `{stray[:200]}`")
+            tell(f"pull request {one.number} is not accepted: its tree also has `{stray[:200]}`")
             continue
         if hub.head(repository, "dataset", f"refs/pr/{one.number}") != one.commit:
             tell(f"pull request {one.number} moved while it was judged: it waits for the next pass")
@@ -453,10 +453,10 @@ def _close(hub: Hub, repository: str, one: PullRequest, tell: Tell) -> None:
             one.number,
             "closed",
             repo_type="dataset",
-            comment=f"Taken in: the files of {one.commit[:12]}, as they were judged, are on main.",
+            comment=f"Accepted: the files of {one.commit[:12]}, as they were judged, are on main.",
         ),
     )
-    tell(f"pull request {one.number} taken in")
+    tell(f"pull request {one.number} accepted")
 
 
 def _without_taken_in(

@@ -79,8 +79,13 @@ def test_a_disk_that_fills_up_while_a_state_is_saved_is_named(tmp_path, monkeypa
     real = Path.open
 
     class Full(io.FileIO):
+        room = 4096
+
         def write(self, data):
-            raise OSError(errno.ENOSPC, "No space left on device")
+            self.room -= len(data)
+            if self.room < 0:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(data)
 
     def open_full(self, mode="r", *arguments, **options):
         if mode == "wb" and ".pt" in self.name:
@@ -90,5 +95,6 @@ def test_a_disk_that_fills_up_while_a_state_is_saved_is_named(tmp_path, monkeypa
     monkeypatch.setattr(Path, "open", open_full)
     with pytest.raises(Exception) as raised:  # noqa: B017, PT011: whatever type PyTorch chooses
         save_state(tmp_path, 3, {"model": {"weight": torch.zeros(1 << 16)}})
+    assert not isinstance(raised.value, OSError), "the refused write must be found behind it"
     assert explain(raised.value).kind == "disk_full"
     assert not [path for path in (tmp_path / STATE_FOLDER).iterdir() if path.suffix == ".pt"]
