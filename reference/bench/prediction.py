@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from reference.config.model import ModelConfig
-from reference.lab.cards import find_card
+from reference.lab.cards import card_key
 from reference.model.step_time import (
     BF16,
     COMPILED,
@@ -122,7 +122,7 @@ def print_prediction(recipe: Mapping[str, Any], card: str, *, as_json: bool) -> 
     from rich.console import Console
     from rich.table import Table
 
-    told = prediction_json(recipe, find_card(card).name)
+    told = prediction_json(recipe, card_key(card))
     if as_json:
         click.echo(json.dumps(told, indent=2))
         return

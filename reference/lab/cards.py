@@ -111,10 +111,15 @@ CARDS = {
 }
 
 
+def card_key(name: str) -> str:
+    """A card's name as the tables have it, however it is spelled: "rtx4090"."""
+    plain = name.lower().replace("nvidia", "").replace("geforce", "")
+    return "".join(letter for letter in plain if letter.isalnum())
+
+
 def find_card(name: str) -> Card:
     """The card of this name, however it is spelled; raises `TrainerError` for an unknown one."""
-    plain = name.lower().replace("nvidia", "").replace("geforce", "")
-    key = "".join(letter for letter in plain if letter.isalnum())
+    key = card_key(name)
     if key not in CARDS:
         raise TrainerError(
             "bad_input",

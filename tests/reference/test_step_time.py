@@ -109,6 +109,8 @@ def test_the_command_says_that_it_predicts() -> None:
     shown = CliRunner().invoke(bench_train, arguments)
     assert shown.exit_code == 0, shown.output
     assert "predicted, not measured" in shown.output and "block products" in shown.output
+    unknown = CliRunner().invoke(bench_train, ["--recipe", "reference", "--predict", "voodoo2"])
+    assert unknown.exit_code == 2 and "Known: rtx4090, rtx4070" in unknown.output
     told = json.loads(CliRunner().invoke(bench_train, [*arguments, "--json"]).output)
     assert told["predicted"] is True
     assert told["us_per_token"] == pytest.approx(sum(row["us"] for row in told["rows"]))
