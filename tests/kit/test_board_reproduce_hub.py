@@ -70,5 +70,5 @@ def test_a_row_on_the_hub_is_fetched_checked_and_its_weights_are_those_signed(
     page = (out / "row" / f"{name}.html").read_text()
     assert f"hf download {BOARD} --repo-type dataset" in page
     assert f'href="https://huggingface.co/{claim.model["repository"]}/tree/' in page
-    with pytest.raises(PrerequisiteError, match="no row"):
+    with pytest.raises(PrerequisiteError, match="is not a row"):
         find_claim("ffff", BOARD, work, told.append)
