@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from kit.board.layout import EVENTS_KIND, Layout
+from kit.board.layout import Layout
 from kit.errors import SchemaError
+from kit.trust.board_record import EVENTS_KIND, MAX_EVENTS_BYTES
 from kit.trust.chain import scan_chain
 from kit.trust.chain_writer import ChainWriter
 
@@ -83,7 +84,7 @@ class Decisions:
         decisions = cls()
         if not layout.events.exists():
             return decisions
-        chain = scan_chain(layout.events, EVENTS_KIND, decisions.add, max_bytes=4 * 2**30)
+        chain = scan_chain(layout.events, EVENTS_KIND, decisions.add, max_bytes=MAX_EVENTS_BYTES)
         if chain.problems:
             problem = chain.problems[0]
             raise SchemaError(

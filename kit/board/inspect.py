@@ -26,6 +26,7 @@ from kit.board.row import MALFORMED, Facts, facts_of, submission_row
 from kit.board.tree import NO_TREE, TreeCache, tree_of
 from kit.errors import KitError
 from kit.schemas import problems
+from kit.trust.board_record import BoardRecord
 from kit.trust.digest import sha256_file
 from kit.verify.evidence import Options
 from kit.verify.finding import Finding, Report, fail, warn
@@ -119,7 +120,6 @@ def inspect(
     author: str | None = None,
     extra: Mapping[str, Path] | None = None,
     weights: list[Finding] | None = None,
-    revoked: Path | None = None,
     cache: TreeCache | None = None,
     now_s: float = math.inf,
 ) -> Inspection:
@@ -161,7 +161,9 @@ def inspect(
     against = (
         tuple(layout.submission(one) / "result.json" for one in known.like(facts)) if facts else ()
     )
-    report = _verify(folder, dict(extra or {}), Options(revoked=revoked, against=against))
+    report = _verify(
+        folder, dict(extra or {}), Options(board=BoardRecord(layout.root), against=against)
+    )
     report.findings += [replace(finding, check="V21") for finding in weights or []]
     if facts and known.owners.get(facts.key, path.submitter) != path.submitter:
         return refused(f"signed with the key of {known.owners[facts.key]}", "V03")

@@ -33,7 +33,6 @@ from kit.trust.canonical import parse_strict
 
 SCHEMA_VERSION = 1
 BOARD_FOLDER = "submissions"  # in a repository
-EVENTS_KIND = "n4090-kit board events"  # names the chain
 REPRODUCTION_NAMESPACE = "reproduction@n4090-kit"
 STATEMENT_NAMESPACE = "statement@n4090-kit"
 

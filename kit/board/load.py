@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from kit.board.layout import (
-    EVENTS_KIND,
     MAX_DOCUMENT_BYTES,
     TEXT_LIMITS,
     Layout,
@@ -25,6 +24,7 @@ from kit.board.layout import (
     refuse_newer,
 )
 from kit.errors import PrerequisiteError, SchemaError
+from kit.trust.board_record import EVENTS_KIND
 from kit.trust.canonical import parse_strict
 from kit.trust.chain import read_chain
 

@@ -28,12 +28,11 @@ from kit.board.table import write_table
 from kit.board.tree import NO_TREE, TreeCache, tree_of
 from kit.errors import KitError, SchemaError
 from kit.text import plain
-from kit.trust.keys import read_revoked
+from kit.trust.keys import REVOKED_NAME, read_revoked
 from kit.verify.finding import Finding
 
 Document = dict[str, Any]
 IN_FOLDER: Document = {"kind": "folder", "number": None, "author": None, "commit": None}
-REVOKED = "revoked_keys"
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,7 @@ def _judge_submissions(
 ) -> None:
     layout, decisions, rows = derivation.layout, derivation.decisions, derivation.rows
     known = Known()
-    revoked = read_revoked(layout.root / REVOKED)
+    revoked = read_revoked(layout.root / REVOKED_NAME)
     for problem in revoked.problems:
         tell(problem)
     fresh: list[tuple[SubmissionPath, Origin]] = []
@@ -304,7 +303,6 @@ def _inspect(
     cache: TreeCache | None,
 ) -> Inspection:
     layout = derivation.layout
-    revoked = layout.root / REVOKED
     extra, weights = dict(came.extra), list(came.weights)
     if came.source["kind"] == "folder":
         beside, more = _beside(layout, path)
@@ -317,7 +315,6 @@ def _inspect(
         author=came.source["author"],
         extra=extra,
         weights=weights,
-        revoked=revoked if revoked.is_file() else None,
         cache=cache,
         now_s=datetime.now(UTC).timestamp(),
     )

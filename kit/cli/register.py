@@ -14,7 +14,12 @@ import click
 )
 @click.option(
     "--challenge",
-    help="Text you could not know before (a board's, a public beacon's); left out: drawn here.",
+    help="Text you could not know before, such as a public beacon's; left out: drawn here.",
+)
+@click.option(
+    "--board",
+    help="Take the challenge from this board (a folder, or OWNER/NAME on the Hub), which can then "
+    "tell that the seeds were not chosen.",
 )
 @click.option(
     "--work",
@@ -30,7 +35,12 @@ import click
     help="OpenSSH key to sign with; made if absent.",
 )
 def register(
-    recipe_name: str, runs: int, challenge: str | None, work: Path, key: Path | None
+    recipe_name: str,
+    runs: int,
+    challenge: str | None,
+    board: str | None,
+    work: Path,
+    key: Path | None,
 ) -> None:
     """Announce a group of runs, with seeds that nobody can choose.
 
@@ -44,6 +54,12 @@ def register(
 
     if challenge is not None and not 8 <= len(challenge) <= 200:
         raise PrerequisiteError("a challenge has 8 to 200 characters", given=len(challenge))
+    if challenge is not None and board is not None:
+        raise click.UsageError("--challenge and --board exclude each other")
+    if board is not None:
+        from kit.board.head import board_head
+
+        challenge = board_head(board, lambda text: click.echo(text, err=True))
     work = work.resolve()
     recipe = load_recipe(recipe_name)
     signer = load_or_create_signer(work / "keys", key)

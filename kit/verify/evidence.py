@@ -20,6 +20,7 @@ from kit.files import read_regular
 from kit.recipe import Recipe, parse_recipe
 from kit.run_log import LOG_KIND, RunLog
 from kit.telemetry_summary import TELEMETRY_KIND, Summary
+from kit.trust.board_record import BoardRecord, board_around
 from kit.trust.canonical import parse_strict
 from kit.trust.chain import Chain, ChainProblem, read_chain, scan_chain
 from kit.trust.digest import DigestCache, Progress, sha256_bytes, sha256_file
@@ -45,7 +46,8 @@ class Options:
 
     strict: bool = False
     allowed_signers: Path | None = None
-    revoked: Path | None = None
+    revoked: Path | None = None  # without it, the list of the board that the result lies in
+    board: BoardRecord | None = None  # the board that judges it
     identities: Path | None = None  # a snapshot that `keys identify` wrote
     re_evaluate: bool = False
     core: Path | None = None
@@ -123,6 +125,14 @@ class Evidence:
     document: Document
     folder: Path
     options: Options
+
+    @cached_property
+    def revoked(self) -> Path | None:
+        """The list of revoked keys: the caller's, or that of the board the result lies in."""
+        if self.options.revoked is not None:
+            return self.options.revoked
+        board = self.options.board or board_around(self.folder / "result.json")
+        return board.revoked if board else None
 
     # --- the recipe ---------------------------------------------------------------------------
 

@@ -83,6 +83,54 @@ def test_cost_is_energy_times_the_stated_price(tmp_path: Path) -> None:
     assert energy["currency"] == "EUR" and runs_section(log)["group"] is None
 
 
+def test_a_challenge_shows_that_no_seed_was_tried_only_where_the_board_wrote_it(
+    tmp_path: Path,
+) -> None:
+    from kit.trust.board_record import EVENTS_KIND, BoardRecord
+    from kit.trust.chain_writer import ChainWriter
+
+    board, dates = tmp_path / "board", ("2026-08-01T00:00:00Z", "2026-08-09T00:00:00Z")
+    board.mkdir()
+    heads = []
+    with ChainWriter(board / "board-events.jsonl", EVENTS_KIND) as writer:
+        for at in dates:
+            writer.append({"ev": "board", "at": at})
+            heads.append(writer.head)
+    record = BoardRecord(board)
+    assert [record.written_at(head) for head in heads] == list(dates)
+    assert record.written_at("typed by hand") is None
+
+    def told(value: str, source: str = "given", registered: str = "2026-09-01T12:00:00Z") -> str:
+        document = tamper.registration(
+            challenge={"value": value, "source": source}, registered_at=registered
+        )
+        draft = tamper.enrol(tamper.gpu_run(steps=24), 0, document)
+        path = draft.write(tmp_path / f"{value[-8:]}-{source}-{registered[:10]}")
+        report = verify_result(path, Options(board=record))
+        return f"{report.status('V19')}: {report.of('V19')[0].message}"
+
+    assert told(heads[0]).startswith("pass: the challenge is what this board")
+    assert told(heads[1]).startswith("pass: the challenge is what this board")
+    assert told("typed by hand").startswith("warn: the challenge is not from this board")
+    assert told(heads[0], "own").startswith("warn: the challenge was drawn by who registered")
+    early = told(heads[1], registered="2026-08-05T00:00:00Z")
+    assert early.startswith("fail: the group was registered before its challenge existed")
+
+
+def test_register_takes_the_end_of_a_boards_log_as_the_challenge(tmp_path: Path) -> None:
+    from kit.board.load import load_board
+
+    board = tamper.ASSETS.parents[1] / "submissions"
+    done = call("register", "-r", "smoke", "--runs", "2", "--work", tmp_path, "--board", board)
+    assert done.exit_code == 0, done.output
+    document = open_group(tmp_path, done.stdout.strip().splitlines()[-1]).document
+    assert document["challenge"] == {"value": load_board(board).head, "source": "given"}
+    empty = call("register", "-r", "smoke", "--runs", "2", "--work", tmp_path, "--board", tmp_path)
+    assert isinstance(empty.exception, PrerequisiteError)
+    both = ("--board", board, "--challenge", "a beacon's text")
+    assert call("register", "-r", "smoke", "--runs", "2", *both).exit_code == 2
+
+
 @pytest.mark.slow
 def test_a_registered_run_with_a_price_through_the_supervisor(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")

@@ -234,6 +234,19 @@ def test_a_revoked_key_refuses_its_results(honest: Path, tmp_path: Path) -> None
     assert done.exit_code == 1 and "V03" in done.output
 
 
+def test_the_revoked_keys_of_a_board_count_without_an_option(honest: Path, tmp_path: Path) -> None:
+    from kit.trust.keys import revoke
+
+    folder = tmp_path / "submissions" / "2026" / "alice" / "0123456789abcdef"
+    shutil.copytree(honest, folder)
+    assert call("verify", folder).exit_code == 0
+    revoke(tmp_path / "submissions", sshsig.public_key(tamper.KEY).line, "stolen")
+    assert call("verify", folder).exit_code == 0  # a list in any folder is not a board's
+    (tmp_path / "submissions" / "board.json").write_text("{}")
+    done = call("verify", folder)
+    assert done.exit_code == 1 and "revoked by its owner" in done.output
+
+
 def test_a_line_of_the_revocation_list_that_is_not_a_key_is_named(
     honest: Path, tmp_path: Path
 ) -> None:

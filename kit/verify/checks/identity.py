@@ -94,8 +94,8 @@ def owner(evidence: Evidence) -> Iterator[Finding]:
                 found=stated,
             )
             return
-    if options.revoked is not None:
-        revoked = revoked_keys(options.revoked)
+    if (path := evidence.revoked) is not None:
+        revoked = revoked_keys(path)
         for key in keys:
             if key in revoked:
                 yield fail("the key was revoked by its owner", "signatures", found=key)

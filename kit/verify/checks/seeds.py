@@ -55,15 +55,9 @@ def seed(evidence: Evidence) -> Iterator[Finding]:
                     found=stated["value"],
                 )
             if evidence.track == "rtx4090-24h":
-                problems += 1
-                own = registration["challenge"]["source"] == "own"
-                yield warn(
-                    "the challenge was drawn by who registered: seeds could have been tried"
-                    if own
-                    else "that somebody else drew the challenge, only its publisher can say: "
-                    "anyone may type one",
-                    "seed",
-                )
+                for finding in _challenge(evidence, registration):
+                    problems += finding.status != "pass"
+                    yield finding
     elif stated["source"] == "command line" and evidence.track == "rtx4090-24h":
         problems += 1
         say = fail if evidence.recipe.division == "closed" else warn
@@ -73,6 +67,36 @@ def seed(evidence: Evidence) -> Iterator[Finding]:
         )
     if not problems:
         yield ok(f"seed {stated['value']} from {stated['source']}")
+
+
+def _challenge(evidence: Evidence, registration: dict[str, Any]) -> Iterator[Finding]:
+    """Whether the challenge could not be known before the registration.
+
+    The head of a board's log cannot be chosen, and the board knows when it wrote the line. Any
+    other text could have been tried first, whoever is said to have drawn it.
+    """
+    board, challenge = evidence.options.board, registration["challenge"]
+    if challenge["source"] == "own":
+        yield warn("the challenge was drawn by who registered: seeds could have been tried", "seed")
+        return
+    if board is None:
+        yield warn(
+            "only the publisher of the challenge can say who drew it: anyone may type one",
+            "seed",
+        )
+        return
+    at = board.written_at(challenge["value"])
+    if at is None:
+        yield warn("the challenge is not from this board: seeds could have been tried", "seed")
+    elif at > registration["registered_at"]:
+        yield fail(
+            "the group was registered before its challenge existed",
+            "group",
+            expected=f"after {at}",
+            found=registration["registered_at"],
+        )
+    else:
+        yield ok(f"the challenge is what this board's log ended with on {at}")
 
 
 def group(evidence: Evidence) -> Iterator[Finding]:
