@@ -17,8 +17,10 @@ from kit.files import read_regular
 from kit.trust.canonical import parse_strict
 from kit.verify.evidence import Evidence, Irrelevant
 from kit.verify.finding import Check, Finding, fail, missing, ok
+from kit.verify.recompute import answer_bpb
 from kit.verify.thresholds import (
     RE_EVALUATION_AGREEMENT,
+    RE_EVALUATION_ANSWER_BPB,
     RE_EVALUATION_BPB,
     RE_EVALUATION_CORE,
 )
@@ -71,6 +73,14 @@ def score(evidence: Evidence) -> Iterator[Finding]:
             expected=f"within {RE_EVALUATION_CORE}",
             found=again.score,
         )
+    likelihood = again.answer_bpb
+    if likelihood and not abs(likelihood[0] - likelihood[1]) <= RE_EVALUATION_ANSWER_BPB:
+        yield fail(
+            "the checkpoint gives the right answers another likelihood",
+            "eval/core.json: answer_bits",
+            expected=f"within {RE_EVALUATION_ANSWER_BPB} of {likelihood[1]:.4f} bits per byte",
+            found=f"{likelihood[0]:.4f}",
+        )
     if again.agreement >= RE_EVALUATION_AGREEMENT and again.difference <= RE_EVALUATION_CORE:
         yield ok(
             f"{again.agreement:.2%} of {again.answers:,} answers the same, score {again.score:.4f}"
@@ -86,12 +96,19 @@ class OtherBundle(Exception):
 
 
 class Rescored(NamedTuple):
-    """A checkpoint scored again. `agreement`: share of the answers that are the same."""
+    """A checkpoint scored again.
+
+    Attributes:
+        agreement: Share of the answers that are the same.
+        answer_bpb: Bits per byte of the right answers, again and as the run wrote it; None where
+            one of the two did not measure it.
+    """
 
     score: float
     stated: float
     agreement: float
     answers: int
+    answer_bpb: tuple[float, float] | None = None
 
     @property
     def difference(self) -> float:
@@ -122,12 +139,14 @@ def rescore(evidence: Evidence, stated: dict[str, Any]) -> Rescored:
     told = {task["label"]: task["outcomes"] for task in stated["tasks"]}
     same = total = 0
     for task in again["tasks"]:
-        before = told.get(task["label"], "")
-        total += max(len(task["outcomes"]), len(before))
-        same += sum(a == b for a, b in zip(task["outcomes"], before, strict=False))
+        outcomes = told.get(task["label"], "")
+        total += max(len(task["outcomes"]), len(outcomes))
+        same += sum(a == b for a, b in zip(task["outcomes"], outcomes, strict=False))
     agreement = same / total if total else 0.0
     value = evidence.document["quality"]["core"]["value"]
-    return Rescored(again["core_metric"], value, agreement, total)
+    found, before = answer_bpb(again["tasks"]), answer_bpb(stated["tasks"])
+    likelihood = None if found is None or before is None else (found, before)
+    return Rescored(again["core_metric"], value, agreement, total, likelihood)
 
 
 def _bits_per_byte(evidence: Evidence) -> Iterator[Finding]:

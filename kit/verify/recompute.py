@@ -159,7 +159,7 @@ def core(scored: Document) -> Document:
                 "centered": (accuracy - guess) / (1 - guess),
             }
         )
-    likelihood = _answer_bpb(scored["tasks"])
+    likelihood = answer_bpb(scored["tasks"])
     return {
         **({} if likelihood is None else {"answer_bpb": likelihood}),
         "value": math.fsum(task["centered"] for task in tasks) / len(tasks),
@@ -172,7 +172,7 @@ def core(scored: Document) -> Document:
     }
 
 
-def _answer_bpb(tasks: list[Document]) -> float | None:
+def answer_bpb(tasks: list[Document]) -> float | None:
     """Bits per byte of the right answers, the mean over tasks; None for files of earlier kits."""
     values = []
     for task in tasks:

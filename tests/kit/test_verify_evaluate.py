@@ -85,6 +85,20 @@ def test_another_models_score_is_refused_by_v22(material: Path, tmp_path: Path) 
     assert report.refused_by == sorted([*FOREIGN, "V22"])
 
 
+def test_an_invented_likelihood_of_the_answers_is_refused_by_v22(
+    material: Path, tmp_path: Path
+) -> None:
+    """The answers are the model's own; only how sure it was of the right ones is not."""
+    draft = draft_of(material, 1, 1)
+    document = json.loads(draft.files["eval/core.json"])
+    for task in document["tasks"]:
+        task["answer_bits"] = [bits and bits * 0.99 for bits in task["answer_bits"]]
+    draft.files["eval/core.json"] = json.dumps(document).encode()
+    report = check(material, tmp_path / "run", draft)
+    assert "V22" in report.refused_by
+    assert any("another likelihood" in finding.message for finding in report.of("V22"))
+
+
 def test_another_bundle_is_refused_and_none_is_missing(material: Path, tmp_path: Path) -> None:
     from reference.stories import write_stories
 
