@@ -55,6 +55,8 @@ _REPORT_FIELDS = frozenset(
 )
 _COMMON_NAMES = {"root", "localhost"}  # they tell nothing
 INPUTS = ("data", "sft", "chat_eval", "core")
+# How the names of an input's files end, in any case.
+INPUT_ENDINGS = {"data": ".parquet", "sft": ".jsonl", "chat_eval": ".jsonl"}
 STOPPED_EXIT = 3
 
 

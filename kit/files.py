@@ -28,6 +28,22 @@ NOT_ALLOWED = (
 _KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE, linux/falloc.h
 
 
+def has_ending(path: str | os.PathLike[str], *endings: str) -> bool:
+    """Whether the file name ends in one of `endings`, in any case: `.PARQUET` is `.parquet`."""
+    return os.fspath(path).lower().endswith(endings)
+
+
+def files_ending(folder: Path, *endings: str) -> list[Path]:
+    """Files (and folders) of `folder` with one of `endings`, in any case, by name.
+
+    Hidden ones are left out: macOS puts a `._a.parquet` beside each `a.parquet` it copies.
+    """
+    if not folder.is_dir():
+        return []
+    found = (p for p in folder.iterdir() if has_ending(p, *endings) and p.name[0] != ".")
+    return sorted(found, key=lambda path: path.name)
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Writes `data` beside `path`, forces it to disk and renames it into place."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.errors import PrerequisiteError, SchemaError
+from kit.files import has_ending
 
 
 def from_recipe(name: str, recipe_dir: Path | None, *, what: str = "loader") -> Any:
@@ -19,7 +20,7 @@ def from_recipe(name: str, recipe_dir: Path | None, *, what: str = "loader") -> 
     if recipe_dir is None:
         raise SchemaError(f"{what} {name!r} lies beside a recipe, and no recipe folder is known")
     path = (recipe_dir / file).resolve()
-    if not path.is_relative_to(recipe_dir.resolve()) or path.suffix != ".py":
+    if not path.is_relative_to(recipe_dir.resolve()) or not has_ending(path, ".py"):
         raise SchemaError(f"{what} {name!r} is not a Python file in the recipe's folder")
     if not path.is_file():
         raise PrerequisiteError(f"{what} {name!r}: the recipe's folder has no {file}")

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from kit.board.layout import BOARD_FOLDER, Settings
 from kit.board.package import Item
 from kit.errors import KitError, PrerequisiteError
+from kit.files import has_ending
 from kit.network import check_settings, not_json
 from kit.prepare.transfer import RETRY_STATUS, UNREACHED, Line, Retry, explain, retry_after_s
 
@@ -235,7 +236,9 @@ class Hub:
             ]
 
         # What the Hub keeps beside git goes one by one, so that each arrives for good.
-        large = {i.path for i in waiting if i.path.endswith(_LARGE) or i.size_bytes > _LARGE_BYTES}
+        large = {
+            i.path for i in waiting if has_ending(i.path, *_LARGE) or i.size_bytes > _LARGE_BYTES
+        }
         for addition in additions():
             if create_pr or addition.path_in_repo not in large:
                 continue

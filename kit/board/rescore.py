@@ -16,6 +16,7 @@ from kit.board.layout import SubmissionPath
 from kit.board.sample import DEFAULT_ITEMS, Comparison, compare_answers, draw_items
 from kit.errors import KitError
 from kit.events import Model
+from kit.files import has_ending
 from kit.trust.digest import sha256_file
 from kit.verify.evidence import Absent, Evidence, Irrelevant, Options, Refused
 
@@ -145,7 +146,7 @@ def _parameters(evidence: Evidence) -> int:
         path = evidence.folder / relative
         if not path.is_file() or sha256_file(path) != file.sha256:
             raise CannotScore(f"`{relative}` is not the file that was signed")
-        if path.suffix == ".safetensors":
+        if has_ending(path, ".safetensors"):
             counted += read_weights(path).parameters
     stated = models[-1].data.parameters
     if counted != stated:

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from kit.errors import LaunchError
+from kit.files import has_ending
 
 DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
 
@@ -109,7 +110,7 @@ def _mount_recipe(command: tuple[str, ...]) -> tuple[tuple[str, ...], list[tuple
     words = list(command)
     for place, option in enumerate(words[:-1]):
         path = Path(words[place + 1])
-        if option in ("--recipe", "-r") and path.suffix == ".toml" and path.is_file():
+        if option in ("--recipe", "-r") and has_ending(path, ".toml") and path.is_file():
             words[place + 1] = f"/inputs/recipe/{path.name}"
             return tuple(words), [(str(path.resolve().parent), "/inputs/recipe")]
     return command, []

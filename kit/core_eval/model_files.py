@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.errors import PrerequisiteError, SchemaError
+from kit.files import files_ending, has_ending
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -64,7 +65,7 @@ def check_folder(folder: Path) -> None:
             hint="Merge the adapter into its base model (`merge_and_unload` in peft) and save it.",
         )
     tokenizers = [f for n in _TOKENIZER_FILES if (f := folder / n).exists()]
-    tokenizers += folder.glob("*.tiktoken")
+    tokenizers += files_ending(folder, ".tiktoken")
     if not tokenizers:
         raise SchemaError(
             f"{folder.name} holds no tokenizer",
@@ -132,8 +133,8 @@ def _weight_files(folder: Path) -> list[Path]:
                 hint=_AGAIN,
             )
         return [folder / name for name in names]
-    others = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
-    loose = sorted(p.name for p in folder.glob("*.safetensors"))
+    others = sorted(p.name for p in folder.iterdir() if has_ending(p, ".bin", ".pt", ".pth"))
+    loose = [p.name for p in files_ending(folder, ".safetensors")]
     if loose:
         raise SchemaError(
             f"{folder.name} holds {shorten(loose)}, but neither {SINGLE} nor {INDEX}",

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from kit.errors import KitError, SchemaError
-from kit.files import write_json
+from kit.files import files_ending, write_json
 from kit.schemas import problems
 from kit.trust.digest import DigestCache, sha256_file
 
 NAME = "dataset.lock.json"
 PARTS = ("pretrain", "sft", "chat_eval")
-_SUFFIXES = (".parquet", ".jsonl")
+_ENDINGS = (".parquet", ".jsonl")
 
 
 @dataclass(frozen=True)
@@ -134,8 +134,8 @@ def check_part(
         KitError: A file differs from the lock, or one lies there that the lock does not know.
     """
     known = part.paths()
-    for path in sorted((folder / name).glob("*")):
-        if path.suffix in _SUFFIXES and f"{name}/{path.name}" not in known:
+    for path in files_ending(folder / name, *_ENDINGS):
+        if f"{name}/{path.name}" not in known:
             raise KitError(
                 f"{path} is not in {NAME}, but a run would read it",
                 hint="Move it elsewhere; a folder of your own is named with --data DIR.",

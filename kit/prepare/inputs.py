@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kit.contract import INPUT_ENDINGS
 from kit.errors import KitError, PrerequisiteError
+from kit.files import files_ending
 from kit.image import in_image
 from kit.prepare import dataset_lock
 from kit.recipe import Recipe
@@ -22,9 +24,9 @@ from kit.trust.digest import DigestCache, FileDigest, manifest_digest, sha256_fi
 
 # Input -> (option, the files that belong to it, stages that read it)
 _KINDS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
-    "data": ("--data", ("*.parquet",), ("tokenizer", "pretrain")),
-    "sft": ("--sft", ("*.jsonl",), ("sft",)),
-    "chat_eval": ("--chat-eval", ("*.jsonl",), ("chat_eval",)),
+    "data": ("--data", (f"*{INPUT_ENDINGS['data']}",), ("tokenizer", "pretrain")),
+    "sft": ("--sft", (f"*{INPUT_ENDINGS['sft']}",), ("sft",)),
+    "chat_eval": ("--chat-eval", (f"*{INPUT_ENDINGS['chat_eval']}",), ("chat_eval",)),
     "core": ("--core", ("core.yaml", "eval_meta_data.csv", "eval_data/*/*.jsonl"), ("core",)),
 }
 Progress = Callable[[int, int], None]
@@ -147,7 +149,7 @@ def _search(recipe: Recipe, work: Path, given: Mapping[str, Path | None]) -> dic
 
 
 def _has_files(folder: Path, patterns: tuple[str, ...]) -> bool:
-    return folder.is_dir() and any(True for _ in folder.glob(patterns[0]))
+    return any(True for _ in _matching(folder, patterns[0]))
 
 
 def describe(inputs: Inputs, cache: Path, progress: Progress | None = None) -> dict[str, Any]:
@@ -218,4 +220,11 @@ def hold_to_lock(recipe: Recipe, inputs: Inputs, cache: Path) -> None:
 
 def _files(folder: Path, patterns: tuple[str, ...]) -> Iterator[Path]:
     for pattern in patterns:
-        yield from (path for path in folder.glob(pattern) if path.is_file())
+        yield from (path for path in _matching(folder, pattern) if path.is_file())
+
+
+def _matching(folder: Path, pattern: str) -> list[Path]:
+    """Of `*.parquet` and the like the files with that ending in any case, as trainers read them."""
+    if pattern.startswith("*."):
+        return files_ending(folder, pattern[1:])
+    return list(folder.glob(pattern)) if folder.is_dir() else []

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from kit.errors import KitError, PrerequisiteError, SchemaError
+from kit.files import has_ending
 from kit.network import check_endpoint, check_settings, not_json
 from kit.prepare.transfer import Expected, Transfer, download, patiently, refused
 from kit.trust.digest import sha256_file
@@ -297,7 +298,7 @@ def _inside(path: str) -> bool:
 def _visible_files(folder: Path) -> Iterator[Path]:
     for path in folder.rglob("*"):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if not hidden and path.is_file() and path.suffix != ".part":
+        if not hidden and path.is_file() and not has_ending(path, ".part"):
             yield path
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from kit.errors import KitError, PrerequisiteError
+from kit.files import has_ending
 from kit.prepare.conversion import QUESTION_SETS, Converted, write_conversations, write_questions
 from kit.prepare.dataset_lock import NAME, LockedFile, LockedPart
 from kit.prepare.sources import RemoteFile, Snapshot
@@ -52,7 +53,8 @@ def unchanged(snapshot: Snapshot, locked: LockedPart) -> Snapshot:
 
 def shard_files(snapshot: Snapshot, count: int) -> list[Wanted]:
     """The first `count` parquet files by name for training, and the last one for validation."""
-    every = sorted((f for f in snapshot.files if f.path.endswith(".parquet")), key=lambda f: f.path)
+    shards = (file for file in snapshot.files if has_ending(file.path, ".parquet"))
+    every = sorted(shards, key=lambda file: file.path)
     if len(every) < count + 1:
         raise PrerequisiteError(
             f"dataset {snapshot.repository} has {len(every)} parquet files, but {count} for "
@@ -107,7 +109,7 @@ def _matching(snapshot: Snapshot, pattern: str) -> tuple[RemoteFile, ...]:
         key=lambda file: file.path,
     )
     if not files:
-        near = [file.path for file in snapshot.files if file.path.endswith(".parquet")][:5]
+        near = [file.path for file in snapshot.files if has_ending(file.path, ".parquet")][:5]
         raise PrerequisiteError(
             f"dataset {snapshot.repository} has no file {pattern}",
             hint=f"It has {', '.join(near) or 'no parquet file'}.",

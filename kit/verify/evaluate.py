@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kit.errors import KitError, SchemaError
-from kit.files import read_regular
+from kit.files import files_ending, read_regular
 from kit.trust.canonical import parse_strict
 from kit.verify.evidence import Evidence, Irrelevant
 from kit.verify.finding import Check, Finding, fail, missing, ok
@@ -230,7 +230,7 @@ def _check_config(folder: Path) -> None:
     if not isinstance(config, dict):
         raise SchemaError("config.json of the checkpoint is not a JSON object")
     tensors = elements = 0
-    for path in folder.glob("*.safetensors"):
+    for path in files_ending(folder, ".safetensors"):
         try:
             found = read_weights(path)
         except BrokenWeights as error:

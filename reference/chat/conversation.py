@@ -12,12 +12,12 @@ Too long a conversation is cut at the end, never at the beginning: what is left 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from reference.errors import TrainerError
+from reference.rows.json_lines import files_by_stem, json_lines
 from reference.tokenizer.bpe import Tokenizer
 
 Message = Mapping[str, str]
@@ -109,16 +109,12 @@ def read_conversations(path: Path) -> Iterator[list[Message]]:
     Raises:
         TrainerError: A line is no conversation; the message names file and line.
     """
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                yield check_messages(json.loads(line))
-            except (ValueError, RecursionError) as error:
-                raise TrainerError(
-                    "bad_input", f"{path}, line {number}: {error}", FILE_HINT
-                ) from error
+    for number, value in json_lines(path, FILE_HINT):
+        try:
+            yield check_messages(value)
+        except ValueError as error:
+            message = f"{path}, line {number}: {error}"
+            raise TrainerError("bad_input", message, FILE_HINT) from error
 
 
 def find_sources(folder: Path, names: Sequence[str] = ()) -> list[Path]:
@@ -127,7 +123,7 @@ def find_sources(folder: Path, names: Sequence[str] = ()) -> list[Path]:
     Raises:
         TrainerError: None there, or a named one is missing.
     """
-    files = {path.stem: path for path in sorted(folder.glob("*.jsonl"), key=lambda p: p.name)}
+    files = files_by_stem(folder)
     missing = [name for name in names if name not in files]
     if missing or not files:
         raise TrainerError(

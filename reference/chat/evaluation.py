@@ -43,6 +43,7 @@ from reference.events import Events
 from reference.model.gpt import GPT
 from reference.request import Request
 from reference.rows.documents import write_whole
+from reference.rows.json_lines import files_by_stem, json_lines
 from reference.stage import Stopped, stop_requested
 from reference.tokenizer.bpe import Tokenizer
 from reference.train.checkpoint import load_model
@@ -52,6 +53,7 @@ Kind = Literal["choice", "number", "spelling", "exact", "free"]
 CHOICE_SEED = 1337  # which questions a capped task keeps: the same ones in every run
 BATCH_TOKENS = {"cpu": 8192, "cuda": 131072}  # prompt and answer tokens of one batch
 MAX_BATCH = 256
+ROWS_HINT = "Each line is one JSON object."
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
@@ -187,7 +189,7 @@ def find_tasks(
     Raises:
         TrainerError: No task, a missing one, one that cannot be scored, or a broken line.
     """
-    files = {path.stem: path for path in sorted(folder.glob("*.jsonl"), key=lambda p: p.name)}
+    files = files_by_stem(folder)
     missing = [name for name in names if name not in files]
     if missing:
         raise TrainerError(
@@ -221,17 +223,11 @@ def find_tasks(
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSONL file."""
     rows = []
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise ValueError("not a JSON object")
-            except (ValueError, RecursionError) as error:
-                raise TrainerError(
-                    "bad_input", f"{path}, line {number}: {error}", "Each line is one JSON object."
-                ) from error
-            rows.append(row)
+    for number, row in json_lines(path, ROWS_HINT):
+        if not isinstance(row, dict):
+            message = f"{path}, line {number}: not a JSON object"
+            raise TrainerError("bad_input", message, ROWS_HINT)
+        rows.append(row)
     return rows
 
 

@@ -31,7 +31,7 @@ from reference.data.overlap import OverlapIndex, build_index
 from reference.data.spec import Decontaminate, Dedup, Filters, Language, ShardRules, Source, Spec
 from reference.data.words import normalise, shingles, word_hashes
 from reference.errors import TrainerError
-from reference.rows.reader import open_parquet
+from reference.rows.reader import files_ending, open_parquet
 
 NGRAM = 5
 THRESHOLD = 0.8
@@ -68,7 +68,7 @@ def bench(texts: Path | None, core: Path | None, documents: int) -> dict[str, An
 def read_sources(folder: Path, documents: int) -> dict[str, list[str]]:
     """Up to `documents` texts of each source, by the column `source` or the file's name."""
     found: dict[str, list[str]] = {}
-    for path in sorted(folder.glob("*.parquet")):
+    for path in files_ending(folder, ".parquet"):
         with open_parquet(path, "text") as file:
             label = "source" in file.schema_arrow.names
             for batch in file.iter_batches(256, columns=["text", *(["source"] if label else [])]):

@@ -38,6 +38,7 @@ from reference.data.totals import Totals
 from reference.data.workers import Workers, open_workers
 from reference.errors import TrainerError
 from reference.rows.documents import write_whole
+from reference.rows.reader import files_ending
 
 Progress = Callable[[str, int, int], None]
 
@@ -207,7 +208,7 @@ class _Build:
                 f"{self.out} holds an unfinished build, and since then {what}",
                 "Restore the old state to resume, or build from scratch with --restart.",
             )
-        if self.out.is_dir() and any(self.out.glob("*.parquet")):
+        if files_ending(self.out, ".parquet"):
             raise TrainerError(
                 "bad_input",
                 f"{self.out} already holds parquet files that this command did not write",

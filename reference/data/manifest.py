@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from reference.errors import TrainerError
+from reference.rows.reader import files_ending
 
 MANIFEST = "corpus.json"
 FORMAT = 1
@@ -79,7 +80,7 @@ def folder_digest(folder: Path) -> str:
         TrainerError: There is none.
     """
     shards = []
-    for path in sorted(folder.glob("*.parquet")):
+    for path in files_ending(folder, ".parquet"):
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         shards.append({"path": path.name, "sha256": f"sha256:{digest}"})

@@ -23,6 +23,8 @@ import numpy as np
 from reference.data.spec import Decontaminate
 from reference.data.words import ngram_hashes, word_hashes
 from reference.errors import TrainerError
+from reference.rows.json_lines import json_lines
+from reference.rows.reader import files_ending
 
 _FOLLOWING = 64  # words after an n-gram that tell a shared passage from wording
 _HINT = "Check `decontaminate` in the spec; `n4090-kit prepare` fetches the CORE bundle."
@@ -144,7 +146,7 @@ def evaluation_files(section: Decontaminate) -> list[tuple[str, Path]]:
         except (OSError, KeyError, TypeError, yaml.YAMLError) as error:
             raise TrainerError("bad_input", f"no CORE bundle at {root}: {error}", _HINT) from error
     if section.chat_eval:
-        files = sorted(Path(section.chat_eval).glob("*.jsonl"))
+        files = files_ending(Path(section.chat_eval), ".jsonl")
         if not files:
             raise TrainerError("bad_input", f"no *.jsonl file in {section.chat_eval}", _HINT)
         found += [(f"chat_eval/{path.stem}", path) for path in files]
@@ -153,15 +155,8 @@ def evaluation_files(section: Decontaminate) -> list[tuple[str, Path]]:
 
 
 def _items(path: Path) -> Iterator[Any]:
-    number = 0
-    try:
-        with path.open(encoding="utf-8") as file:
-            for line in file:
-                number += 1
-                if line.strip():
-                    yield json.loads(line)
-    except (OSError, ValueError) as error:
-        raise TrainerError("bad_input", f"{path}: line {number}: {error}", _HINT) from error
+    for _, value in json_lines(path, _HINT):
+        yield value
 
 
 def item_texts(record: Any) -> Iterator[str]:

@@ -40,6 +40,7 @@ from reference.data.spec import (
 )
 from reference.errors import TrainerError
 from reference.rows.documents import write_whole
+from reference.rows.reader import files_ending
 
 WEB = ("web-raw", "c4", "openwebtext", "stackexchange")
 CURATED = ("textbook", "wikipedia", "wikinews", "books", "speeches", "fineweb-edu")
@@ -131,7 +132,7 @@ def variants(texts: Path, core: Path | None) -> dict[str, Spec]:
 
 
 def _sources(texts: Path, names: Sequence[str]) -> list[Source]:
-    files = [path.name for path in texts.glob("*.parquet")]
+    files = [path.name for path in files_ending(texts, ".parquet")]
     return [
         Source(name=name, path=str(texts / f"{name}-*.parquet"))
         for name in names

@@ -25,6 +25,7 @@ from reference.lab.halving import Ladder, Slot
 from reference.lab.study import BASELINE, Study, trial_id
 from reference.lab.trial import COMPLETE, FAILED, OUTCOME, Outcome, Trial
 from reference.rows.documents import find_shards, shard_rows, write_whole
+from reference.rows.reader import files_ending
 
 ATTEMPTS = 3  # of a trial that failed for reasons of the machine
 WAIT_S = 0.5
@@ -118,7 +119,7 @@ class StudyRun:
         recipe = self.recipes[slot.arm, slot.scale]
         data = self._data[slot.arm]
         talks = conversations_beside(data, self.place.sft) if reads_conversations(recipe) else None
-        identity = self._identities[data] + data_identity(talks, "*.jsonl")
+        identity = self._identities[data] + data_identity(talks, ".jsonl")
         name = trial_id(recipe, slot.seed, identity)
         place = self.place
         folder = place.folder / "trials" / f"{slot.arm}-{slot.scale}-{slot.seed}-{name}"
@@ -209,7 +210,7 @@ def conversations_beside(data: Path | None, given: Path | None) -> Path | None:
     if given is not None or data is None:
         return given
     places = (data / "sft", data.parent / "sft")
-    return next((place for place in places if any(place.glob("*.jsonl"))), None)
+    return next((place for place in places if files_ending(place, ".jsonl")), None)
 
 
 def open_study(study: Study, place: Place) -> StudyRun:
@@ -308,15 +309,15 @@ def _checked(
     return [found[name] for name in documents]
 
 
-def data_identity(folder: Path | None, pattern: str = "*.parquet") -> str:
+def data_identity(folder: Path | None, ending: str = ".parquet") -> str:
     """Names and sizes of a data folder's files: enough to notice other data."""
     if folder is None:
         return ""
-    files = sorted(folder.glob(pattern))
+    files = files_ending(folder, ending)
     if not files:
         raise TrainerError(
             "bad_input",
-            f"{folder} holds no {pattern}",
+            f"{folder} holds no *{ending} file",
             "Name the corpus with --data DIR, conversations with --sft DIR.",
         )
     return ";".join(f"{file.name}:{file.stat().st_size}" for file in files)

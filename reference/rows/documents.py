@@ -32,7 +32,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from reference.errors import TrainerError
-from reference.rows.reader import first_line, open_parquet, plain_bytes
+from reference.rows.reader import files_ending, first_line, open_parquet, plain_bytes
 from reference.tokenizer.bpe import Tokenizer
 
 Split = Literal["train", "validation", "anneal"]
@@ -85,15 +85,7 @@ def find_shards(folder: Path, *, anneal: bool = False) -> Shards:
     """
     if not folder.is_dir():
         raise TrainerError("bad_input", f"{folder} is not a folder", SHARDS_HINT)
-    every = [path for path in folder.iterdir() if path.name.lower().endswith(".parquet")]
-    odd = sorted(path.name for path in every if not path.name.endswith(".parquet"))
-    if odd:  # the kit's digest of the data knows *.parquet
-        raise TrainerError(
-            "bad_input",
-            f"{folder}: {', '.join(odd[:5])} would not be read",
-            "Give shards the ending .parquet, in lower case.",
-        )
-    files = sorted(every, key=lambda path: path.name)
+    files = files_ending(folder, ".parquet")
     if not files:
         raise TrainerError("bad_input", f"no *.parquet file in {folder}", SHARDS_HINT)
     validation = tuple(path for path in files if path.name.startswith("validation"))

@@ -26,7 +26,7 @@ _ROWS = 64  # documents read at a time, fewer where they are large
 _READ_BYTES = 16 << 20
 _HEAD = 4096  # bytes of what is too long to be read
 _ESCAPES = 6  # bytes of JSON for one of text at most
-_BOM = b"\xef\xbb\xbf"
+BOM = b"\xef\xbb\xbf"
 
 
 class BadText(NamedTuple):
@@ -60,6 +60,17 @@ def kind_of(path: Path) -> str | None:
         if name.endswith(suffix):
             return {".parquet": "parquet", ".txt": "text"}.get(suffix, "jsonl")
     return None
+
+
+def files_ending(folder: Path, ending: str) -> list[Path]:
+    """Visible items of `folder` with this ending, in any case, by name; the kit lists them alike.
+
+    macOS puts a hidden `._a.parquet` beside each `a.parquet` that it copies.
+    """
+    if not folder.is_dir():
+        return []
+    names = (p for p in folder.iterdir() if p.name.lower().endswith(ending) and p.name[0] != ".")
+    return sorted(names, key=lambda path: path.name)
 
 
 def text_files(folder: Path, kinds: Sequence[str] = ("parquet", "jsonl", "text")) -> list[Path]:
@@ -152,7 +163,7 @@ def read_file(
         size = path.stat().st_size
         with path.open("rb") as file:
             data = file.read() if size <= limit else file.read(_HEAD)
-        yield Text(_clean(data.removeprefix(_BOM)), None, str(path), 0 if size <= limit else size)
+        yield Text(_clean(data.removeprefix(BOM)), None, str(path), 0 if size <= limit else size)
 
 
 def refuse_stand_in(path: Path) -> None:
@@ -346,7 +357,7 @@ def _read_jsonl(path: Path, key: str, label: str, limit: int) -> Iterator[Text]:
                     continue
                 if number == 1:
                     _refuse_foreign(path, line)
-                    line = line.removeprefix(_BOM)
+                    line = line.removeprefix(BOM)
                 line = _clean(line.strip()).strip()
                 if line:
                     yield _json_text(line, key, label, place)
@@ -366,7 +377,7 @@ def _refuse_foreign(path: Path, line: bytes) -> None:
         raise TrainerError(
             "bad_input", f"{path} is UTF-16", "Convert it: iconv -f UTF-16 -t UTF-8 IN > OUT"
         )
-    if line.removeprefix(_BOM).lstrip().startswith(b"["):
+    if line.removeprefix(BOM).lstrip().startswith(b"["):
         raise TrainerError(
             "bad_input",
             f"{path} is one JSON list, not one JSON object a line",
@@ -375,10 +386,10 @@ def _refuse_foreign(path: Path, line: bytes) -> None:
 
 
 def _open_lines(path: Path) -> Any:
-    name = path.name.lower()
-    if name.endswith(".gz"):
+    packing = path.suffix.lower()
+    if packing == ".gz":
         return gzip.open(path, "rb")
-    if name.endswith(".zst"):
+    if packing == ".zst":
         import zstandard
 
         engine = zstandard.ZstdDecompressor(max_window_size=1 << 31)

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from reference.config.model import ModelConfig
 from reference.errors import TrainerError
 from reference.model.cost import count_flops, count_parameters, estimate
+from reference.rows.reader import files_ending
 from reference.tokenizer.bpe import Tokenizer
 
 BPB_EXPONENT = -0.050
@@ -39,7 +40,7 @@ def read_domains(folder: Path, column: str = "text") -> dict[str, list[str]]:
     """
     found: dict[str, list[str]] = {}
     room: dict[str, int] = {}
-    files = sorted(folder.glob("*.parquet"))
+    files = files_ending(folder, ".parquet")
     if not files:
         raise TrainerError("bad_input", f"no *.parquet file in {folder}", "Name another folder.")
     for path in files:

@@ -49,9 +49,9 @@ def reuse(source: str, pattern: str = "", probes: Sequence[str] = ()) -> Tokeniz
     """
     path = Path(source)
     try:
-        if path.suffix == ".json":
+        if path.suffix.lower() == ".json":
             return _from_hugging_face(path, (*_PROBES, *probes))
-        if path.suffix == ".tiktoken":
+        if path.suffix.lower() == ".tiktoken":
             return Tokenizer(_read_ranks(path), pattern or SPLIT_PATTERN)
     except (TrainerError, OSError, ModuleNotFoundError):
         raise

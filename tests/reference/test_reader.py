@@ -15,7 +15,7 @@ import pytest
 from kit.core_eval.bpb import read_texts as eval_reader
 from kit.errors import SchemaError
 from reference.errors import TrainerError
-from reference.rows.documents import find_shards, read_shard, sample_texts
+from reference.rows.documents import read_shard, sample_texts
 from reference.rows.reader import kind_of, read_file, read_texts, text_files
 
 TEXTS = [f"Text number {i} über den Fluss, told at length." for i in range(12)]
@@ -218,13 +218,6 @@ def test_a_thousand_shards_need_few_file_handles(tmp_path: Path) -> None:
         assert sum(1 for _ in texts) == 1200 * len(TEXTS)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-def test_a_shard_whose_name_the_digest_does_not_know_is_named(tmp_path: Path) -> None:
-    pq.write_table(table(text=STRINGS), tmp_path / "a.parquet")
-    pq.write_table(table(text=STRINGS), tmp_path / "b.PARQUET")
-    with pytest.raises(TrainerError, match=r"b\.PARQUET would not be read"):
-        find_shards(tmp_path)
 
 
 def test_a_build_that_skips_counts_every_line_it_skipped(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from kit.contract import INPUT_ENDINGS
+from kit.files import files_ending
 from kit.verify.evidence import Absent, Evidence, Irrelevant, Refused
 from kit.verify.finding import Check, Finding, fail, missing, ok, warn
 from kit.verify.thresholds import (
@@ -77,7 +79,7 @@ def contamination(evidence: Evidence) -> Iterator[Finding]:
             yield missing("pretraining read conversations, which were not given (--sft DIR)")
             return
         check_data(evidence, options.sft, "sft")
-        files = sorted(options.sft.glob("*.jsonl"))
+        files = files_ending(options.sft, INPUT_ENDINGS["sft"])
         texts = chain(texts, conversation_texts(files))
         what += f" and {len(files)} files of conversations"
     overlaps = find_overlaps(bundle, texts)
@@ -106,7 +108,7 @@ def training_shards(evidence: Evidence, folder: Path) -> list[Path]:
     from kit.verify.checks.replay import check_data
 
     check_data(evidence, folder)
-    shards = sorted(folder.glob("*.parquet"), key=lambda path: path.name)
+    shards = files_ending(folder, INPUT_ENDINGS["data"])
     held_out = [path for path in shards if path.name.startswith("validation")] or shards[-1:]
     return [path for path in shards if path not in held_out]
 
@@ -120,7 +122,8 @@ def conversation_texts(files: Iterable[Path]) -> Iterator[str]:
     for path in files:
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
-                if not line.strip():
+                line = line.removeprefix(b"\xef\xbb\xbf").strip(b"\0\r\n\t ")
+                if not line:
                     continue
                 try:
                     yield " ".join(message["content"] for message in json.loads(line))

@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from kit.contract import StageReport, stage_seed
+from kit.contract import INPUT_ENDINGS, StageReport, stage_seed
 from kit.errors import SchemaError
 from kit.events import Eval, Model, Note, Step
+from kit.files import files_ending
 from kit.trust.digest import sha256_file
 from kit.verify.evidence import Absent, Evidence, Irrelevant
 from kit.verify.finding import Check, Finding, fail, missing, ok
@@ -129,8 +130,7 @@ def check_data(evidence: Evidence, folder: Path, name: Literal["data", "sft"] = 
     if part is None:
         raise Irrelevant("the run read no training data")
     listed = {file.path: file.sha256 for file in part.files}
-    pattern = "*.parquet" if name == "data" else "*.jsonl"
-    names = {path.name for path in folder.glob(pattern)}
+    names = {path.name for path in files_ending(folder, INPUT_ENDINGS[name])}
     if names != set(listed):
         odd = sorted(names ^ set(listed))
         raise Absent(f"the data given are not the run's: {len(odd)} files differ, first {odd[0]}")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
+from kit.contract import INPUT_ENDINGS
 from kit.core_eval.bundle import core_facts
 from kit.core_eval.naming import score_key
 from kit.events import Eval, Model, Step
@@ -23,7 +24,6 @@ from kit.verify.thresholds import (
 )
 
 _INPUTS = ("data", "sft", "chat_eval", "core")
-_SUFFIX = {"data": ".parquet", "sft": ".jsonl", "chat_eval": ".jsonl"}
 _ITEMS = sum(count for count, _ in CORE_TASKS.values())
 _CLOSE = 1e-6
 
@@ -67,14 +67,14 @@ def _inputs(evidence: Evidence, expected: Expected) -> Iterator[Finding]:
         if len(set(names)) != len(names):
             yield fail("an input names a file twice", place)
         for file in files:
-            suffix = PurePosixPath(file.path).suffix
+            suffix = PurePosixPath(file.path).suffix.lower()
             if file.bytes < LEAST_FILE_BYTES.get(suffix, 1) or (
-                name in _SUFFIX and suffix != _SUFFIX[name]
+                name in INPUT_ENDINGS and suffix != INPUT_ENDINGS[name]
             ):
                 yield fail(
                     "a file that holds nothing that its stage reads",
                     f"{place}: {file.path}",
-                    expected=f"{_SUFFIX.get(name, 'a file')} of some bytes",
+                    expected=f"{INPUT_ENDINGS.get(name, 'a file')} of some bytes",
                     found=f"{file.bytes} bytes",
                 )
                 break
