@@ -24,6 +24,7 @@ from kit.board.layout import (
 )
 from kit.board.load import read_document
 from kit.board.memory import SeenChains
+from kit.board.model_code import foreign_code
 from kit.board.package import Item
 from kit.board.publish import IN_FOLDER, Origin, Published, publish
 from kit.board.pull_request import (
@@ -358,6 +359,7 @@ def _model_files(
             data = hub.read(repository, "model", "telemetry.jsonl", revision, MAX_TELEMETRY_BYTES)
             extra["telemetry.jsonl"] = mirror / "telemetry" / f"{path.result_id}.jsonl"
             write_bytes(extra["telemetry.jsonl"], data)
+        findings += foreign_code(hub, repository, revision)
     except KitError as error:
         if error.facts.get("status") in (401, 403, 404):
             told = f"the model repository is not there for everybody: {error.message}"

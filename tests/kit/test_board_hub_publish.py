@@ -15,6 +15,7 @@ from git_hub import Fault, GitHub
 from kit.board import hub_publish
 from kit.cli.main import cli
 
+ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
 
@@ -189,6 +190,23 @@ def test_swapped_weights_are_refused_without_fetching_them(
     assert "not the signed file" in judged["reason"]
     assert not any("safetensors" in asked for asked in hub.requests[before:] if "GET" in asked)
     assert comments(hub)[0].startswith("Not accepted: refused by V21")
+
+
+def test_code_beside_the_weights_that_is_not_ours_is_named(hub: GitHub, run: Path) -> None:
+    from kit.board.hub import Hub, client
+    from kit.board.model_code import OWN_CODE, foreign_code
+    from kit.trust.digest import sha256_bytes
+
+    ours = (ROOT / "reference" / "export" / "modeling_n4090.py").read_bytes()
+    assert sha256_bytes(ours) in OWN_CODE, "add the new version's digest"
+    repo = hub.create("models", "alice/model", {"hf/modeling_n4090.py": ours, "hf/a.json": b"{}"})
+    asked = Hub(client())
+    assert foreign_code(asked, "alice/model", "main") == []
+    other = {"hf/modeling_n4090.py": ours + b"import os\n", "extra/Weights.PKL": b"x"}
+    hub.write(repo, "refs/heads/main", hub.resolve(repo, "main"), other, "another's code")
+    found = foreign_code(asked, "alice/model", "main")
+    assert [finding.place for finding in found] == ["extra/Weights.PKL", "hf/modeling_n4090.py"]
+    assert {finding.status for finding in found} == {"warn"}
 
 
 def test_telemetry_too_large_for_the_board_is_read_beside_the_weights(
