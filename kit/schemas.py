@@ -135,7 +135,7 @@ def _allowed(rule: Any) -> str:
         parts.append(json.dumps(rule["const"]))
     if "enum" in rule:
         parts.append("one of " + ", ".join(json.dumps(value) for value in rule["enum"]))
-    if "type" in rule:
+    elif "type" in rule and "const" not in rule:
         kinds = rule["type"] if isinstance(rule["type"], list) else [rule["type"]]
         parts.append(" or ".join(kinds))
     low, high = rule.get("minimum"), rule.get("maximum")

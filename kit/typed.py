@@ -2,8 +2,9 @@
 
 A field's type is the rule for its value: `int`, `float`, `str`, `bool`, `X | None`,
 `tuple[X, ...]`, `dict[str, X]`, `Any`, a nested dataclass, or `Annotated[X, Rule(...)]` with
-limits. A field with a default may be left out. A class with a field `more: dict[str, Any]` keeps
-the fields that it does not know there; every other class rejects them.
+limits. A field with a default may be left out; with the default `ABSENT`, its value is kept apart
+from null. A class with a field `more: dict[str, Any]` keeps the fields that it does not know there
+(a `Rule` on it limits all entries of the object); every other class rejects them.
 """
 
 from __future__ import annotations
@@ -46,7 +47,31 @@ class Rule:
     key_pattern: str | None = None
 
 
+class _Absent:
+    """The type of `ABSENT`; false, so that `value or None` reads either as None."""
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __repr__(self) -> str:
+        return "ABSENT"
+
+
+ABSENT: Any = _Absent()
+
+
+def one_of(*choices: Any) -> Rule:
+    """The rule that a value is one of `choices`."""
+    return Rule(choices=choices)
+
+
 Count = Annotated[int, Rule(minimum=0, maximum=MAX_INTEGER)]
+Seconds = Annotated[float, Rule(minimum=0)]
+AtMostOne = Annotated[float, Rule(maximum=1)]
+Share = Annotated[float, Rule(minimum=0, maximum=1)]
+Text40 = Annotated[str, Rule(max_length=40)]
+Text200 = Annotated[str, Rule(max_length=200)]
+Text300 = Annotated[str, Rule(max_length=300)]
 Digest = Annotated[str, Rule(pattern=r"^sha256:[0-9a-f]{64}$")]
 UtcTime = Annotated[str, Rule(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}Z$")]
 
@@ -66,14 +91,17 @@ def from_json(kind: type[T], value: Any, place: str = "$") -> T:
 
 
 def to_json(value: Any) -> Any:
-    """`value` as JSON types. Optional fields that are None are left out; `more` is merged in."""
+    """`value` as JSON types; `more` is merged in.
+
+    A field is left out where its value is `ABSENT`, or None and the default is None.
+    """
     if is_dataclass(value) and not isinstance(value, type):
         document: dict[str, Any] = {}
-        for name, key, optional in _members(type(value)):
+        for name, key, left_out in _members(type(value)):
             item = getattr(value, name)
             if name == "more":
                 document.update(item)
-            elif item is not None or not optional:
+            elif item is not ABSENT and (item is not None or not left_out):
                 document[key] = to_json(item)
         return document
     if isinstance(value, tuple | list):
@@ -103,12 +131,24 @@ def schema_of(kind: type) -> JsonSchema:
         schema = {"description": summary, **schema}
     if "more" not in hints:
         schema["additionalProperties"] = False
+    elif (limit := _most_entries(hints)) is not None:
+        schema["maxProperties"] = limit
     return {**schema, "required": required, "properties": properties}
 
 
 @cache
 def _members(kind: type) -> tuple[tuple[str, str, bool], ...]:
-    return tuple((item.name, _key(item.name), _optional(item)) for item in fields(kind))
+    """(name, JSON name, whether None is left out) of each field."""
+    return tuple(
+        (item.name, _key(item.name), _optional(item) and item.default is not ABSENT)
+        for item in fields(kind)
+    )
+
+
+def _most_entries(hints: dict[str, Any]) -> int | None:
+    """The limit that a class with `more` sets to the entries of its object."""
+    _, rule = _split(hints["more"])
+    return None if rule is None else rule.max_length
 
 
 def _key(name: str) -> str:
@@ -131,11 +171,14 @@ def _decoder(kind: Any) -> _Decode:
     ]
     known = frozenset(key for key, *_ in plan)
     keeps_more = "more" in hints
+    most = _most_entries(hints) if keeps_more else None
     build: Callable[..., Any] = kind
 
     def decode(value: Any, place: str) -> Any:
         if type(value) is not dict:
             raise _wrong(value, place, "an object")
+        if most is not None and len(value) > most:
+            raise SchemaError(f"`{place}` has too many entries", limit=most, place=place)
         arguments: dict[str, Any] = {}
         for key, name, convert, required in plan:
             if key in value:
@@ -262,12 +305,11 @@ def _schema_of_plain(base: Any) -> JsonSchema:
     if origin in (Union, types.UnionType):
         [inner] = [part for part in get_args(base) if part is not types.NoneType]
         schema = _schema_of_type(inner)
-        if isinstance(schema.get("type"), str) and not {"properties", "items"} & set(schema):
-            nullable = {**schema, "type": [schema["type"], "null"]}
-            if "enum" in schema:
-                nullable["enum"] = [*schema["enum"], None]
-            return nullable
-        return {"anyOf": [schema, {"type": "null"}]}
+        # Not `anyOf`: a validator then names the wrong field instead of the whole object.
+        nullable = {**schema, "type": [schema["type"], "null"]}
+        if "enum" in schema:
+            nullable["enum"] = [*schema["enum"], None]
+        return nullable
     if origin is tuple:
         return {"type": "array", "items": _schema_of_type(get_args(base)[0])}
     if origin is dict:

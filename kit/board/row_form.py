@@ -9,23 +9,26 @@ import types
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
-from kit.typed import Count, Digest, JsonSchema, Rule, schema_of
+from kit.typed import (
+    AtMostOne,
+    Count,
+    Digest,
+    JsonSchema,
+    Rule,
+    Seconds,
+    Share,
+    Text40,
+    Text200,
+    Text300,
+    one_of,
+    schema_of,
+)
 
 ResultId = Annotated[str, Rule(pattern=r"^[0-9a-f]{16}$")]
 Instant = Annotated[str, Rule(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$")]
 Positive = Annotated[int, Rule(minimum=1, maximum=2**53 - 1)]
-Seconds = Annotated[float, Rule(minimum=0)]
-AtMostOne = Annotated[float, Rule(maximum=1)]
-Share = Annotated[float, Rule(minimum=0, maximum=1)]
-Text40 = Annotated[str, Rule(max_length=40)]
 Text96 = Annotated[str, Rule(max_length=96)]
-Text200 = Annotated[str, Rule(max_length=200)]
-Text300 = Annotated[str, Rule(max_length=300)]
 Text600 = Annotated[str, Rule(max_length=600)]
-
-
-def one_of(*choices: Any) -> Rule:
-    return Rule(choices=choices)
 
 
 @dataclass(frozen=True, slots=True)

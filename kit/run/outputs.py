@@ -18,6 +18,7 @@ from kit.result import chat_section, core_section
 from kit.schemas import section_problems
 from kit.trust.canonical import parse_strict
 from kit.trust.digest import FileDigest, sha256_file, tree_manifest
+from kit.typed import to_json
 
 EVALUATIONS = {"core": "core.json", "chat_eval": "chat.json"}
 
@@ -97,7 +98,7 @@ def _evaluation(stage: str, folder: Path, name: str) -> FileDigest:
         raise KitError(f"{name} cannot be read: {error.strerror}") from error
     section = core_section if stage == "core" else chat_section
     try:
-        stated = section({**document, "digest": digest})
+        stated = to_json(section({**document, "digest": digest}))
     except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise KitError(f"{name} is not an evaluation: {type(error).__name__}: {error}") from error
     key = "core" if stage == "core" else "chat"

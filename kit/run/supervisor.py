@@ -179,8 +179,8 @@ def _write_result(plan: RunPlan, signer: Signer) -> Path:
     path = plan.run / "result.json"
     result = build_result(plan.run)
     keep_earlier_result(plan.run)
-    write_json(path, sign_document(result, signer))
-    if result["claims"]["status"] == "complete":
+    write_json(path, sign_document(result.to_json(), signer))
+    if result.claims.status == "complete":
         shutil.rmtree(plan.cache, ignore_errors=True)
         (plan.run / _RESERVE).unlink(missing_ok=True)
     return path

@@ -30,6 +30,7 @@ from kit.run.plan import RunPlan, plan_run
 from kit.trust import sshsig
 from kit.trust.digest import sha256_bytes
 from kit.trust.sign import signed_bytes
+from kit.typed import to_json
 
 __all__ = [
     "BOOT",
@@ -197,7 +198,7 @@ def score(draft: Draft, document: dict[str, Any]) -> None:
     document["interval"] = {"low": low, "high": high}
     content = json.dumps(document).encode()
     digest = sha256_bytes(content)
-    section = core_section({**document, "digest": digest})
+    section = to_json(core_section({**document, "digest": digest}))
     assert section is not None
     found = {task["task"]: task for task in section["tasks"]}
     draft.files["eval/core.json"] = content

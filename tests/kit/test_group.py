@@ -79,8 +79,9 @@ def test_cost_is_energy_times_the_stated_price(tmp_path: Path) -> None:
     assert report.verdict == "consistent", report.refused_by
     log = RunLog.read(tmp_path / "run")
     energy = energy_section(log)
-    assert energy["cost"] == pytest.approx(energy["kwh"] * 0.4, abs=1e-4)
-    assert energy["currency"] == "EUR" and runs_section(log)["group"] is None
+    assert energy.kwh is not None
+    assert energy.cost == pytest.approx(energy.kwh * 0.4, abs=1e-4)
+    assert energy.currency == "EUR" and runs_section(log).group is None
 
 
 def test_a_challenge_shows_that_no_seed_was_tried_only_where_the_board_wrote_it(

@@ -89,7 +89,7 @@ class Draft:
             (folder / "telemetry.jsonl").write_bytes(telemetry)
         self._fill(telemetry)
         (folder / "events.jsonl").write_bytes(chain_lines(self.events, LOG_KIND))
-        result = build_result(folder, self._readable_log(folder))
+        result = build_result(folder, self._readable_log(folder)).to_json()
         for edit in self.result_edits:
             edit(result)
         return write_signed(folder, result, self.key, self.namespace)

@@ -24,6 +24,7 @@ from kit.run.code import code_digest
 from kit.run_log import LOG_KIND
 from kit.trust import sshsig
 from kit.trust.digest import FileDigest, manifest_digest, sha256_bytes
+from kit.typed import to_json
 from kit.verify.expected import Expected, parameters
 from kit.verify.thresholds import CORE_TASKS
 from support.draft import KEY, Draft, Event
@@ -376,7 +377,7 @@ class Synthesis:
     def core(self) -> None:
         document = core_document(self.rng)
         content = json.dumps(document).encode()
-        section = core_section({**document, "digest": sha256_bytes(content)})
+        section = to_json(core_section({**document, "digest": sha256_bytes(content)}))
         assert section is not None
         for task in section["tasks"]:
             accuracy = task["accuracy"]

@@ -9,13 +9,18 @@ from typing import Any
 
 from kit.board.row_form import row_schema
 from kit.events import event_schema
+from kit.result_form import result_schema
 
 FOLDER = Path(__file__).parents[2] / "schema"
 
 
 def schemas() -> dict[str, dict[str, Any]]:
     """Every generated schema, by its name in `schema/`."""
-    return {"event": event_schema(), "leaderboard-row": row_schema()}
+    return {
+        "event": event_schema(),
+        "leaderboard-row": row_schema(),
+        "result": result_schema(),
+    }
 
 
 def text_of(schema: dict[str, Any]) -> str:
