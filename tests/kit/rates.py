@@ -1,6 +1,8 @@
 """How often `verify` refuses honest days and misses forged ones.
 
-`python tests/kit/rates.py [N]` prints the tables; with `--write` it puts them into SECURITY.md.
+`PYTHONPATH=tests python tests/kit/rates.py [N]` prints the tables; with `--write` it puts them
+into SECURITY.md.
+`--kinds` writes only the table of the tamper suite's kinds there, which takes no runs.
 
 Days are drawn from the measured spreads (power limit, heat, speed, resumes, sleep); forgeries come
 in sizes, so that the table shows where each check begins to see. Checks that compare exactly
@@ -19,13 +21,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import tamper
+from mutations import BY_SUBJECT, MUTATIONS, SUBJECTS
 from tamper import Draft, gpu_run, scale, step_times
 
 from kit.verify import Options, verify_result
 
 PAGE = Path(__file__).parents[2] / "SECURITY.md"
-BEGIN = "<!-- rates: written by `python tests/kit/rates.py --write` -->"
+BEGIN = "<!-- rates: written by `PYTHONPATH=tests python tests/kit/rates.py --write` -->"
 END = "<!-- end of rates -->"
+KINDS_BEGIN = "<!-- kinds: written by `PYTHONPATH=tests python tests/kit/rates.py --kinds` -->"
+KINDS_END = "<!-- end of kinds -->"
 
 
 def honest_day(seed: int) -> Draft:
@@ -260,15 +265,31 @@ def tables(days: int) -> str:
     return "\n".join(lines) + "\n"
 
 
+def kinds() -> str:
+    """Kinds of forgeries as Markdown. The tamper suite tries each one at every run of the tests."""
+    lines = ["| kind | tried | refused by |", "|---|---:|---|"]
+    for subject, cases in BY_SUBJECT.items():
+        checks = sorted({check for case in cases for check in case.expected})
+        lines.append(f"| {SUBJECTS[subject]} | {len(cases)} | {', '.join(checks)} |")
+    lines.append(f"| all | {len(MUTATIONS)} | each by the checks that its test names, no other |")
+    return "\n".join(lines) + "\n"
+
+
+def write(begin: str, text: str, end: str) -> None:
+    """Puts `text` between two marks of SECURITY.md."""
+    before, rest = PAGE.read_text().split(begin)
+    PAGE.write_text(before + begin + "\n" + text + end + rest.split(end)[1])
+
+
 def main() -> None:
+    if "--kinds" in sys.argv:
+        write(KINDS_BEGIN, kinds(), KINDS_END)
+        return
     numbers = [word for word in sys.argv[1:] if word.isdigit()]
     text = tables(int(numbers[0]) if numbers else 20)
     print(text)
     if "--write" in sys.argv:
-        page = PAGE.read_text()
-        before, rest = page.split(BEGIN)
-        after = rest.split(END)[1]
-        PAGE.write_text(before + BEGIN + "\n" + text + END + after)
+        write(BEGIN, text, END)
 
 
 if __name__ == "__main__":
