@@ -18,7 +18,7 @@ from kit.board.documents import check_document
 from kit.board.statistics import figures_of
 from kit.cli.main import cli
 from kit.errors import KitError, PrerequisiteError, SchemaError
-from kit.recipe import load_recipe
+from kit.recipe import load_recipe, named_recipes
 from kit.trust.sign import result_id
 
 
@@ -123,15 +123,7 @@ def test_recipes_name_no_places_of_this_machine(text: str, leads: bool) -> None:
 
 
 def test_the_kits_own_recipes_are_safe() -> None:
-    for name in (
-        "smoke",
-        "nano",
-        "reference",
-        "reference-1h",
-        "reference-4h",
-        "reference-16g",
-        "reference-12g",
-    ):
+    for name in named_recipes():
         for place, text in reproduce._strings(load_recipe(name).document):
             assert not reproduce.leads_elsewhere(text), (name, place, text)
 

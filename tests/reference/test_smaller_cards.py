@@ -1,4 +1,4 @@
-"""The recipes for cards of 16 and 12 GiB: the planned peak leaves a desktop its part."""
+"""The recipes for cards of 16, 12 and 8 GiB: the planned peak leaves a desktop its part."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ DESKTOP_BYTES = GIB
 VOCAB_ROOM = 64  # special tokens, and the padding after them
 
 
-@pytest.mark.parametrize(("name", "card_gib"), [("reference-16g", 16), ("reference-12g", 12)])
+@pytest.mark.parametrize(
+    ("name", "card_gib"), [("reference-16g", 16), ("reference-12g", 12), ("reference-8g", 8)]
+)
 def test_the_planned_peak_leaves_a_desktop_its_part(name: str, card_gib: int) -> None:
     recipe = load_recipe(name).document
     assert recipe["track"] == "open"
