@@ -8,8 +8,9 @@ import random
 from pathlib import Path
 from typing import Any
 
-from kit.board.layout import EVENTS_KIND, Layout, SubmissionPath
+from kit.board.layout import Layout, SubmissionPath
 from kit.schemas import problems
+from kit.trust.board_record import EVENTS_KIND
 from kit.trust.chain_writer import ChainWriter
 from kit.verify.thresholds import CORE_TASKS
 
