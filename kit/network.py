@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import urllib.request
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
@@ -109,6 +110,62 @@ def _check_proxy(value: str, name: str) -> None:
             f"{name} names a SOCKS proxy, which needs the package socksio",
             hint="pip install socksio",
         )
+
+
+def proxy_of(url: str, variables: Mapping[str, str] | None = None) -> tuple[str, str] | None:
+    """(variable, HOST:PORT) of the proxy that requests to `url` go through; None: none.
+
+    User and password of the proxy are left out: messages end up in bug reports.
+    """
+    found = os.environ if variables is None else variables
+    parts = urlsplit(url)
+    if urllib.request.proxy_bypass_environment(  # type: ignore[attr-defined]
+        parts.hostname or "", {"no": found.get("no_proxy") or found.get("NO_PROXY") or ""}
+    ):
+        return None
+    for name in (f"{parts.scheme}_proxy", "all_proxy"):
+        for spelling in (name, name.upper()):
+            if value := found.get(spelling, ""):
+                proxy = urlsplit(value if "://" in value else f"http://{value}")
+                return spelling, proxy.netloc.rpartition("@")[2]
+    return None
+
+
+def no_connection(url: str, reason: str) -> PrerequisiteError:
+    """The error for a server to which no connection can be made, with the setting to look at."""
+    parts = urlsplit(url)
+    server = f"{parts.scheme}://{parts.netloc}"
+    proxy = proxy_of(url)
+    hint = (
+        "Check the network and run the command again; it resumes where it stopped. Without "
+        "network: --mirror DIR takes the same files from a folder, or run `n4090-kit prepare` on "
+        "another machine and copy its WORK/data and WORK/core here."
+    )
+    if "CERTIFICATE" in reason.upper():
+        hint = (
+            "The network puts a certificate of its own in between (a company's proxy, a login "
+            "page). Log in to the network, or name the company's certificate: "
+            "export SSL_CERT_FILE=FILE.pem"
+        )
+    elif proxy is not None:
+        name, host = proxy
+        reason = f"the proxy {host} (variable {name}): {reason}"
+        hint = f"Correct {name} or unset it; NO_PROXY={parts.hostname} goes around the proxy."
+    return PrerequisiteError(f"{server} cannot be reached: {reason}", hint=hint)
+
+
+def web_page(url: str, content_type: str) -> PrerequisiteError | None:
+    """The error for an answer that is a web page where a data file was asked for; None: it is not.
+
+    A network with a login page (hotel, train, company) answers so, with status 200.
+    """
+    if content_type.split(";")[0].strip().lower() not in ("text/html", "application/xhtml+xml"):
+        return None
+    return PrerequisiteError(
+        f"{url.split('?')[0]} answers with a web page, not with the file: often the login page of "
+        "a network (hotel, train, company)",
+        hint="Open the address in a browser and log in, or check HF_ENDPOINT and --mirror.",
+    )
 
 
 def not_json(endpoint: str) -> SchemaError:

@@ -20,8 +20,16 @@ from kit.board.layout import BOARD_FOLDER, Settings
 from kit.board.package import Item
 from kit.errors import KitError, PrerequisiteError
 from kit.files import has_ending
-from kit.network import check_settings, not_json
-from kit.prepare.transfer import RETRY_STATUS, UNREACHED, Line, Retry, explain, retry_after_s
+from kit.network import check_settings, no_connection, not_json
+from kit.prepare.transfer import (
+    RETRY_STATUS,
+    UNREACHED,
+    Line,
+    Retry,
+    explain,
+    is_final,
+    retry_after_s,
+)
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -89,14 +97,15 @@ class Hub:
                     reason = f"the server answers {status}"
                 elif isinstance(cause, httpx2.TransportError):
                     reason = explain(cause)
-                    if isinstance(cause, httpx2.ConnectError):
-                        unreached += 1
+                    unreached += isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout)
+                    if is_final(cause) or unreached >= UNREACHED:
+                        raise no_connection(self.api.endpoint, f"{what}: {reason}") from error
                 elif isinstance(cause, json.JSONDecodeError):
                     raise not_json(self.api.endpoint) from error
                 else:
                     raise
                 failures += 1
-                if failures >= self.retry.attempts or unreached >= UNREACHED:
+                if failures >= self.retry.attempts:
                     raise PrerequisiteError(
                         f"{what}: {reason}, {failures} times in a row",
                         hint="run the command again later: it resumes where it stopped",

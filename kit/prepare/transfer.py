@@ -20,10 +20,10 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
-from urllib.parse import urlsplit
 
 from kit.errors import KitError, PrerequisiteError
 from kit.files import sync_folder
+from kit.network import no_connection, web_page
 from kit.trust.digest import sha256_file
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 RETRY_STATUS = (408, 425, 429, 500, 502, 503, 504)
 _TIMEOUT_S = 30.0
+_CONNECT_S = 10.0  # a server that exists accepts in less
 _LONGEST_WAIT_S = 900.0  # three of the Hub's rate windows
 
 
@@ -199,7 +200,8 @@ def _fill(url: str, part: Path, size: int | None, transfer: Transfer) -> None:
     """Requests what is missing of `part` until nothing is."""
     import httpx2
 
-    failures, received, no_connection = 0, False, 0
+    failures, received, unreached = 0, False, 0
+    timeout = httpx2.Timeout(_TIMEOUT_S, connect=_CONNECT_S)
     while True:
         before = part.stat().st_size if part.exists() else 0
         if size is not None and before > size:
@@ -212,7 +214,7 @@ def _fill(url: str, part: Path, size: int | None, transfer: Transfer) -> None:
         asked_s: float | None = None
         try:
             with transfer.client.stream(
-                "GET", url, headers=_headers(transfer.headers, before), timeout=_TIMEOUT_S
+                "GET", url, headers=_headers(transfer.headers, before), timeout=timeout
             ) as response:
                 if response.status_code in RETRY_STATUS:
                     asked_s = retry_after_s(response.headers)
@@ -223,14 +225,16 @@ def _fill(url: str, part: Path, size: int | None, transfer: Transfer) -> None:
                     reason = "the connection ended early"
         except httpx2.TransportError as error:
             reason = explain(error)
-            no_connection += isinstance(error, httpx2.ConnectError)
+            if is_final(error):
+                raise no_connection(url, reason) from error
+            unreached += isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout)
         # A server that hands over a little each time is slow, not broken.
         after = part.stat().st_size if part.exists() else 0
         failures, received = (1, True) if after > before else (failures + 1, received)
         # A machine without network is told so in seconds; a download under way waits longer.
-        offline = no_connection >= UNREACHED and not received
+        offline = unreached >= UNREACHED and not received
         if failures >= transfer.retry.attempts or offline:
-            raise unreachable(url, f"{reason}, {failures} times in a row")
+            raise no_connection(url, f"{reason}, {failures} times in a row")
         _pause(part, reason, asked_s, failures, transfer)
 
 
@@ -238,7 +242,10 @@ def _pause(
     part: Path, reason: str, asked_s: float | None, failures: int, transfer: Transfer
 ) -> None:
     if asked_s is None:
-        transfer.line.wait(transfer.retry.delay_s(failures))
+        delay_s = transfer.retry.delay_s(failures)
+        if delay_s >= 1:  # nobody should wait without knowing for what
+            transfer.progress.note(f"{part.stem}: {reason}; trying again in {delay_s:.0f} s")
+        transfer.line.wait(delay_s)
         return
     if asked_s > _LONGEST_WAIT_S:
         raise PrerequisiteError(
@@ -272,6 +279,9 @@ def _receive(
         return False
     if not response.is_success:
         raise refused(response)
+    page = web_page(str(response.url), response.headers.get("Content-Type", ""))
+    if page is not None:
+        raise page
     begins = response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
     if have and not (response.status_code == 206 and begins):
         transfer.progress.advance(-have)  # the server sends it all, whatever was asked
@@ -322,6 +332,8 @@ def refused(response: httpx2.Response) -> PrerequisiteError:
         401: "It needs a login: `hf auth login`.",
         403: "Your account may not read it: accept its terms on its page, then `hf auth login`.",
         404: "Check the name in the recipe, or the mirror.",
+        407: "The proxy wants a login: HTTPS_PROXY=http://USER:PASSWORD@HOST:PORT.",
+        511: "The network wants a login: open any address in a browser.",
     }.get(response.status_code, "Try again later, or take another source (--mirror).")
     return PrerequisiteError(
         f"{str(response.url).split('?')[0]} answers {response.status_code}"
@@ -330,15 +342,12 @@ def refused(response: httpx2.Response) -> PrerequisiteError:
     )
 
 
-def unreachable(url: str, reason: str) -> PrerequisiteError:
-    """No network, or none to there."""
-    parts = urlsplit(url)
-    return PrerequisiteError(
-        f"{parts.scheme}://{parts.netloc} cannot be reached: {reason}",
-        hint="Check the network and run the command again; it resumes where it stopped. Without "
-        "network: --mirror DIR takes the same files from a folder, or run `n4090-kit prepare` on "
-        "another machine and copy its WORK/data and WORK/core here.",
-    )
+def is_final(error: Exception) -> bool:
+    """Whether a transport error is one that no retry changes: a proxy's refusal, a certificate."""
+    import httpx2
+
+    refusal = isinstance(error, httpx2.ProxyError | httpx2.UnsupportedProtocol)
+    return refusal or "CERTIFICATE" in str(error).upper()
 
 
 def explain(error: Exception) -> str:
@@ -367,11 +376,11 @@ def patiently(ask: Callable[[], T], url: str, transfer: Transfer) -> T:
                 raise
             asked_s = retry_after_s(error.response.headers)
             reason = f"the server answers {error.response.status_code}"
-        except httpx2.ConnectError as error:
-            raise unreachable(url, explain(error)) from error
         except httpx2.TransportError as error:
             reason = explain(error)
+            if is_final(error) or isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
+                raise no_connection(url, reason) from error
         failures += 1
         if failures >= transfer.retry.attempts:
-            raise unreachable(url, f"{reason}, {failures} times in a row")
+            raise no_connection(url, f"{reason}, {failures} times in a row")
         _pause(Path("the file listing"), reason, asked_s, failures, transfer)

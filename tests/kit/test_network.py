@@ -5,10 +5,12 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from kit.errors import KitError, PrerequisiteError, SchemaError
-from kit.network import check_endpoint, check_settings
+from kit.network import check_endpoint, check_settings, no_connection, proxy_of
+from kit.prepare.transfer import Expected, Retry, Transfer, download, is_final
 
 WRONG = {
     "HF_HUB_OFFLINE": ("1", "HF_HUB_OFFLINE is set"),
@@ -119,3 +121,103 @@ def test_prepare_names_a_proxy_of_an_unknown_kind(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("ALL_PROXY", "socks://127.0.0.1:1")
     with pytest.raises(SchemaError, match="ALL_PROXY"), fetch._transfer(None, None):  # type: ignore[arg-type]
         pass
+
+
+class Notes:
+    """Progress that nobody watches."""
+
+    def advance(self, count: int) -> None: ...
+    def note(self, text: str) -> None: ...
+
+
+@pytest.fixture
+def transfer(tmp_path: Path) -> Iterator[Transfer]:
+    client = httpx2.Client()
+    yield Transfer(client, {}, Notes(), retry=Retry(attempts=8, base_s=0.01, cap_s=0.02))
+    client.close()
+
+
+def test_a_login_page_instead_of_a_file_is_named_at_once(
+    portal: str, transfer: Transfer, tmp_path: Path
+) -> None:
+    for size in (None, 10, 100_000):  # unknown, shorter and longer than the page
+        with pytest.raises(PrerequisiteError, match="answers with a web page"):
+            download(f"{portal}/eval_bundle.zip", tmp_path / "x.zip", Expected(size), transfer)
+    assert not (tmp_path / "x.zip").exists()
+
+
+class Refusing(http.server.BaseHTTPRequestHandler):
+    """A proxy that wants a login."""
+
+    asked = 0
+
+    def do_CONNECT(self) -> None:
+        type(self).asked += 1
+        self.send_response(407)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        return
+
+
+def test_a_proxy_that_refuses_is_named_without_another_try(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    proxy = f"127.0.0.1:{server.server_port}"
+    monkeypatch.setenv("HTTPS_PROXY", f"http://me:secret@{proxy}")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+
+    try:
+        with httpx2.Client() as client:
+            transfer = Transfer(client, {}, Notes(), retry=Retry(base_s=0.01, cap_s=0.02))
+            with pytest.raises(PrerequisiteError) as caught:
+                download("https://data.example/a", tmp_path / "a", Expected(5), transfer)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert f"the proxy {proxy} (variable HTTPS_PROXY)" in caught.value.message
+    assert "407" in caught.value.message and Refusing.asked == 1
+    assert "NO_PROXY=data.example" in (caught.value.hint or "")
+    assert "secret" not in caught.value.message + (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("variables", "url", "expected"),
+    [
+        ({}, "https://h", None),
+        ({"HTTPS_PROXY": "p:1"}, "https://h", ("HTTPS_PROXY", "p:1")),
+        ({"https_proxy": "http://u:w@p:1"}, "https://h/x", ("https_proxy", "p:1")),
+        ({"HTTPS_PROXY": "p:1"}, "http://h", None),
+        ({"ALL_PROXY": "socks5://p:9"}, "http://h", ("ALL_PROXY", "p:9")),
+        ({"HTTPS_PROXY": "p:1", "NO_PROXY": "h"}, "https://h", None),
+        ({"HTTPS_PROXY": "p:1", "no_proxy": "*"}, "https://h", None),
+        ({"HTTPS_PROXY": "p:1", "NO_PROXY": "other"}, "https://h", ("HTTPS_PROXY", "p:1")),
+    ],
+)
+def test_which_proxy_is_in_the_way(
+    variables: dict[str, str], url: str, expected: tuple[str, str] | None
+) -> None:
+    assert proxy_of(url, variables) == expected
+
+
+def test_a_certificate_of_the_networks_own_is_told_apart() -> None:
+    reason = "[SSL: CERTIFICATE_VERIFY_FAILED] self-signed certificate in certificate chain"
+    assert is_final(httpx2.ConnectError(reason))
+    assert "SSL_CERT_FILE" in (no_connection("https://h", reason).hint or "")
+    assert not is_final(httpx2.ConnectError("[Errno 111] Connection refused"))
+
+
+def test_submit_names_the_proxy_that_it_cannot_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    from kit.board.hub import Hub, client
+
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", "http://hub.example")
+    monkeypatch.setenv("HF_TOKEN", "hf_abc")
+    monkeypatch.setenv("HTTP_PROXY", "127.0.0.1:1")
+    hub = Hub(client(), retry=Retry(base_s=0.01, cap_s=0.02))
+    with pytest.raises(PrerequisiteError, match=r"127\.0\.0\.1:1 \(variable HTTP_PROXY\): login"):
+        hub.who()
