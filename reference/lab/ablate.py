@@ -76,10 +76,11 @@ class StudyRun:
         self.ladder = Ladder(
             [arm.name for arm in study.arms],
             [scale.name for scale in study.scales],
-            study.seeds,
+            {scale.name: study.seeds_at(scale.name) for scale in study.scales},
             study.halving,
             self.progress.losses,
             controls=[arm.name for arm in study.arms if arm.control],
+            up_to={arm.name: arm.up_to for arm in study.arms if arm.up_to},
         )
         self._find_finished()
 
@@ -184,7 +185,7 @@ class StudyRun:
         """Reads back the outcomes of an earlier run of this study; failed ones are done again."""
         for arm in self.study.arms:
             for scale in self.study.scales:
-                for seed in self.study.seeds:
+                for seed in self.study.seeds_at(scale.name):
                     slot = Slot(arm.name, scale.name, seed)
                     file = Path(self.trial(slot).folder) / OUTCOME
                     if not file.is_file():

@@ -11,17 +11,15 @@ from typing import Any
 import numpy as np
 
 from reference.lab.ablate import Progress
+from reference.lab.baseline_curve import Rung, fit_curve, multiplier
 from reference.lab.halving import Slot
 from reference.lab.proxies import Proxy, rate_proxies, recommend
 from reference.lab.statistics import (
     Gain,
     Multiplier,
-    Slope,
     Verdict,
-    baseline_slope,
     gains,
     judge,
-    multiplier,
 )
 from reference.lab.study import BASELINE, Arm, Study
 from reference.lab.trial import COMPLETE, DIVERGED, FAILED, STOPPED, Outcome
@@ -66,7 +64,7 @@ class Findings:
     proxies: tuple[Proxy, ...]
     recommended: Proxy | None
     proxy_reason: str
-    slopes: Mapping[str, tuple[float, bool]]
+    slopes: Mapping[str, float]  # -d ln bpb / d ln C of the baseline's curve at each scale
     experiments_per_week: Mapping[str, float]
     trials: Mapping[str, int]
 
@@ -90,7 +88,7 @@ class Findings:
             "proxies": [asdict(proxy) for proxy in self.proxies],
             "recommended_proxy": self.recommended.name if self.recommended else None,
             "proxy_reason": self.proxy_reason,
-            "slopes": {name: slope for name, (slope, _) in self.slopes.items()},
+            "slopes": dict(self.slopes),
             "experiments_per_week": dict(self.experiments_per_week),
             "trials": dict(self.trials),
         }
@@ -105,7 +103,8 @@ def find(study: Study, progress: Progress, flops: Mapping[str, float], jobs: int
     """
     outcomes = progress.outcomes
     names = [scale.name for scale in study.scales]
-    slopes = {name: _slope(study, outcomes, flops, i) for i, name in enumerate(names)}
+    rungs = baseline_rungs(study, outcomes, flops)
+    curve = fit_curve(rungs) if any(math.isfinite(rung.mean) for rung in rungs) else None
     found: dict[str, tuple[str, Gain, Multiplier | None]] = {}
     broken: dict[str, tuple[str, str]] = {}
     for scale in names:
@@ -115,11 +114,12 @@ def find(study: Study, progress: Progress, flops: Mapping[str, float], jobs: int
             if slot.scale == scale
         }
         for arm, gain in gains(losses, BASELINE).items():
-            # A larger scale counts once it has no fewer seeds.
-            if arm not in found or gain.seeds >= found[arm][1].seeds:
-                found[arm] = (scale, gain, multiplier(gain, slopes[scale]))
+            # A larger scale counts once it has as many seeds as it is to have, or no fewer.
+            wanted = len(study.seeds_at(scale))
+            if arm not in found or gain.seeds >= min(wanted, found[arm][1].seeds):
+                found[arm] = (scale, gain, multiplier(gain, rungs, flops[scale]))
         for arm in study.arms[1:]:
-            reason = _breakage(arm.name, scale, study.seeds, outcomes)
+            reason = _breakage(arm.name, scale, study.seeds_at(scale), outcomes)
             if reason:
                 broken[arm.name] = (scale, reason)
                 found.pop(arm.name, None)
@@ -134,7 +134,7 @@ def find(study: Study, progress: Progress, flops: Mapping[str, float], jobs: int
         proxies=tuple(proxies),
         recommended=recommended,
         proxy_reason=reason,
-        slopes={name: (slope.value, slope.published) for name, slope in slopes.items()},
+        slopes={name: curve.slope(flops[name]) for name in names} if curve else {},
         experiments_per_week={
             name: jobs * WEEK_S / seconds
             for name in names
@@ -147,21 +147,21 @@ def find(study: Study, progress: Progress, flops: Mapping[str, float], jobs: int
     )
 
 
-def _slope(
-    study: Study, outcomes: Mapping[Slot, Outcome], flops: Mapping[str, float], index: int
-) -> Slope:
-    means, errors = [], []
+def baseline_rungs(
+    study: Study, outcomes: Mapping[Slot, Outcome], flops: Mapping[str, float]
+) -> list[Rung]:
+    """The baseline at each scale, smallest first; `mean` is NaN where no trial has finished."""
+    rungs = []
     for scale in study.scales:
         values = [
             outcome.loss
             for slot, outcome in outcomes.items()
             if slot.arm == BASELINE and slot.scale == scale.name and math.isfinite(outcome.loss)
         ]
-        means.append(float(np.mean(values)) if values else math.nan)
-        errors.append(
-            float(np.std(values, ddof=1)) / len(values) ** 0.5 if len(values) > 1 else 0.0
-        )
-    return baseline_slope([flops[scale.name] for scale in study.scales], means, errors, index)
+        mean = float(np.mean(values)) if values else math.nan
+        error = float(np.std(values, ddof=1)) / len(values) ** 0.5 if len(values) > 1 else 0.0
+        rungs.append(Rung(flops[scale.name], mean, error))
+    return rungs
 
 
 def _breakage(

@@ -53,19 +53,25 @@ class Ladder:
         losses: Of each finished trial: ln val_bpb, or infinity for one that diverged, was stopped
             by a rule, or failed for good. The caller keeps adding to it.
         controls: Arms that go to the top whatever their rank, unless they broke.
+        seeds: Of all scales, or of each by name.
+        up_to: Arm -> the largest scale that it may reach, where that is not the top.
     """
 
     def __init__(
         self,
         arms: Sequence[str],
         scales: Sequence[str],
-        seeds: Sequence[int],
+        seeds: Sequence[int] | Mapping[str, Sequence[int]],
         halving: Halving,
         losses: Mapping[Slot, float],
         controls: Collection[str] = (),
+        up_to: Mapping[str, str] | None = None,
     ) -> None:
         self._arms = [arm for arm in arms if arm != BASELINE]
-        self._scales, self._seeds = list(scales), list(seeds)
+        self._scales, self._up_to = list(scales), dict(up_to or {})
+        self._seeds = {
+            scale: list(seeds[scale] if isinstance(seeds, Mapping) else seeds) for scale in scales
+        }
         self._halving, self._losses, self._controls = halving, losses, controls
         self._members: dict[str, list[str]] = {scale: [] for scale in scales}
         self._started: set[Slot] = set()
@@ -80,7 +86,7 @@ class Ladder:
                     self._started.add(slot)
                     return slot
             if not (self._promote() or self._enter()):
-                return None
+                return self._baseline_slot()
 
     def put_back(self, slot: Slot) -> None:
         """The trial has to be started again."""
@@ -94,9 +100,19 @@ class Ladder:
         if not self._members[scale]:
             return None
         for arm in (BASELINE, *self._members[scale]):
-            for seed in self._seeds:
+            for seed in self._seeds[scale]:
                 slot = Slot(arm, scale, seed)
                 if slot not in self._started and slot not in self._losses:
+                    return slot
+        return None
+
+    def _baseline_slot(self) -> Slot | None:
+        """The baseline at scales that no arm reached: its curve spans the whole ladder."""
+        for scale in self._scales:
+            for seed in self._seeds[scale]:
+                slot = Slot(BASELINE, scale, seed)
+                if slot not in self._started and slot not in self._losses:
+                    self._started.add(slot)
                     return slot
         return None
 
@@ -115,6 +131,8 @@ class Ladder:
             quota = self._quota(index, len(finished))
             for rank, (loss, arm) in enumerate(finished, start=1):
                 goes_on = rank <= quota or arm in self._controls
+                if self._up_to.get(arm) == lower:
+                    continue
                 if goes_on and math.isfinite(loss) and arm not in self._members[upper]:
                     self._members[upper].append(arm)
                     self.promotions.append(Promotion(arm, upper, rank, len(finished), loss))
@@ -125,7 +143,7 @@ class Ladder:
         """Arms all of whose trials at `scale` ended, the best first."""
         means = []
         for arm in self._members[scale]:
-            losses = [self._losses.get(Slot(arm, scale, seed)) for seed in self._seeds]
+            losses = [self._losses.get(Slot(arm, scale, seed)) for seed in self._seeds[scale]]
             if None not in losses:
                 means.append((sum(loss for loss in losses if loss is not None) / len(losses), arm))
         return sorted(means)
@@ -147,6 +165,6 @@ class Ladder:
         going = [
             arm
             for loss, arm in finished[: self._quota(index - 1, len(finished))]
-            if math.isfinite(loss)
+            if math.isfinite(loss) and self._up_to.get(arm) != below
         ]
         return set(going) <= set(self._members[self._scales[index]])

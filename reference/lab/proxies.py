@@ -54,18 +54,18 @@ def rate_proxies(
     arms = [
         arm.name
         for arm in study.arms
-        if all(_complete(outcomes.get(Slot(arm.name, top, seed))) for seed in study.seeds)
+        if all(_complete(outcomes.get(Slot(arm.name, top, seed))) for seed in study.seeds_at(top))
     ]
     if len(arms) < FEWEST_ARMS:
         return []
-    target = _values(outcomes, arms, top, study.seeds, _final)
+    target = _values(outcomes, arms, top, study.seeds_at(top), _final)
     assert target is not None
     rated = []
     for scale in study.scales:
         for name, share, read in _readings(study):
             if scale.name == top and name == "val_bpb":
                 continue
-            values = _values(outcomes, arms, scale.name, study.seeds, read)
+            values = _values(outcomes, arms, scale.name, study.seeds_at(top), read)
             if values is not None:
                 cost = share * flops[scale.name]
                 label = f"{name} at {scale.name}"

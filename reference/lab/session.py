@@ -142,7 +142,9 @@ class _Board:
                 ]
                 values = [outcome.val_bpb for outcome in ended if outcome.val_bpb]
                 mean = f"{sum(values) / len(values):.4f} " if values else ""
-                cells.append(f"{mean}{len(ended)}/{len(study.seeds)}" if ended else "")
+                cells.append(
+                    f"{mean}{len(ended)}/{len(study.seeds_at(scale.name))}" if ended else ""
+                )
             now = []
             for slot in [slot for slot in state.running if slot.arm == arm.name]:
                 progress, loss = latest.get(self._run.trial(slot).id, (0.0, 0.0))

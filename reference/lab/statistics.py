@@ -6,8 +6,8 @@ estimated by least squares; the noise is pooled over the arms, and an arm that i
 pays for it. Holm's procedure keeps the chance that any change without effect is called better or
 worse below alpha.
 
-A compute multiplier m says: for the same loss the baseline needs m times the compute. With the
-baseline's own slope p over the ladder, ln bpb = c - p ln C, it is m = exp(gain / p).
+A compute multiplier m says: for the same loss the baseline needs m times the compute
+(`reference.lab.baseline_curve`).
 
 References:
     Holm 1979, A Simple Sequentially Rejective Multiple Test Procedure
@@ -26,9 +26,6 @@ from scipy.stats import f as f_law
 from scipy.stats import t as student
 
 NOISY = 10.0  # an arm whose own variance is this many medians does not count in the pooled one
-# d ln bpb / d ln C of nanochat's models, 1e18 to 1e19 FLOPs (dev/LOG.md, 2026-01-27); for a study
-# of one scale, and said so.
-PUBLISHED_SLOPE = 0.050
 NOISY_P = 0.05  # an arm whose spread is less likely than this pays with its own
 Losses = Mapping[tuple[str, int], float]  # (arm, seed) -> ln val_bpb
 
@@ -132,55 +129,12 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return adjusted
 
 
-class Slope(NamedTuple):
-    """p of ln bpb = c - p ln C around one scale, and its standard error."""
-
-    value: float
-    error: float
-    published: bool
-
-
-def baseline_slope(
-    budgets: Sequence[float], means: Sequence[float], errors: Sequence[float], index: int
-) -> Slope:
-    """The baseline's slope at scale `index`, from it and its neighbours on the ladder.
-
-    Args:
-        budgets: FLOPs of each scale.
-        means: The baseline's mean ln bpb there; NaN where it has not run.
-        errors: Standard errors of the means.
-    """
-    near = [
-        i for i in (index - 1, index, index + 1) if 0 <= i < len(means) and math.isfinite(means[i])
-    ]
-    if len(near) < 2:
-        return Slope(PUBLISHED_SLOPE, 0.2 * PUBLISHED_SLOPE, True)
-    first, last = near[0], near[-1]
-    width = math.log(budgets[last] / budgets[first])
-    slope = (means[first] - means[last]) / width
-    return Slope(slope, math.hypot(errors[first], errors[last]) / width, False)
-
-
 class Multiplier(NamedTuple):
     """How much more compute the baseline needs for the same bits per byte, with 95 % interval."""
 
     value: float
     low: float
     high: float
-
-
-def multiplier(gain: Gain, slope: Slope) -> Multiplier | None:
-    """The compute multiplier of `gain`; None where the baseline does not learn with compute."""
-    if slope.value <= 2 * slope.error or gain.freedom < 1:
-        return None
-    center = gain.gain / slope.value
-    error = math.hypot(gain.error / slope.value, gain.gain * slope.error / slope.value**2)
-    reach = float(student.ppf(0.975, gain.freedom)) * error
-    return Multiplier(*(_exp(x) for x in (center, center - reach, center + reach)))
-
-
-def _exp(x: float) -> float:
-    return math.exp(min(max(x, -50.0), 50.0))
 
 
 @dataclass(frozen=True)

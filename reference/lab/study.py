@@ -11,7 +11,7 @@ import copy
 import hashlib
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,17 @@ _COUNTING_STEPS = 1000  # for the FLOPs of a step
 
 @dataclass(frozen=True)
 class Scale:
-    """A rung of the ladder: a size, and a budget in FLOPs or in seconds."""
+    """A rung of the ladder: a size, and a budget in FLOPs or in seconds.
+
+    Args:
+        seeds: Of its trials; empty: the study's.
+    """
 
     name: str
     fields: Mapping[str, Any]
     flops: float | None = None
     seconds: float | None = None
+    seeds: tuple[int, ...] = ()
 
     @property
     def budget(self) -> float:
@@ -51,6 +56,7 @@ class Arm:
         at: Scale's name -> further fields there, for what depends on the size.
         stop_margin: Instead of the study's, for what is behind at first by its nature; 0: never.
         control: Goes to the largest scale whatever its rank: its verdict is known beforehand.
+        up_to: The largest scale that it may reach; None: the study's.
     """
 
     name: str
@@ -61,6 +67,7 @@ class Arm:
     at: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     stop_margin: float | None = None
     control: bool = False
+    up_to: str | None = None
 
     @property
     def paths(self) -> list[str]:
@@ -102,6 +109,10 @@ class Study:
     @property
     def equal(self) -> str:
         return "time" if self.scales[0].seconds else "FLOPs"
+
+    def seeds_at(self, scale: str) -> tuple[int, ...]:
+        """The seeds of the trials at this scale."""
+        return next(row.seeds for row in self.scales if row.name == scale) or self.seeds
 
     def recipe(self, resolved: Mapping[str, Any], arm: Arm, scale: Scale) -> dict[str, Any]:
         """The recipe of one trial, horizon included, from the resolved baseline.
@@ -170,6 +181,7 @@ def load_study(path: Path) -> Study:
             at=row.get("at", {}),
             stop_margin=row.get("stop_margin"),
             control=row.get("control", False),
+            up_to=row.get("up_to"),
         )
         for row in document["change"]
     ]
@@ -179,11 +191,17 @@ def load_study(path: Path) -> Study:
         title=document.get("title", ""),
         baseline=str(named) if named.is_file() else document["baseline"],
         scales=tuple(
-            Scale(row["name"], row.get("set", {}), row.get("flops"), row.get("seconds"))
+            Scale(
+                row["name"],
+                row.get("set", {}),
+                row.get("flops"),
+                row.get("seconds"),
+                _seeds(row.get("seeds", ())),
+            )
             for row in document["scale"]
         ),
         arms=(Arm(BASELINE, {}), *changes),
-        seeds=tuple(range(1, seeds + 1)) if isinstance(seeds, int) else tuple(seeds),
+        seeds=_seeds(seeds),
         fields=document.get("set", {}),
         folder=folder,
         alpha=document.get("alpha", 0.05),
@@ -191,6 +209,10 @@ def load_study(path: Path) -> Study:
         halving=Halving(**document.get("halving", {})),
         core=document.get("core"),
     )
+
+
+def _seeds(given: int | Sequence[int]) -> tuple[int, ...]:
+    return tuple(range(1, given + 1)) if isinstance(given, int) else tuple(given)
 
 
 def _problems(document: Mapping[str, Any]) -> list[str]:
@@ -216,7 +238,7 @@ def _problems(document: Mapping[str, Any]) -> list[str]:
     for row in document["change"]:
         found += [
             f"change {row['name']!r} at {name!r}: no such scale; there are {', '.join(scales)}"
-            for name in row.get("at", {})
+            for name in (*row.get("at", {}), *([row["up_to"]] if "up_to" in row else []))
             if name not in scales
         ]
         changed = row.get("set") or row.get("at") or "data" in row

@@ -103,3 +103,17 @@ def test_a_trial_that_is_put_back_comes_again() -> None:
     assert first is not None
     ladder.put_back(first)
     assert ladder.next() == first
+
+
+def test_an_arm_stops_at_its_last_scale_and_each_scale_has_its_own_seeds() -> None:
+    losses: dict[Slot, float] = {}
+    seeds = {"s": (1, 2, 3), "m": (1, 2), "l": (1,)}
+    names = [BASELINE, "a", "b"]
+    ladder = Ladder(names, SCALES, seeds, Halving(eta=1), losses, up_to={"a": "s", "b": "m"})
+    while slot := ladder.next():
+        losses[slot] = 1.0 if slot.arm == BASELINE else 0.9
+    assert {slot.scale for slot in losses if slot.arm == "a"} == {"s"}
+    assert {slot.scale for slot in losses if slot.arm == "b"} == {"s", "m"}
+    assert {slot.seed for slot in losses if slot.scale == "m"} == {1, 2}
+    assert not ladder.members("l")
+    assert Slot(BASELINE, "l", 1) in losses  # the baseline's curve spans the whole ladder

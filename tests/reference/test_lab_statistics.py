@@ -10,13 +10,10 @@ pytest.importorskip("scipy")
 
 from reference.lab.statistics import (
     Gain,
-    Slope,
     Verdict,
-    baseline_slope,
     gains,
     holm,
     judge,
-    multiplier,
 )
 
 NOISE, BETWEEN_SEEDS = 1e-3, 3e-3
@@ -86,29 +83,6 @@ def test_holm_by_hand() -> None:
     assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx(
         {"a": 0.03, "c": 0.06, "b": 0.06}
     )
-
-
-def test_a_compute_multiplier_by_hand() -> None:
-    # bpb falls as C^-0.1: a loss of 0.99 times the baseline's takes 0.99^-10 times the compute.
-    gain = Gain(-math.log(0.99), 1e-9, 10, 3)
-    times = multiplier(gain, Slope(0.1, 1e-12, False))
-    assert times is not None
-    assert times.value == pytest.approx(0.99**-10)
-    assert times.low < times.value < times.high
-
-
-def test_no_multiplier_where_compute_does_not_help() -> None:
-    assert multiplier(Gain(0.1, 0.01, 5, 3), Slope(0.01, 0.02, False)) is None
-
-
-def test_the_baselines_slope_is_read_off_its_neighbours() -> None:
-    budgets = [1e12, 1e13, 1e14]
-    means = [-0.10 * math.log(c) for c in budgets]
-    for index in range(3):
-        slope = baseline_slope(budgets, means, [0.0] * 3, index)
-        assert slope.value == pytest.approx(0.10)
-        assert not slope.published
-    assert baseline_slope(budgets[:1], means[:1], [0.0], 0).published
 
 
 def test_a_broken_change_is_worse_and_counts_as_a_try() -> None:
