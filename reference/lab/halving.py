@@ -107,7 +107,12 @@ class Ladder:
         return None
 
     def _baseline_slot(self) -> Slot | None:
-        """The baseline at scales that no arm reached: its curve spans the whole ladder."""
+        """The baseline at scales that no arm reached: its curve spans the whole ladder.
+
+        None where every arm broke: no multiplier will be read off the curve.
+        """
+        if not any(math.isfinite(x) for slot, x in self._losses.items() if slot.arm != BASELINE):
+            return None
         for scale in self._scales:
             for seed in self._seeds[scale]:
                 slot = Slot(BASELINE, scale, seed)

@@ -8,6 +8,7 @@ import pytest
 
 pytest.importorskip("scipy")
 
+from reference.config.model import ModelConfig
 from reference.config.resolve import resolve_recipe
 from reference.errors import TrainerError
 from reference.lab.ablate import Place, open_study
@@ -38,6 +39,23 @@ def test_the_cpu_study_plants_what_the_report_has_to_find() -> None:
     assert len(study.arms) - 1 >= 8 and len(study.seeds) == 3
     expected = {arm.name: arm.expect for arm in study.arms if arm.expect}
     assert expected["lr-x10"] == "worse" and expected["adamw-2e-3"] == "worse"
+
+
+@pytest.mark.parametrize("name", ["cpu-ladder", "gpu-ladder"])
+def test_a_ladders_baseline_is_at_its_optimum_and_held_against_other_shapes(name: str) -> None:
+    study = load_study(ROOT / "reference" / "studies" / f"{name}.toml")
+    resolved = resolve_recipe(study.baseline)
+    assert len(study.scales) >= 3
+    assert study.scales[-1].budget > 10 * study.scales[0].budget
+    for scale in study.scales:
+        assert len(study.seeds_at(scale.name)) >= 3
+        recipe = study.recipe(resolved, study.arms[0], scale)
+        config = ModelConfig.from_recipe(recipe["model"], recipe["tokenizer"]["vocab_size"])
+        pretrain = recipe["pretrain"]
+        tokens = pretrain["num_steps"] * pretrain["total_batch_size"]
+        assert 7.9 <= tokens / count_parameters(config).scaling <= 12, scale.name
+    shapes = {arm.name for arm in study.arms if {"model.n_embd", "model.n_layer"} & {*arm.paths}}
+    assert {"shape-narrow", "shape-wide"} <= shapes
 
 
 def test_a_change_may_differ_from_scale_to_scale(tmp_path: Path) -> None:
