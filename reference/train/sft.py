@@ -21,6 +21,7 @@ import torch
 from reference.chat.conversation import find_sources
 from reference.errors import TrainerError
 from reference.events import Events
+from reference.kernels.autotune import precompile_fixed
 from reference.model.gpt import GPT
 from reference.optim.optimizer import MuonAdamW, parameter_groups
 from reference.optim.schedule import ScheduleConfig
@@ -46,7 +47,7 @@ from reference.train.checkpoint import (
 from reference.train.device import peak_memory_bytes, set_up_device
 from reference.train.loop import StepReport, TrainState
 from reference.train.pretrain import due
-from reference.train.step import maybe_compile
+from reference.train.step import compiled_graphs, maybe_compile
 
 WARMUP_SHARE = 0.05
 
@@ -94,7 +95,14 @@ def run(request: Request, events: Events) -> None:
     if saved["step"]:
         state.load_state_dict(saved)
     setting, horizon = request.recipe["pretrain"]["compile"], section["num_steps"] * step_tokens
-    maybe_compile(model, setting, device, tokens=horizon)
+    if maybe_compile(model, setting, device, tokens=horizon):
+        began = time.perf_counter()
+        precompile_fixed(model, batch_size, T)
+        events.emit(
+            "note",
+            text=f"{compiled_graphs()} graphs compiled in advance",
+            compile_s=round(time.perf_counter() - began, 3),
+        )
 
     def evaluate(step: int) -> None:
         began = time.perf_counter()
@@ -148,6 +156,8 @@ def report_step(events: Events, state: TrainState, made: StepReport) -> None:
         step_tokens=made.tokens,
         dt_s=round(made.dt_s, 6),
     )
+    if made.graphs:
+        events.emit("note", text=f"step {made.step} compiled {made.graphs} graph(s) on the way")
     for text in made.notes:
         events.emit("note", text=f"step {made.step}: {text}")
 

@@ -20,8 +20,9 @@ from reference.request import Request
 from reference.stage import Stopped
 from reference.tokenizer.bpe import Tokenizer
 from reference.train import sft
+from reference.train import step as training_step
 from reference.train.checkpoint import load_model, save_model
-from reference.train.step import Stepper
+from reference.train.step import Stepper, compiled_graphs
 
 TALKS = [
     [
@@ -116,6 +117,37 @@ def test_stage_learns_and_leaves_a_chat_model(world: Path, tmp_path: Path) -> No
     assert tokenizer.digest == Tokenizer.load(world / "base").digest
     assert model.config.vocab_size == tokenizer.vocab_size
     assert not (tmp_path / "out" / "state").exists()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning",
+                            "ignore:The .grad attribute of a Tensor:UserWarning")  # fmt: skip
+def test_blocks_are_compiled_before_the_first_evaluation(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compile_blocks(model: GPT) -> None:
+        for block in model.blocks:
+            block.compile(dynamic=False, backend="eager")
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(training_step, "compile_blocks", compile_blocks)
+    asked = request(world, tmp_path / "out", num_steps=2)
+    asked.recipe["pretrain"]["compile"] = "on"
+    graphs: list[int] = []
+
+    class Counting(Recorder):
+        def emit(self, ev: str, **data: Any) -> None:
+            super().emit(ev, **data)
+            graphs.append(compiled_graphs())
+
+    events = Counting()
+    sft.run(asked, events)
+    torch._dynamo.reset()
+    names = [name for name, _ in events.seen]
+    ready = graphs[names.index("eval") - 1]  # counted before the first evaluation
+    assert ready > graphs[0] and graphs[-1] == ready
+    texts = [data["text"] for data in events.data("note")]
+    assert any("graphs compiled in advance" in text for text in texts)
+    assert not any("on the way" in text for text in texts)
 
 
 def test_first_value_is_the_base_models_loss_by_hand(world: Path, tmp_path: Path) -> None:
