@@ -61,8 +61,8 @@ class NullDevice:
             # Compiled kernels are found again by their content, by later runs of the tests too.
             "TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"),
             "TRITON_CACHE_DIR": str(caches / "triton"),
-            "NULLGPU": card,
-            "NULLGPU_LOG": str(log),
+            "CUDA_NULL_CARD": card,
+            "CUDA_NULL_LOG": str(log),
             **settings,
         }
 

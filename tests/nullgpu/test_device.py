@@ -71,7 +71,7 @@ def test_pytorch_sees_the_card_and_its_refusals(null_gpu: NullDevice, tmp_path):
     gemms = Log.read(log).of("gemm")
     assert any(event[0] == "LtMatmul" and event[3].startswith("e4m3 e4m3") for event in gemms)
     taken = json.loads(
-        null_gpu.run("-c", TORCH, log=log, NULLGPU_TAKEN_MIB="1024").stdout.splitlines()[-1]
+        null_gpu.run("-c", TORCH, log=log, CUDA_NULL_TAKEN_MIB="1024").stdout.splitlines()[-1]
     )
     assert found["free"] - taken["free"] == 1 << 30
 

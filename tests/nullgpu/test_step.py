@@ -49,7 +49,7 @@ def test_d12_in_bf16(null_gpu: NullDevice, tmp_path):
 def test_reference_fits_the_card_beside_a_desktop(null_gpu: NullDevice, tmp_path):
     """d20 at the recipe's own micro-batch, with 1 GiB of the card's 23.6 taken."""
     spec = with_pretrain(REFERENCE, attention="varlen")
-    found, whole, step = null_gpu.step(tmp_path, "reference", spec, NULLGPU_TAKEN_MIB="1024")
+    found, whole, step = null_gpu.step(tmp_path, "reference", spec, CUDA_NULL_TAKEN_MIB="1024")
     check(found, whole, step)
     check_peak(found)
     assert found["micro_batch"] == 4

@@ -24,13 +24,15 @@ struct State {
   std::map<uintptr_t, size_t> device, host;  // address -> bytes
   size_t used = 0;
   FILE *log = nullptr;
-  std::set<std::string> answered;
+  bool brief = false;  // write each kind of event once, at once
+  std::set<std::string> answered, seen;
 };
 
 State &state() {
   static State *made = [] {
     auto *fresh = new State;  // never freed: threads may still log while the process ends
-    if (const char *path = getenv("NULLGPU_LOG")) fresh->log = fopen(path, "a");
+    if (const char *path = getenv("CUDA_NULL_LOG")) fresh->log = fopen(path, "a");
+    fresh->brief = getenv("CUDA_NULL_BRIEF") != nullptr;
     return fresh;
   }();
   return *made;
@@ -45,20 +47,28 @@ bool contains(const std::map<uintptr_t, size_t> &pieces, const void *pointer) {
   return (uintptr_t)pointer < next->first + next->second;
 }
 
+// Whether no event with the same two first fields was written; refusals and marks are always written.
+bool first_of_its_kind(const char *line) {
+  if (!strncmp(line, "refused", 7) || !strncmp(line, "oom", 3) || !strncmp(line, "mark", 4)) return true;
+  const char *end = strchr(line, '\t');
+  end = end ? strpbrk(end + 1, "\t\n") : nullptr;
+  return state().seen.insert(end ? std::string(line, end) : std::string(line)).second;
+}
+
 size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
 }  // namespace
 
 extern "C" {
 const Card *null_card(void) {
   static const Card *card = [] {
-    const char *wanted = getenv("NULLGPU");
+    const char *wanted = getenv("CUDA_NULL_CARD");
     return wanted && !strcmp(wanted, "h200") ? &H200 : &RTX_4090;
   }();
   return card;
 }
 
 size_t null_taken_bytes(void) {
-  const char *text = getenv("NULLGPU_TAKEN_MIB");
+  const char *text = getenv("CUDA_NULL_TAKEN_MIB");
   return text ? strtoul(text, nullptr, 10) << 20 : 0;
 }
 
@@ -129,9 +139,9 @@ void null_copy(void *to, const void *from, size_t bytes) {
     return;
   }
   memset(to, 0, bytes);
-  // A single number that the program reads is the integer 1, which as a float is positive, finite and
-  // next to zero: losses and errors then are finite, counts are not zero, and all is as it should be.
-  if (bytes <= 8) *(char *)to = 1;
+  // A single number that the program reads is 0 if it has the size of a float: losses and errors are
+  // finite, and two results do not differ. A byte or eight bytes are a flag or a count and read as 1.
+  if (bytes == 1 || bytes == 8) *(char *)to = 1;
 }
 
 void null_fill(void *, int, size_t bytes) { null_log("fill\t%zu\n", bytes); }
@@ -139,10 +149,14 @@ void null_fill(void *, int, size_t bytes) { null_log("fill\t%zu\n", bytes); }
 void null_log(const char *format, ...) {
   if (!state().log) return;
   Guard guard(state().mutex);
+  char line[4096];
   va_list arguments;
   va_start(arguments, format);
-  vfprintf(state().log, format, arguments);
+  vsnprintf(line, sizeof line, format, arguments);
   va_end(arguments);
+  if (state().brief && !first_of_its_kind(line)) return;
+  fputs(line, state().log);
+  if (state().brief) fflush(state().log);  // a stage may end without the handlers of exit
 }
 
 void null_log_launch(const char *name, const unsigned grid[3], const unsigned block[3], size_t shared) {

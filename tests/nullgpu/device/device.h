@@ -16,7 +16,7 @@ struct Card {
 
 extern "C" {
 const Card *null_card(void);     // NULLGPU=4090 (default) or h200
-size_t null_taken_bytes(void);   // NULLGPU_TAKEN_MIB: what a desktop holds of the card's memory
+size_t null_taken_bytes(void);   // CUDA_NULL_TAKEN_MIB: what a desktop holds of the card's memory
 
 void *null_malloc(size_t bytes); // null pointer when the card is full
 int null_free(void *pointer);    // 1: not a device pointer
@@ -26,11 +26,12 @@ void null_host_free(void *pointer);
 int null_is_host(const void *pointer);
 size_t null_free_bytes(void);
 
-// Device memory holds nothing: what is copied to the host is zeros, or 1 for a single number.
+// Device memory holds nothing: what is copied to the host is zeros, or 1 for a single flag or count.
 void null_copy(void *to, const void *from, size_t bytes);
 void null_fill(void *to, int value, size_t bytes);
 
 // One line for each event, tab-separated: launch, gemm, copy, sync, malloc, oom, refused, answered.
+// With CUDA_NULL_BRIEF a process writes an event only if its first two fields are new.
 void null_log(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void null_log_launch(const char *name, const unsigned grid[3], const unsigned block[3], size_t shared);
 void null_flush(void);
