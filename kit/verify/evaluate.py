@@ -151,14 +151,14 @@ def rescore(evidence: Evidence, stated: dict[str, Any]) -> Rescored:
 
 def _bits_per_byte(evidence: Evidence) -> Iterator[Finding]:
     """val_bpb as the run measured it, by the installed trainer on the same validation text."""
-    bpb = evidence.document["quality"]["val_bpb"]
+    bpb = evidence.result.quality.val_bpb
     if bpb is None or not evidence.complete or not evidence.reference_trainer:
         return
     if evidence.options.data is None:
         yield missing("val_bpb was not measured again: the data were not given (--data DIR)")
         return
     again = evidence.replayed.val_bpb
-    if again is None or abs(again - bpb["last"]) > RE_EVALUATION_BPB:
+    if again is None or abs(again - bpb.last) > RE_EVALUATION_BPB:
         yield fail(
             "the checkpoint has other bits per byte",
             "quality.val_bpb.last",

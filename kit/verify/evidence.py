@@ -18,6 +18,7 @@ from kit.errors import SchemaError
 from kit.events import Data, Event, Header, Model
 from kit.files import read_regular
 from kit.recipe import Recipe, parse_recipe
+from kit.result_form import Result
 from kit.run_log import LOG_KIND, RunLog
 from kit.telemetry_summary import TELEMETRY_KIND, Summary
 from kit.trust.board_record import BoardRecord, board_around
@@ -127,6 +128,16 @@ class Evidence:
     options: Options
 
     @cached_property
+    def result(self) -> Result:
+        """The same document, typed."""
+        return Result.of(self.document)
+
+    def gpus(self, when: str = "before") -> list[dict[str, Any]]:
+        """The GPUs of a fingerprint; empty where none was seen or nothing was measured."""
+        found = self.result.hardware.before if when == "before" else self.result.hardware.after
+        return (found or {}).get("gpus") or []
+
+    @cached_property
     def revoked(self) -> Path | None:
         """The list of revoked keys: the caller's, or that of the board the result lies in."""
         if self.options.revoked is not None:
@@ -140,7 +151,7 @@ class Evidence:
     def recipe(self) -> Recipe:
         """The recipe in the result's own text."""
         try:
-            text = self.document["recipe"]["text"]
+            text = self.result.recipe.text
             recipe = parse_recipe(text, folder=self.folder, label="recipe", of_result=True)
             recipe.facts  # noqa: B018  whether the trainer can read its part
             return recipe
@@ -149,7 +160,7 @@ class Evidence:
 
     @property
     def track(self) -> str:
-        return str(self.document["recipe"]["track"])
+        return self.result.recipe.track
 
     @property
     def uses_gpu(self) -> bool:
@@ -161,8 +172,7 @@ class Evidence:
             return True
         if self.header.device == "cpu":
             return False
-        gpus = (self.document["hardware"]["before"] or {}).get("gpus")
-        return bool(gpus) and "cpu" not in devices
+        return bool(self.gpus()) and "cpu" not in devices
 
     @cached_property
     def reference_trainer(self) -> bool:
@@ -184,17 +194,21 @@ class Evidence:
     @cached_property
     def log_problems(self) -> list[tuple[str, str, Any, Any]]:
         """(message, place, expected, found) of everything that makes the log not the signed one."""
-        chain, signed = self.chain, self.document["log"]
+        chain, signed = self.chain, self.result.log
         found: list[tuple[str, str, Any, Any]] = [
             (problem.message, f"events.jsonl, line {problem.line}", None, None)
             for problem in chain.problems
         ]
         if chain.torn:
             found.append(("the log ends in a torn line", "events.jsonl", 0, f"{chain.torn} bytes"))
-        for name, value in (("count", chain.count), ("bytes", chain.bytes), ("head", chain.head)):
-            if signed[name] != value:
+        for name, stated, value in (
+            ("count", signed.count, chain.count),
+            ("bytes", signed.bytes, chain.bytes),
+            ("head", signed.head, chain.head),
+        ):
+            if stated != value:
                 found.append(
-                    ("the log is not the one that was signed", f"log.{name}", signed[name], value)
+                    ("the log is not the one that was signed", f"log.{name}", stated, value)
                 )
         if not chain.problems:
             found += [

@@ -56,7 +56,7 @@ MALFORMED = (
 
 def _form(evidence: Evidence) -> Iterable[Finding]:
     """The result is strict JSON of the schema, and nothing else."""
-    yield ok(f"strictly parsed, fits result schema {evidence.document['schema_version']}")
+    yield ok(f"strictly parsed, fits result schema {evidence.result.schema_version}")
 
 
 FORM = Check(
@@ -144,8 +144,8 @@ def verify_result(path: Path, options: Options | None = None) -> Report:
 def _check(document: dict[str, Any] | None, folder: Path, options: Options, report: Report) -> None:
     if document is not None:
         report.result_id = identity.name_of(document)
-        report.facts = _facts(document)
         evidence = Evidence(document, folder, options)
+        report.facts = _facts(evidence)
         for check in CHECKS:
             report.findings += [replace(f, check=check.id) for f in _run(check, evidence)]
 
@@ -194,18 +194,18 @@ def _run(check: Check, evidence: Evidence) -> list[Finding]:
     return found
 
 
-def _facts(document: dict[str, Any]) -> dict[str, Any]:
+def _facts(evidence: Evidence) -> dict[str, Any]:
     """The headline of a result, for the top of a report."""
-    core = document["quality"]["core"]
+    result, bpb = evidence.result, evidence.result.quality.val_bpb
     facts = {
-        "run": document["runs"]["id"],
-        "recipe": document["recipe"]["name"],
-        "track": document["recipe"]["track"],
-        "status": document["claims"]["status"],
-        "ranked": document["claims"]["ranked"],
-        "total_s": document["timing"]["total_s"],
-        **named_scores(core),
-        "val_bpb": document["quality"]["val_bpb"] and document["quality"]["val_bpb"]["last"],
-        "gpu": ((document["hardware"]["before"] or {}).get("class") or {}).get("name"),
+        "run": result.runs.id,
+        "recipe": result.recipe.name,
+        "track": result.recipe.track,
+        "status": result.claims.status,
+        "ranked": result.claims.ranked,
+        "total_s": result.timing.total_s,
+        **named_scores(evidence.document["quality"]["core"]),
+        "val_bpb": bpb and bpb.last,
+        "gpu": ((result.hardware.before or {}).get("class") or {}).get("name"),
     }
     return {k: plain(v, 200) if isinstance(v, str) else v for k, v in facts.items()}

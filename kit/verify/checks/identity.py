@@ -14,6 +14,7 @@ from kit.trust.allowed_signers import read_allowed_signers
 from kit.trust.identities import read_snapshot
 from kit.trust.keys import revoked_keys
 from kit.trust.sign import signed_bytes
+from kit.typed import to_json
 from kit.verify.evidence import Evidence
 from kit.verify.finding import Check, Finding, fail, missing, ok, skip, warn
 
@@ -25,25 +26,24 @@ def name_of(document: dict[str, Any]) -> str:
 
 def signature(evidence: Evidence) -> Iterator[Finding]:
     """Every signature is over these bytes, for this purpose, by the key it names."""
-    document = evidence.document
-    signatures = document["signatures"]
+    signatures = evidence.result.signatures
     if not signatures:
         yield fail("the result is not signed", "signatures")
         return
-    message = signed_bytes(document)
+    message = signed_bytes(evidence.document)
     keys: list[str] = []
     for index, entry in enumerate(signatures):
         place = f"signatures[{index}]"
-        if entry["namespace"] != sshsig.RESULT_NAMESPACE:
+        if entry.namespace != sshsig.RESULT_NAMESPACE:
             yield fail(
                 "the signature is for another purpose",
                 place,
                 expected=sshsig.RESULT_NAMESPACE,
-                found=entry["namespace"],
+                found=entry.namespace,
             )
             continue
         try:
-            key = sshsig.verify(message, entry["signature"], sshsig.RESULT_NAMESPACE)
+            key = sshsig.verify(message, entry.signature, sshsig.RESULT_NAMESPACE)
         except SignatureError as error:
             yield fail(
                 error.message,
@@ -52,16 +52,16 @@ def signature(evidence: Evidence) -> Iterator[Finding]:
                 found=error.facts.get("found"),
             )
             continue
-        if key.line != entry["public_key"]:
+        if key.line != entry.public_key:
             yield fail(
                 "signed by another key than the entry names",
                 place,
-                expected=entry["public_key"],
+                expected=entry.public_key,
                 found=key.line,
             )
             continue
         keys.append(key.line)
-    submitter = document["submitter"]["public_key"]
+    submitter = evidence.result.submitter.public_key
     if len(keys) == len(signatures):
         if submitter not in keys:
             yield fail(
@@ -77,14 +77,13 @@ def signature(evidence: Evidence) -> Iterator[Finding]:
 
 def owner(evidence: Evidence) -> Iterator[Finding]:
     """The key is not revoked, the run was made with it, and it belongs to whom it says."""
-    document, options = evidence.document, evidence.options
-    submitter = document["submitter"]
-    keys = [entry["public_key"] for entry in document["signatures"]] or [submitter["public_key"]]
+    options, submitter = evidence.options, evidence.result.submitter
+    keys = [entry.public_key for entry in evidence.result.signatures] or [submitter.public_key]
     began = evidence.header.signer
     for logged, stated in (
-        (began.public_key, submitter["public_key"]),
-        (began.created, submitter["key_created_for_this_work_folder"]),
-        (began.identities, submitter["identities"]),
+        (began.public_key, submitter.public_key),
+        (began.created, submitter.key_created_for_this_work_folder),
+        (began.identities, to_json(submitter.identities)),
     ):
         if logged != stated:
             yield fail(
@@ -100,19 +99,19 @@ def owner(evidence: Evidence) -> Iterator[Finding]:
             if key in revoked:
                 yield fail("the key was revoked by its owner", "signatures", found=key)
                 return
-    identities = submitter["identities"]
+    identities = to_json(submitter.identities)
     if options.allowed_signers is not None:
         yield from _allowed(options.allowed_signers, keys)
         return
     if identities and options.identities is not None:
-        yield from _accounts(identities, options.identities, submitter["public_key"])
+        yield from _accounts(identities, options.identities, submitter.public_key)
     elif identities:
         named = ", ".join(f"{where}:{who['user']}" for where, who in sorted(identities.items()))
         yield warn(
             f"claims to be {named[:200]}, which was not checked: give --identities",
             "submitter.identities",
         )
-    elif submitter["key_created_for_this_work_folder"]:
+    elif submitter.key_created_for_this_work_folder:
         yield ok("no identity: the kit generated this key, so it only links results signed with it")
     else:
         yield skip("no account is named; the key speaks for itself")

@@ -21,7 +21,7 @@ from kit.verify.thresholds import CORE_TASKS, PUBLISHED_IMAGES
 
 def software(evidence: Evidence) -> Iterator[Finding]:
     """Kit, image and recipe are the ones the log began with."""
-    document, header = evidence.document, evidence.header
+    result, header = evidence.result, evidence.header
     problems = 0
     stated_by_log = {
         "kit": to_json(header.kit),
@@ -29,12 +29,12 @@ def software(evidence: Evidence) -> Iterator[Finding]:
         "software": header.software,
     }
     for section, logged in stated_by_log.items():
-        for place, expected, found in differences(logged, document[section], section):
+        for place, expected, found in differences(logged, evidence.document[section], section):
             problems += 1
             yield fail("differs from the log's header", place, expected=expected, found=found)
-    recipe = document["recipe"]
-    digest = sha256_bytes(recipe["text"].encode())
-    stated = {"recipe.digest": recipe["digest"], "the log's header": header.recipe.digest}
+    recipe = result.recipe
+    digest = sha256_bytes(recipe.text.encode())
+    stated = {"recipe.digest": recipe.digest, "the log's header": header.recipe.digest}
     for place, value in stated.items():
         if value != digest:
             problems += 1
@@ -42,20 +42,18 @@ def software(evidence: Evidence) -> Iterator[Finding]:
                 "is not the digest of the recipe's text", place, expected=digest, found=value
             )
     try:
-        parsed = parse_recipe(
-            recipe["text"], folder=evidence.folder, label="recipe", of_result=True
-        )
+        parsed = parse_recipe(recipe.text, folder=evidence.folder, label="recipe", of_result=True)
     except SchemaError as error:
         yield fail(error.message.splitlines()[0], "recipe.text")
         return
     for name in ("name", "track", "division"):
-        if recipe[name] != getattr(parsed, name):
+        if getattr(recipe, name) != getattr(parsed, name):
             problems += 1
             yield fail(
                 "is not what the recipe's text says",
                 f"recipe.{name}",
                 expected=getattr(parsed, name),
-                found=recipe[name],
+                found=getattr(recipe, name),
             )
     began = {name for name, stage in evidence.log.stages.items() if stage.starts}
     if not began <= set(parsed.stages):
@@ -77,27 +75,27 @@ def software(evidence: Evidence) -> Iterator[Finding]:
     if problems:
         return
     own = _own_code()
-    if document["kit"]["version"] != kit.__version__:
-        yield ok(f"made by kit {document['kit']['version']}; this is {kit.__version__}")
-    elif own is not None and document["kit"]["code"] != own:
+    if result.kit.version != kit.__version__:
+        yield ok(f"made by kit {result.kit.version}; this is {kit.__version__}")
+    elif own is not None and result.kit.code != own:
         ranked = evidence.track == "rtx4090-24h" and evidence.recipe.division == "closed"
         say = fail if ranked else warn
         yield say(
             "made by other code than this kit's, of the same version",
             "kit.code",
             expected=own,
-            found=document["kit"]["code"],
+            found=result.kit.code,
         )
     else:
         yield ok("kit, image and recipe are those of the log; the code is this kit's")
-    if document["image"]["digest"] is None and evidence.track == "rtx4090-24h":
+    if result.image.digest is None and evidence.track == "rtx4090-24h":
         yield warn("not run from a published image", "image.digest")
-    elif evidence.track == "rtx4090-24h" and document["image"]["digest"] not in PUBLISHED_IMAGES:
+    elif evidence.track == "rtx4090-24h" and result.image.digest not in PUBLISHED_IMAGES:
         yield warn(
             "run from an image that was not published",
             "image.digest",
             expected=", ".join(PUBLISHED_IMAGES) or "none was published yet",
-            found=document["image"]["digest"],
+            found=result.image.digest,
         )
 
 
@@ -159,22 +157,22 @@ def _validation(shards: InputFiles | None) -> Iterator[Finding]:
 
 
 def _bundle(evidence: Evidence) -> Iterator[Finding]:
-    core = evidence.document["quality"]["core"]
+    core = evidence.result.quality.core
     if core is None:
         return
     real = core_facts()["digest"]
-    if (core["bundle"] == "core") != (core["bundle_digest"] == real):
+    if (core.bundle == "core") != (core.bundle_digest == real):
         yield fail(
             "the score's bundle is not what it is called",
             "quality.core.bundle_digest",
-            expected=real if core["bundle"] == "core" else "another digest than the real bundle's",
-            found=core["bundle_digest"],
+            expected=real if core.bundle == "core" else "another digest than the real bundle's",
+            found=core.bundle_digest,
         )
     try:
         scored = evidence.evaluation_file("core")
     except (Absent, Refused):
         return
-    if scored is None or core["bundle"] != "core":
+    if scored is None or core.bundle != "core":
         return
     for task in scored["tasks"]:
         count, baseline = CORE_TASKS.get(task["label"], (0, 0.0))
@@ -182,10 +180,10 @@ def _bundle(evidence: Evidence) -> Iterator[Finding]:
         if task["baseline"] != baseline:
             yield fail("not the baseline of CORE", place, expected=baseline, found=task["baseline"])
         examples = len(task["outcomes"])
-        if examples > count or (examples < count and not core["partial"]):
+        if examples > count or (examples < count and not core.partial):
             yield fail("not the examples of CORE", place, expected=count, found=examples)
     labels = [task["label"] for task in scored["tasks"]]
-    if len(set(labels)) != len(labels) or (not core["partial"] and set(labels) != set(CORE_TASKS)):
+    if len(set(labels)) != len(labels) or (not core.partial and set(labels) != set(CORE_TASKS)):
         yield fail(
             "not each task of CORE once",
             "eval/core.json",

@@ -38,15 +38,15 @@ def curve(evidence: Evidence) -> Iterator[Finding]:
                 expected=f"{expected:.2f} (ln {vocabulary}), within {FIRST_LOSS_NATS}",
                 found=loss,
             )
-    bpb = evidence.document["quality"]["val_bpb"]
-    if evidence.track == "rtx4090-24h" and bpb and bpb["last"] < BEST_BPB_RTX4090:
+    bpb = evidence.result.quality.val_bpb
+    if evidence.track == "rtx4090-24h" and bpb and bpb.last < BEST_BPB_RTX4090:
         problems += 1
         say = fail if evidence.recipe.division == "closed" else warn
         yield say(
             "better than anything this card is known to reach in a day",
             "quality.val_bpb.last",
             expected=f"at least {BEST_BPB_RTX4090}",
-            found=bpb["last"],
+            found=bpb.last,
         )
     if not problems:
         last = steps[-1].data.loss

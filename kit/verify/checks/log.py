@@ -39,8 +39,8 @@ def chain(evidence: Evidence) -> Iterator[Finding]:
     if evidence.log_problems:
         return
     yield ok(f"{log.count:,} events in one chain, head {log.head[7:19]}…")
-    claimed = evidence.document["telemetry"]
-    if claimed["digest"] is None:
+    claimed = evidence.result.telemetry.digest
+    if claimed is None:
         return
     told = evidence.log.telemetry
     telemetry = evidence.telemetry
@@ -58,11 +58,11 @@ def chain(evidence: Evidence) -> Iterator[Finding]:
     if telemetry.chain.problems:
         return  # nor is a file hashed that is larger than any telemetry
     digest = evidence.digest("telemetry.jsonl")
-    if digest != claimed["digest"]:
+    if digest != claimed:
         yield fail(
             "telemetry.jsonl is not the signed file",
             "telemetry.digest",
-            expected=claimed["digest"],
+            expected=claimed,
             found=digest,
         )
     if telemetry.malformed:

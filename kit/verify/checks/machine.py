@@ -24,10 +24,10 @@ TRACK_CLASS = {"rtx4090-24h": "4090", "open": None, "smoke": None}
 
 def alone(evidence: Evidence) -> Iterator[Finding]:
     """No network, one GPU, nobody else on it."""
-    document = evidence.document
+    result = evidence.result
     ranked = evidence.track == "rtx4090-24h"
     problems = 0
-    traffic = [document["environment"][name] for name in ("rx_bytes", "tx_bytes")]
+    traffic = [result.environment.rx_bytes, result.environment.tx_bytes]
     known = [value for value in traffic if value is not None]
     others = known and max(known) > IDLE_NETWORK_BYTES and _stages_were_offline(evidence)
     if known and max(known) > IDLE_NETWORK_BYTES and not others:
@@ -44,9 +44,10 @@ def alone(evidence: Evidence) -> Iterator[Finding]:
         yield warn("network traffic could not be counted over a resume", "environment.rx_bytes")
     if evidence.uses_gpu:
         for when in ("before", "after"):
-            gpus = (document["hardware"][when] or {}).get("gpus")
+            measured = getattr(result.hardware, when)
+            gpus = (measured or {}).get("gpus")
             if gpus is None:
-                if document["hardware"][when] is not None:
+                if measured is not None:
                     problems += 1
                     text = f"the GPU could not be asked who else uses it ({when})"
                     yield fail(text) if ranked else missing(text)
@@ -94,7 +95,7 @@ def machine(evidence: Evidence) -> Iterator[Finding]:
             logged, document["hardware"][when], f"hardware.{when}"
         ):
             findings.append(fail("differs from the log", place, expected=expected, found=found))
-    before, after = document["hardware"]["before"], document["hardware"]["after"]
+    before, after = evidence.result.hardware.before, evidence.result.hardware.after
     if before is None:
         yield from findings
         yield missing("the machine was not measured before the run")
@@ -222,7 +223,7 @@ def settings(evidence: Evidence) -> Iterator[Finding]:
         raise Irrelevant("the run used no GPU")
     problems = 0
     for when in ("before", "after"):
-        for gpu in (evidence.document["hardware"][when] or {}).get("gpus") or []:
+        for gpu in evidence.gpus(when):
             place = f"hardware.{when}.gpus"
             limit, default = gpu["power_limit_w"], gpu["power_default_w"]
             if limit and default and limit > default * POWER_LIMIT_SLACK:
@@ -271,7 +272,7 @@ def settings(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _limit_w(evidence: Evidence) -> float | None:
-    gpus = (evidence.document["hardware"]["before"] or {}).get("gpus") or []
+    gpus = evidence.gpus()
     return gpus[0]["power_limit_w"] if gpus else None
 
 

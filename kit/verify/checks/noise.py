@@ -203,14 +203,14 @@ def _answers(evidence: Evidence, steps: list[Event[Step]]) -> Iterator[Finding]:
                 expected=f"about {mean:,.0f} changes between right and wrong",
                 found=runs,
             )
-    core = evidence.document["quality"]["core"]
-    if core and core["bundle"] == "core" and not core["partial"] and core["value"] > CORE_CEILING:
+    core = evidence.result.quality.core
+    if core and core.bundle == "core" and not core.partial and core.value > CORE_CEILING:
         say = fail if evidence.track == "rtx4090-24h" else warn
         yield say(
             "a score that no model trained for a day on one such card comes near",
             "quality.core.value",
             expected=f"at most {CORE_CEILING}",
-            found=core["value"],
+            found=core.value,
         )
 
 

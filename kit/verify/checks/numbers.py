@@ -32,7 +32,6 @@ def headline(evidence: Evidence) -> Iterator[Finding]:
             yield skip(f"quality.{part} could not be recomputed: {refused}")
     timing = recompute.timing(log, evidence.recipe.budget_s)
     within = timing["within_budget"]
-    claims = document["claims"]
     expected: dict[str, Any] = {
         "timing": timing,
         "training": recompute.training(log),
@@ -60,7 +59,7 @@ def headline(evidence: Evidence) -> Iterator[Finding]:
         yield fail(f"{len(found) - _SHOWN} more differences")
     if not found and not intervals:
         count = sum(1 for section in expected for _ in _leaves(expected[section]))
-        yield ok(f"{count} figures recomputed, status {claims['status']}")
+        yield ok(f"{count} figures recomputed, status {evidence.result.claims.status}")
 
 
 def _interval(evidence: Evidence) -> Iterator[Finding]:

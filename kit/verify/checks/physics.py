@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.events import Event, Model, Step
-from kit.hardware.gpu_class import kind
+from kit.hardware.gpu_class import GpuKind, kind
 from kit.typed import to_json
 from kit.verify import recompute
 from kit.verify.checks.clocks import boots, slept_s
@@ -48,8 +48,7 @@ _MAX_HEADER_BYTES = 64 * 2**20
 def roof(evidence: Evidence) -> Iterator[Finding]:
     """The FLOPs fit into the time at the hardware's peak."""
     steps = evidence.log.steps("pretrain")
-    training = evidence.document["training"]
-    per_token = training["flops_per_token"]
+    per_token = evidence.result.training.flops_per_token
     if len(steps) < 2 or not per_token:
         raise Irrelevant("the trainer reported no steps or no FLOPs")
     counted = flops_per_token(evidence, [1.0])
@@ -246,21 +245,24 @@ def tensor_shapes(path: Path) -> list[tuple[int, ...]]:
     return [tuple(int(side) for side in entry["shape"]) for entry in tensors]
 
 
+def _known_gpu(evidence: Evidence) -> GpuKind | None:
+    """The kind of card that the fingerprint names, where the kit knows it."""
+    before = evidence.result.hardware.before or {}
+    return kind((before.get("class") or {}).get("name", ""))
+
+
 def _peak_flops(evidence: Evidence) -> tuple[float | None, str]:
     """The most FLOP/s this machine can do, and why."""
     measured = [
         part["probes"]
-        for part in (
-            evidence.document["hardware"]["before"],
-            evidence.document["hardware"]["after"],
-        )
+        for part in (evidence.result.hardware.before, evidence.result.hardware.after)
         if part is not None
     ]
     if evidence.uses_gpu:
         eight_bit = _eight_bit_gain(evidence, measured)
         rates = [probe["gpu"]["bf16_tflops"] for probe in measured if probe["gpu"]]
         rates = [rate for rate in rates if rate]
-        known = kind(evidence.document["hardware"]["before"]["class"]["name"])
+        known = _known_gpu(evidence)
         peaks = []
         if rates:
             peaks.append((max(rates) * MEASURED_PEAK_SLACK, "measured matmul"))
@@ -358,7 +360,7 @@ def _pace_of(steps: list[Event[Step]], stage: str) -> Iterator[Finding]:
 def energy(evidence: Evidence) -> Iterator[Finding]:
     """Telemetry covers the run, adds up to what is stated, and fits the work."""
     document, log = evidence.document, evidence.log
-    if document["telemetry"]["digest"] is None:
+    if evidence.result.telemetry.digest is None:
         if evidence.complete:
             yield fail("a complete run without telemetry", "telemetry")
             return
@@ -387,7 +389,7 @@ def energy(evidence: Evidence) -> Iterator[Finding]:
         findings += _gpu_energy(evidence, summary)
     yield from findings
     if not any(finding.status == "fail" for finding in findings):
-        kwh = document["energy"]["kwh"]
+        kwh = evidence.result.energy.kwh
         yield ok(
             f"{summary['samples']:,} samples, "
             + (f"{kwh:.4g} kWh" if kwh is not None else "no energy to be read on this machine")
@@ -431,8 +433,7 @@ def _coverage(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _gpu_energy(evidence: Evidence, summary: dict[str, Any]) -> Iterator[Finding]:
-    before = evidence.document["hardware"]["before"] or {}
-    gpus = before.get("gpus") or []
+    gpus = evidence.gpus()
     hashes = {gpu["uuid_hash"] for gpu in gpus}
     if gpus and not evidence.telemetry.uuid_hashes <= hashes:
         yield fail(
@@ -482,8 +483,7 @@ def _power_while_training_w(evidence: Evidence) -> float | None:
 
 def _utilisation(evidence: Evidence) -> float | None:
     """Share of the card's specified peak while it trained."""
-    name = ((evidence.document["hardware"]["before"] or {}).get("class") or {}).get("name", "")
-    known, per_token = kind(name), evidence.document["training"]["flops_per_token"]
+    known, per_token = _known_gpu(evidence), evidence.result.training.flops_per_token
     if known is None or not per_token:
         return None
     rate = work_rate(evidence, per_token)

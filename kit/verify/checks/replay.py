@@ -244,7 +244,7 @@ def initial_weights_problem(evidence: Evidence, stated: str) -> Finding | None:
         return None
     import importlib.metadata
 
-    ours, theirs = importlib.metadata.version("torch"), evidence.document["software"].get("torch")
+    ours, theirs = importlib.metadata.version("torch"), evidence.result.software.get("torch")
     if ours != theirs:
         return missing(f"the seed's weights were not computed again: torch {ours} is not {theirs}")
     return fail(

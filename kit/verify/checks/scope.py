@@ -10,6 +10,8 @@ from kit.contract import INPUT_ENDINGS
 from kit.core_eval.bundle import core_facts
 from kit.core_eval.naming import score_key
 from kit.events import Eval, Model, Step
+from kit.result_form import Core, CoreTask
+from kit.typed import to_json
 from kit.verify.checks.physics import _peak_flops, flops_per_token, model_config, rate_of
 from kit.verify.evidence import Absent, Evidence, Refused
 from kit.verify.expected import Expected, block_flops
@@ -139,40 +141,40 @@ def _scored(evidence: Evidence, stage: str) -> dict[str, Any] | None:
 def _core(evidence: Evidence, expected: Expected) -> Iterator[Finding]:
     """CORE was scored on the bundle among the inputs, on the recipe's items, as it was reported."""
     part, scored = evidence.log.inputs.core, _scored(evidence, "core")
-    stated = evidence.document["quality"]["core"]
+    stated = evidence.result.quality.core
     if stated is None:
         if "core" in evidence.log.stages and evidence.log.stages["core"].complete:
             yield fail("the core stage is complete without a score", "quality.core")
         return
-    if part is not None and part.digest != stated["bundle_digest"]:
+    if part is not None and part.digest != stated.bundle_digest:
         yield fail(
             "the score is of another bundle than the run read",
             "quality.core.bundle_digest",
             expected=part.digest,
-            found=stated["bundle_digest"],
+            found=stated.bundle_digest,
         )
     section = expected.recipe.section("core")
     capped = section["max_per_task"] != -1 or bool(section["tasks"])
-    if stated["bundle"] == "core" and stated["partial"] != capped:
+    if stated.bundle == "core" and stated.partial != capped:
         yield fail(
             "the score is called whole or partial against its recipe",
             "quality.core.partial",
             expected=capped,
-            found=stated["partial"],
+            found=stated.partial,
         )
-    tasks = {task["task"]: task for task in stated["tasks"]}
+    tasks = {task.task: task for task in stated.tasks}
     if section["tasks"] and set(tasks) != set(section["tasks"]):
         yield fail("other tasks than the recipe's were scored", "quality.core.tasks")
     for name, task in tasks.items():
-        whole = CORE_TASKS[name][0] if stated["bundle"] == "core" and name in CORE_TASKS else None
+        whole = CORE_TASKS[name][0] if stated.bundle == "core" and name in CORE_TASKS else None
         cap = section["max_per_task"] if section["max_per_task"] != -1 else None
         most = min((n for n in (whole, cap) if n is not None), default=None)
-        if most is not None and (task["n"] > most or (whole is not None and task["n"] != most)):
+        if most is not None and (task.n > most or (whole is not None and task.n != most)):
             yield fail(
                 "another number of items than the recipe scores",
                 f"quality.core.tasks: {name}",
                 expected=most,
-                found=task["n"],
+                found=task.n,
             )
             break
     if scored is not None and scored.get("max_per_task") != section["max_per_task"]:
@@ -186,7 +188,7 @@ def _core(evidence: Evidence, expected: Expected) -> Iterator[Finding]:
 
 
 def _core_reports(
-    evidence: Evidence, stated: dict[str, Any], tasks: dict[str, Any]
+    evidence: Evidence, stated: Core, tasks: dict[str, CoreTask]
 ) -> Iterator[Finding]:
     """The evaluator reported each task as its file has it."""
     reports = evidence.log.of("core", Eval)
@@ -201,23 +203,23 @@ def _core_reports(
         return
     for name, data in told.items():
         task = tasks[name]
-        same = data.more.get("n") == task["n"] and _same(data.value, task["accuracy"])
+        same = data.more.get("n") == task.n and _same(data.value, task.accuracy)
         if not same:
             yield fail(
                 "a task was reported otherwise than it is shown",
                 f"core: {name}",
-                expected=f"{task['n']} items, {task['accuracy']:.6f}",
+                expected=f"{task.n} items, {task.accuracy:.6f}",
                 found=f"{data.more.get('n')} items, {data.value}",
             )
             return
     # Until partial and own-question scores got names of their own, each was reported as `core`.
-    final = [e.data for e in reports if e.data.name in (score_key(stated), "core")]
+    final = [e.data for e in reports if e.data.name in (score_key(to_json(stated)), "core")]
     artifact = evidence.log.artifacts.get("core")
     digest = artifact.files[0].sha256 if artifact else None
     if (
         not final
         or final[-1].more.get("sha256") != digest
-        or not _same(final[-1].value, stated["value"])
+        or not _same(final[-1].value, stated.value)
     ):
         yield fail(
             "the evaluator's last report is not the score that is shown", "core: eval events"
@@ -295,16 +297,16 @@ def _durations(evidence: Evidence, expected: Expected) -> Iterator[Finding]:
 
 def _core_work_s(evidence: Evidence) -> float:
     """Seconds that the hardware needs at its peak for one forward pass over the scored items."""
-    part, stated = evidence.log.inputs.core, evidence.document["quality"]["core"]
+    part, stated = evidence.log.inputs.core, evidence.result.quality.core
     if part is None or stated is None:
         return 0.0
     config = model_config(evidence)
     if config is None:
         return 0.0
     peak, _ = _peak_flops(evidence)
-    if not peak or stated["bundle"] != "core":
+    if not peak or stated.bundle != "core":
         return 0.0
-    share = sum(task["n"] for task in stated["tasks"]) / _ITEMS
+    share = sum(task.n for task in stated.tasks) / _ITEMS
     tokens = share * part.bytes / CORE_BYTES_PER_TOKEN
     return float(tokens * block_flops(config) / 3 / peak)
 

@@ -20,23 +20,23 @@ from kit.verify.finding import Check, Finding, fail, ok, skip, warn
 
 def seed(evidence: Evidence) -> Iterator[Finding]:
     """The seed is the log's, and comes from where it says."""
-    document, header = evidence.document, evidence.header
+    header = evidence.header
     problems = 0
-    stated: dict[str, Any] = document["seed"]
-    for place, expected, found in differences(to_json(header.seed), stated, "seed"):
+    stated = evidence.result.seed
+    for place, expected, found in differences(to_json(header.seed), to_json(stated), "seed"):
         problems += 1
         yield fail("differs from the log's header", place, expected=expected, found=found)
     policy = evidence.recipe.section("seed")
-    if stated["source"] == "recipe":
-        if policy["policy"] != "fixed" or policy["value"] != stated["value"]:
+    if stated.source == "recipe":
+        if policy["policy"] != "fixed" or policy["value"] != stated.value:
             problems += 1
             yield fail(
                 "the seed is not the recipe's",
                 "seed.value",
                 expected=f"{policy['policy']} {policy['value']}",
-                found=stated["value"],
+                found=stated.value,
             )
-    elif stated["source"] == "challenge":
+    elif stated.source == "challenge":
         member = header.group
         if member is None:
             problems += 1
@@ -44,21 +44,21 @@ def seed(evidence: Evidence) -> Iterator[Finding]:
         else:
             registration = member.registration
             challenge = registration["challenge"]["value"]
-            key = document["submitter"]["public_key"]
+            key = evidence.result.submitter.public_key
             expected = challenge_seed(challenge, key, member.index)
-            if expected != stated["value"]:
+            if expected != stated.value:
                 problems += 1
                 yield fail(
                     "the seed is not the one the challenge gives",
                     "seed.value",
                     expected=expected,
-                    found=stated["value"],
+                    found=stated.value,
                 )
             if evidence.track == "rtx4090-24h":
                 for finding in _challenge(evidence, registration):
                     problems += finding.status != "pass"
                     yield finding
-    elif stated["source"] == "command line" and evidence.track == "rtx4090-24h":
+    elif stated.source == "command line" and evidence.track == "rtx4090-24h":
         problems += 1
         say = fail if evidence.recipe.division == "closed" else warn
         yield say(
@@ -66,7 +66,7 @@ def seed(evidence: Evidence) -> Iterator[Finding]:
             "seed.source",
         )
     if not problems:
-        yield ok(f"seed {stated['value']} from {stated['source']}")
+        yield ok(f"seed {stated.value} from {stated.source}")
 
 
 def _challenge(evidence: Evidence, registration: dict[str, Any]) -> Iterator[Finding]:
@@ -114,7 +114,7 @@ def group(evidence: Evidence) -> Iterator[Finding]:
             f"run {index} of {registration['runs']}; the others were not given (--group RESULT)"
         )
         return
-    name = evidence.document["runs"]["group"]
+    name = evidence.result.runs.group
     members = {index: evidence.document}
     for path in evidence.options.group:
         path = path / "result.json" if path.is_dir() else path
@@ -163,17 +163,17 @@ def _registration(
     if problem:
         yield fail(f"the registration is not valid: {problem}", "the log's header")
         return
-    document = evidence.document
-    key = document["submitter"]["public_key"]
+    result = evidence.result
+    key = result.submitter.public_key
     for what, expected, found in (
         ("key", registration["public_key"], key),
-        ("recipe", registration["recipe"]["digest"], document["recipe"]["digest"]),
+        ("recipe", registration["recipe"]["digest"], result.recipe.digest),
     ):
         if expected != found:
             yield fail(f"registered for another {what}", "group", expected=expected, found=found)
     if not 0 <= index < registration["runs"]:
         yield fail("a run that was not registered", "runs.index", found=index)
-    started = document["timing"]["started_at"]
+    started = result.timing.started_at
     if started is not None and started < registration["registered_at"]:
         yield fail(
             "the run began before its group was registered",

@@ -113,17 +113,13 @@ def _one_model(evidence: Evidence, expected: Expected, event: Event[Model]) -> I
         )
     elif expected.ranked and not data.device.startswith("cuda"):
         yield fail("a ranked model was not trained on a GPU", f"{place}: device", found=data.device)
-    elif evidence.log.header.device == "auto" and data.device == "cpu" and _gpus(evidence):
+    elif evidence.log.header.device == "auto" and data.device == "cpu" and evidence.gpus():
         yield fail("`auto` left a visible GPU unused", f"{place}: device", found=data.device)
 
 
 def _explained(evidence: Evidence, size: int) -> bool:
     notes = evidence.log.of("tokenizer", Note)
     return any(f"{size} tokens" in note.data.text for note in notes)
-
-
-def _gpus(evidence: Evidence) -> list[Any]:
-    return (evidence.document["hardware"]["before"] or {}).get("gpus") or []
 
 
 def _steps(evidence: Evidence, expected: Expected) -> Iterator[Finding]:
@@ -336,9 +332,9 @@ def _memory(evidence: Evidence, expected: Expected) -> Iterator[Finding]:
 
 
 def _capacity_bytes(evidence: Evidence) -> float | None:
-    before = evidence.document["hardware"]["before"] or {}
+    before = evidence.result.hardware.before or {}
     if evidence.uses_gpu:
-        gpus = [gpu["memory_bytes"] for gpu in before.get("gpus") or [] if gpu["memory_bytes"]]
+        gpus = [gpu["memory_bytes"] for gpu in evidence.gpus() if gpu["memory_bytes"]]
         return max(gpus) * DEVICE_MEMORY_SLACK if gpus else None
     host = before.get("host") or {}
     ram = host.get("ram_bytes")
