@@ -10,9 +10,10 @@ A trainer is an object with these methods, all of which take the resolved recipe
     sections() -> {section: JSON Schema}       fields, defaults, ranges and what they mean
     problems(recipe) -> [(path, found, allowed)]    of values that do not go together
     facts(recipe) -> dict                      see `Facts`; what is left out has its default
-    step_tokens(recipe, shares) -> [int] | None     tokens of the pretraining step at each elapsed
-                                                    share (0 to 1) of the run
-    flops_per_token(recipe, shares, vocab_size) -> [float] | None    training FLOPs of a token then
+    flops_per_token(recipe, shares, vocab_size) -> [float] | None    training FLOPs of a token at
+                                                    each elapsed share (0 to 1) of the run
+    course(recipe) -> Course | None            what `verify` holds the log of a run to; None: what
+                                               any trainer reports
     estimate(recipe) -> dict | None            see `n4090-kit recipes show --json`, `plan`
 """
 
@@ -31,6 +32,44 @@ GROUP = "n4090_kit.recipes"
 Document = Mapping[str, Any]
 
 
+class Course(Protocol):
+    """What the log of a run must show when the trainer does what the recipe says.
+
+    None for a figure leaves it unchecked. Only an installed trainer is asked: `verify` runs no code
+    from beside a result. FLOPs and parameters are also counted from the shapes of the published
+    weights, without any trainer (V13, V21).
+    """
+
+    @property
+    def model(self) -> Mapping[str, Any]:
+        """Values that the model event's `config` must have."""
+
+    @property
+    def step_fields(self) -> Sequence[str]:
+        """Fields that every step event must have, besides those that all trainers report."""
+
+    def parameters(self, vocab_size: int) -> int | None:
+        """Parameters of the model."""
+
+    def forward_flops(self, vocab_size: int) -> float:
+        """FLOPs that a forward pass of a token takes at the least."""
+
+    def eight_bit_share(self, vocab_size: int) -> float:
+        """Share of the training FLOPs that may take 8-bit factors, 0 to 1."""
+
+    def batch_tokens(self, stage: str, progress: float) -> int | None:
+        """Tokens of a step of `stage` at `progress` (0 to 1)."""
+
+    def learning_rate(self, stage: str, step: int, progress: float) -> float | None:
+        """The multiplier of all learning rates at a step, before any roll-back halved it."""
+
+    def evaluated_steps(self, stage: str, last: int) -> Sequence[int]:
+        """Steps before which `stage` measures its quality; `last` is the number of steps."""
+
+    def usable_s(self, stage: str) -> tuple[float, float] | None:
+        """Least and most seconds over which the progress of a stage by the clock rises to 1."""
+
+
 class Trainer(Protocol):
     """See the module's text."""
 
@@ -40,11 +79,11 @@ class Trainer(Protocol):
 
     def facts(self, recipe: Document) -> Mapping[str, Any]: ...
 
-    def step_tokens(self, recipe: Document, shares: Sequence[float]) -> list[int] | None: ...
-
     def flops_per_token(
         self, recipe: Document, shares: Sequence[float], vocab_size: int | None
     ) -> list[float] | None: ...
+
+    def course(self, recipe: Document) -> Course | None: ...
 
     def estimate(self, recipe: Document) -> dict[str, Any] | None: ...
 
@@ -60,6 +99,9 @@ class Facts:
         rollbacks: How often pretraining may go back to older weights.
         dtype: Type of the activations in evaluation.
         varies: Whether a token costs more FLOPs at one time of the run than at another.
+        grows: Whether the model changes on the way, so that the loss may rise.
+        mixed: Whether the training loss is of more than plain new text, so that it does not
+            compare with the bits per byte of the validation text.
     """
 
     stage_s: Mapping[str, float] = field(default_factory=dict)
@@ -68,6 +110,8 @@ class Facts:
     rollbacks: int = 0
     dtype: str = "auto"
     varies: bool = False
+    grows: bool = False
+    mixed: bool = False
 
 
 def find_trainer(name: str, folder: Path | None) -> Trainer | None:
@@ -96,6 +140,13 @@ def find_trainer(name: str, folder: Path | None) -> Trainer | None:
         f"the recipe's trainer {name!r} is not installed",
         hint=f"Installed: {installed} (entry points {GROUP}).",
     )
+
+
+def course_of(trainer: Trainer | None, recipe: Document) -> Course | None:
+    """What the trainer holds the log of a run to; None where it is not known or does not say."""
+    ask = getattr(trainer, "course", None)  # trainers of earlier kits have no such method
+    found: Course | None = None if ask is None else ask(recipe)
+    return found
 
 
 def facts_of(trainer: Trainer | None, recipe: Document) -> Facts:

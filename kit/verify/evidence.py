@@ -21,6 +21,7 @@ from kit.recipe import Recipe, parse_recipe
 from kit.result_form import Result
 from kit.run_log import LOG_KIND, RunLog
 from kit.telemetry_summary import TELEMETRY_KIND, Summary
+from kit.trainer import Course
 from kit.trust.board_record import BoardRecord, board_around
 from kit.trust.canonical import parse_strict
 from kit.trust.chain import Chain, ChainProblem, read_chain, scan_chain
@@ -175,9 +176,26 @@ class Evidence:
         return bool(self.gpus()) and "cpu" not in devices
 
     @cached_property
+    def expected(self) -> Expected:
+        """What the log of a run of this recipe must look like."""
+        return Expected(self.recipe)
+
+    @property
+    def course(self) -> Course | None:
+        """What the recipe's trainer says that the log must show; None where it does not say."""
+        return self.expected.course
+
+    @property
     def reference_trainer(self) -> bool:
         """Whether the reference trainer makes the run, by the recipe's command and loader."""
-        return Expected(self.recipe).reference
+        return self.expected.reference
+
+    @property
+    def vocabulary(self) -> int | None:
+        """Tokens of the run's vocabulary, by the last model event."""
+        models = self.log.of("pretrain", Model)
+        size = models[-1].data.vocab_size if models else None
+        return size if isinstance(size, int) and size > 0 else None
 
     # --- the event log ------------------------------------------------------------------------
 

@@ -7,12 +7,15 @@ offer an object with the same methods.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from reference.config.experiment import experiments
+from reference.config.experiment import asked_for, experiments, no_teacher, same_model
 from reference.config.fields import defaults, section_schema
 from reference.config.model import ModelConfig
 from reference.config.pretrain import ChatEval, Pretrain, Sft
+
+if TYPE_CHECKING:
+    from reference.config.course import ReferenceCourse
 
 COMMAND = ["python", "-m", "reference"]
 Recipe = Mapping[str, Any]
@@ -64,27 +67,36 @@ class ReferenceTrainer:
             `stage_s`: seconds that a stage takes by the recipe, for stages by the clock;
             `steps`: for stages by steps; `reads`: inputs that a stage reads besides its own;
             `rollbacks`: times that pretraining may go back; `dtype` of evaluation;
-            `varies`: whether a token costs more FLOPs at one time of the run than at another.
+            `varies`: whether a token costs more FLOPs at one time of the run than at another;
+            `grows`: whether the model changes on the way; `mixed`: whether the training loss is
+            of more than plain new text.
         """
         from reference.model.cost import RunCost
 
         pretrain = recipe["pretrain"]
         cost = RunCost.from_recipe(self._model(recipe, None), pretrain)
+        levers = asked_for(pretrain)
         return {
             "stage_s": {"pretrain": 3600.0 * pretrain["hours"]} if pretrain["hours"] else {},
-            "steps": {"pretrain": pretrain["num_steps"]} if pretrain["num_steps"] else {},
+            "steps": {
+                stage: recipe[stage]["num_steps"]
+                for stage in ("pretrain", "sft")
+                if recipe[stage]["num_steps"]
+            },
             "reads": {"pretrain": ["sft"]} if pretrain["sft_share"] > 0 else {},
             "rollbacks": pretrain["rollbacks"],
             "dtype": recipe["model"]["dtype"],
             "varies": cost.varies,
+            "grows": any(lever.model_at is not same_model for lever in levers),
+            "mixed": pretrain["sft_share"] > 0
+            or any(lever.row_buffer or lever.taught_by is not no_teacher for lever in levers),
         }
 
-    def step_tokens(self, recipe: Recipe, shares: Sequence[float]) -> list[int]:
-        """Tokens of the pretraining step at each elapsed share (0 to 1) of the run."""
-        from reference.train.curriculum import Curriculum
+    def course(self, recipe: Recipe) -> ReferenceCourse | None:
+        """What the log of a run of the recipe must show; None for another program."""
+        from reference.config.course import ReferenceCourse
 
-        curriculum = Curriculum.from_recipe(self._model(recipe, None), recipe["pretrain"])
-        return [curriculum.at(share).batch_tokens for share in shares]
+        return ReferenceCourse(recipe) if recipe["trainer"]["command"] == COMMAND else None
 
     def flops_per_token(
         self, recipe: Recipe, shares: Sequence[float], vocab_size: int | None

@@ -22,6 +22,7 @@ class Schedule(NamedTuple):
     weight_decay: float
 
 
+SFT_WARMUP_SHARE = 0.05  # of the steps of fine-tuning
 _INVERSE_TIME = 9.0  # 1 / (1 + 9 d): half of the way down after a tenth of the warm-down
 
 
@@ -57,6 +58,16 @@ class ScheduleConfig:
         """The schedule fields of a recipe's `[pretrain]` or `[sft]` section."""
         names = [field.name for field in fields(cls)]
         return cls(**{name: section[name] for name in names if name in section})
+
+
+def sft_schedule(section: Mapping[str, Any]) -> ScheduleConfig:
+    """The schedule of fine-tuning by a recipe's `[sft]`: a linear warm-down."""
+    return ScheduleConfig(
+        warmup_steps=math.ceil(SFT_WARMUP_SHARE * section["num_steps"]),
+        warmdown_ratio=section["warmdown_ratio"],
+        final_lr_frac=section["final_lr_frac"],
+        decay="linear",
+    )
 
 
 def schedule_at(progress: float, step: int, config: ScheduleConfig) -> Schedule:

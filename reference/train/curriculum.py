@@ -85,6 +85,12 @@ class Curriculum:
         return math.sqrt(phase.batch_tokens / self.full_batch_tokens)
 
 
+def sft_batch_tokens(section: Mapping[str, Any], seq_len: int) -> int:
+    """Tokens of a fine-tuning step by a recipe's `[sft]`: whole micro-batches, at least one."""
+    micro_batch = section["device_batch_size"] * seq_len
+    return int(max(1, section["total_batch_size"] // micro_batch) * micro_batch)
+
+
 def value_at(ramp: Ramp, progress: float) -> float:
     """The value in force: that of the last pair (share, value) whose share is reached."""
     return [value for share, value in ramp if share <= progress][-1]

@@ -8,6 +8,7 @@ from reference.request import Request
 RESERVE_SHARE = 0.01
 RESERVE_EVALS = 3.0
 RESERVE_S = 10.0
+LARGEST_RESERVE = 0.5  # of the horizon
 
 
 class Horizon:
@@ -23,7 +24,7 @@ class Horizon:
     def reserve(self, eval_s: float) -> None:
         """Keeps back enough time for another evaluation that takes `eval_s` seconds."""
         wanted = RESERVE_EVALS * eval_s + RESERVE_S
-        self._reserve_s = min(0.5 * self._seconds, max(self._reserve_s, wanted))
+        self._reserve_s = min(LARGEST_RESERVE * self._seconds, max(self._reserve_s, wanted))
 
     def progress(self, step: int) -> float:
         """The elapsed share of the horizon, 0 to 1, before step `step`."""

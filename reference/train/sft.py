@@ -11,7 +11,6 @@ the optimizer's fresh averages, and no weight decay on the matrices.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -24,7 +23,7 @@ from reference.events import Events
 from reference.kernels.autotune import precompile_fixed
 from reference.model.gpt import GPT
 from reference.optim.optimizer import MuonAdamW, parameter_groups
-from reference.optim.schedule import ScheduleConfig
+from reference.optim.schedule import sft_schedule
 from reference.request import Request
 from reference.rows.conversations import (
     ConversationLoader,
@@ -44,12 +43,11 @@ from reference.train.checkpoint import (
     save_model,
     save_state,
 )
+from reference.train.curriculum import sft_batch_tokens
 from reference.train.device import peak_memory_bytes, set_up_device
 from reference.train.loop import StepReport, TrainState
 from reference.train.pretrain import due
 from reference.train.step import compiled_graphs, maybe_compile
-
-WARMUP_SHARE = 0.05
 
 
 def run(request: Request, events: Events) -> None:
@@ -68,8 +66,7 @@ def run(request: Request, events: Events) -> None:
     conversations = load_conversations(sources, tokenizer, config.seq_len, request.threads)
     train, held_out = hold_out(conversations.rendered, hold_out_seed(request.recipe, request.seed))
     batch_size, T = section["device_batch_size"], config.seq_len
-    micro_batches = max(1, section["total_batch_size"] // (batch_size * T))
-    step_tokens = micro_batches * batch_size * T
+    step_tokens = sft_batch_tokens(section, T)
     events.emit(
         "note",
         text=f"{len(train)} conversations from {len(sources)} file(s) to learn from, "
@@ -84,11 +81,7 @@ def run(request: Request, events: Events) -> None:
     state = TrainState.constant(
         model,
         MuonAdamW(sft_groups(model, request.recipe["pretrain"], section)),
-        ScheduleConfig(
-            warmup_steps=math.ceil(WARMUP_SHARE * section["num_steps"]),
-            warmdown_ratio=section["warmdown_ratio"],
-            final_lr_frac=section["final_lr_frac"],
-        ),
+        sft_schedule(section),
         loader,
         batch_tokens=step_tokens,
     )

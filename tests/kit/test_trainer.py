@@ -86,7 +86,7 @@ def test_a_finished_run_may_have_fields_that_its_trainer_no_longer_knows() -> No
     recipe = parse_recipe(text, folder=Path(), of_result=True)
     assert recipe.section("pretrain")["field_of_last_year"] == 3
     assert recipe.section("pretrain")["warmup_steps"] == 40
-    assert recipe.facts.steps == {"pretrain": 5}
+    assert recipe.facts.steps["pretrain"] == 5
     for wrong in ("[seed]\npolcy = 'fixed'\n", "[pretrain]\nnum_steps = 'many'\n"):
         with pytest.raises(SchemaError):
             parse_recipe(MINIMAL + wrong, folder=Path(), of_result=True)

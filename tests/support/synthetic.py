@@ -25,7 +25,7 @@ from kit.run_log import LOG_KIND
 from kit.trust import sshsig
 from kit.trust.digest import FileDigest, manifest_digest, sha256_bytes
 from kit.typed import to_json
-from kit.verify.expected import Expected, parameters
+from kit.verify.expected import Expected
 from kit.verify.thresholds import CORE_TASKS
 from support.draft import KEY, Draft, Event
 from support.synthetic_machine import UUID_HASH, Clock, fingerprint_4090
@@ -152,8 +152,11 @@ class Synthesis:
         self.expected = Expected(self.recipe)
         self.vocabulary: int = self.recipe.section("tokenizer")["vocab_size"]
         self.questions = self.recipe.section("data")["chat_eval"] or QUESTIONS
-        model = {**self.recipe.section("model"), "vocab_size": self.vocabulary}
-        self.parameters = parameters(model)
+        assert self.expected.course is not None
+        self.course = self.expected.course
+        counted = self.course.parameters(self.vocabulary)
+        assert counted is not None
+        self.parameters = counted
 
     def hours(self) -> float:
         """Hours of pretraining that the recipe gives: a tenth more than the plan needs."""
@@ -421,7 +424,7 @@ class Synthesis:
             step=step,
             tokens=(step + 1) * batch,
             loss=round(loss, 6),
-            lr=self.expected.learning_rate(stage, step, progress),
+            lr=self.course.learning_rate(stage, step, progress),
             progress=progress,
             micro_batches=4,
             step_tokens=batch,
@@ -523,7 +526,7 @@ class Synthesis:
         steps = [event["data"] for event in self.events[first:] if event["ev"] == "step"]
         for data, seconds in zip(steps, before_s, strict=True):
             data["progress"] = progress = seconds / end_s
-            data["lr"] = self.expected.learning_rate("pretrain", data["step"], progress)
+            data["lr"] = self.course.learning_rate("pretrain", data["step"], progress)
 
     def resume(self) -> None:
         """Everything dies; forty seconds later (or after a reboot) it goes on."""

@@ -59,7 +59,7 @@ def course(evidence: Evidence) -> Iterator[Finding]:
     """Each event stands where the recipe's run has it, once, and says what that run must say."""
     if _grammar(evidence.log.events):
         raise Refused("the order of the log cannot be relied on (V05)")
-    expected = Expected(evidence.recipe)
+    expected = evidence.expected
     problems = 0
     for part in (_sittings, _stages, _header, _commands, _division, _dates):
         for finding in part(evidence, expected):

@@ -209,7 +209,7 @@ def _chat(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _tokens(evidence: Evidence) -> Iterator[Finding]:
-    """Tokens grow by the same batch at every step; for the reference trainer, by the recipe's."""
+    """Tokens grow by the same batch at every step; by the recipe's where its trainer says it."""
     steps = [event.data for event in evidence.log.steps()]
     if not steps:
         return
@@ -222,14 +222,13 @@ def _tokens(evidence: Evidence) -> Iterator[Finding]:
                 found=after.tokens,
             )
             return
-    if not evidence.reference_trainer:
+    course, last, last_tokens = evidence.course, -1, 0
+    if course is None:
         return
-    recipe, last, last_tokens = evidence.recipe, -1, 0
-    shares = [1.0 if step.progress is None else step.progress for step in steps]
-    batches = recipe.trainer and recipe.trainer.step_tokens(recipe.document, shares)
-    for step, batch in zip(steps, batches or (), strict=False):
+    for step in steps:
         # The batch of a step is the recipe's at the progress that the step reports.
-        if step.step != last + 1:
+        batch = course.batch_tokens("pretrain", 1.0 if step.progress is None else step.progress)
+        if batch is None or step.step != last + 1:
             return  # V08 says so
         expected = last_tokens + batch
         last, last_tokens = step.step, step.tokens

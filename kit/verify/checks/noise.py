@@ -13,7 +13,6 @@ from itertools import pairwise
 
 from kit.events import Eval, Event, Model, Note, Step
 from kit.verify.evidence import Absent, Evidence, Irrelevant, Refused
-from kit.verify.expected import Expected
 from kit.verify.finding import Check, Finding, fail, ok, warn
 from kit.verify.thresholds import (
     BYTES_PER_TOKEN,
@@ -35,7 +34,7 @@ _SKIPPED = 0.2  # of the steps: at the start the curve itself bends
 def noise(evidence: Evidence) -> Iterator[Finding]:
     """Losses fall and scatter as text does, fit the bits per byte; answers have no order."""
     steps = evidence.log.steps("pretrain")
-    expected = Expected(evidence.recipe)
+    expected = evidence.expected
     if not steps or not expected.reference:
         raise Irrelevant("only the reference trainer's losses have a known distribution")
     problems = 0
@@ -111,7 +110,7 @@ def _learning(evidence: Evidence, steps: list[Event[Step]]) -> Iterator[Finding]
         body = [event.data.loss for event in steps[int(_SKIPPED * len(steps)) :]]
         third = max(1, len(body) // 3)
         begun, ended = statistics.fmean(body[:third]), statistics.fmean(body[-third:])
-        if not evidence.recipe.section("pretrain").get("growth_layers") and ended > begun * 1.1:
+        if not evidence.recipe.facts.grows and ended > begun * 1.1:
             yield fail(
                 "the loss rose over most of the run",
                 "pretrain: loss",
@@ -134,7 +133,6 @@ def _units(evidence: Evidence, steps: list[Event[Step]]) -> Iterator[Finding]:
     values = [data for data in evals if isinstance(data.value, int | float) and data.value > 0]
     models = evidence.log.of("pretrain", Model)
     size = models[-1].data.vocab_size if models else None
-    section = evidence.recipe.section("pretrain")
     if len(values) < 2 or size is None or size < 2:
         return
     spoken = [
@@ -149,7 +147,7 @@ def _units(evidence: Evidence, steps: list[Event[Step]]) -> Iterator[Finding]:
     links = []
     if values[0].step == 0:
         links.append(("the fresh model", math.log2(size) / values[0].value))
-    mixed = any(section.get(name) for name in ("sft_share", "replay_share", "distill_from"))
+    mixed = evidence.recipe.facts.mixed
     tail = [event.data.loss for event in steps[int(_TAIL * len(steps)) :]]
     if evidence.log.stages["pretrain"].complete and not mixed and len(tail) >= 3:
         nats = statistics.fmean(tail)

@@ -18,7 +18,6 @@ from kit.verify.checks.clocks import boots, slept_s
 from kit.verify.checks.log import attempts
 from kit.verify.checks.numbers import differences
 from kit.verify.evidence import Evidence, Irrelevant, safe_path
-from kit.verify.expected import eight_bit_gain
 from kit.verify.finding import Check, Finding, fail, missing, ok, warn
 from kit.verify.thresholds import (
     BURST_S,
@@ -176,39 +175,17 @@ def flops_per_token(evidence: Evidence, shares: list[float]) -> list[float] | No
 
     Returns:
         None if the trainer is not known here or counts none.
-
-    Raises:
-        KeyError: The reference trainer reported a model without its configuration.
     """
-    config, recipe = model_config(evidence), evidence.recipe
-    if config is None or recipe.trainer is None or not evidence.reference_trainer:
+    recipe = evidence.recipe
+    if recipe.trainer is None or evidence.course is None or not evidence.log.of("pretrain", Model):
         return None
-    vocabulary = config.get("vocab_size")
-    known = vocabulary if isinstance(vocabulary, int) and vocabulary > 0 else None
-    return recipe.trainer.flops_per_token(recipe.document, shares, known)
-
-
-def model_config(evidence: Evidence) -> dict[str, Any] | None:
-    """The configuration in the model event.
-
-    The reference trainer builds the recipe's model, so the recipe's values replace reported ones.
-    V28 reports each difference; the FLOPs are counted in spite of it.
-    """
-    models = evidence.log.of("pretrain", Model)
-    config = models[-1].data.config if models else None
-    if not isinstance(config, dict):
-        if evidence.reference_trainer and models:
-            raise KeyError("the model event holds no configuration")
-        return None
-    return {**config, **evidence.recipe.section("model")} if evidence.reference_trainer else config
+    return recipe.trainer.flops_per_token(recipe.document, shares, evidence.vocabulary)
 
 
 def _flops_of_published_weights(evidence: Evidence) -> float | None:
     """Least training FLOPs of a token by the shapes of the checkpoint; None where it is absent."""
-    models = evidence.log.of("pretrain", Model)
-    vocabulary = models[-1].data.vocab_size if models else None
-    artifact = evidence.log.artifacts.get("pretrain")
-    if artifact is None or not isinstance(vocabulary, int):
+    vocabulary, artifact = evidence.vocabulary, evidence.log.artifacts.get("pretrain")
+    if artifact is None or vocabulary is None:
         return None
     relative = f"{artifact.folder}/model.safetensors"
     if not safe_path(relative) or not evidence.inside(relative):
@@ -296,11 +273,10 @@ def _eight_bit_gain(evidence: Evidence, measured: list[dict[str, Any]]) -> float
         if not gains or not any(word in text for word in ("fp8", "int8", "float8")):
             return 1.0
         return float(min(EIGHT_BIT_FACTOR, max(1.0, *gains)))
-    section, config = evidence.recipe.section("pretrain"), model_config(evidence)
-    if section["matmul"] == "bf16" or config is None:
-        return 1.0
-    whole = flops_per_token(evidence, [1.0])
-    return eight_bit_gain(config, section["matmul_passes"], whole[0]) if whole else 1.0
+    # Products with 8-bit factors at twice the rate; the other work stays in 16 bits.
+    vocabulary = evidence.vocabulary
+    share = evidence.course.eight_bit_share(vocabulary) if evidence.course and vocabulary else 0.0
+    return 1 / (1 - share / 2)
 
 
 def pace(evidence: Evidence) -> Iterator[Finding]:

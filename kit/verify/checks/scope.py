@@ -12,9 +12,9 @@ from kit.core_eval.naming import score_key
 from kit.events import Eval, Model, Step
 from kit.result_form import Core, CoreTask
 from kit.typed import to_json
-from kit.verify.checks.physics import _peak_flops, flops_per_token, model_config, rate_of
+from kit.verify.checks.physics import _peak_flops, flops_per_token, rate_of
 from kit.verify.evidence import Absent, Evidence, Refused
-from kit.verify.expected import Expected, block_flops
+from kit.verify.expected import Expected
 from kit.verify.finding import Check, Finding, fail, ok
 from kit.verify.thresholds import (
     CORE_BYTES_PER_TOKEN,
@@ -32,7 +32,7 @@ _CLOSE = 1e-6
 
 def scope(evidence: Evidence) -> Iterator[Finding]:
     """Inputs, scored items and durations fit the recipe and each other."""
-    expected = Expected(evidence.recipe)
+    expected = evidence.expected
     problems = 0
     for part in (_inputs, _overlap, _corpus, _core, _chat, _durations, _finetuning):
         for finding in part(evidence, expected):
@@ -300,15 +300,15 @@ def _core_work_s(evidence: Evidence) -> float:
     part, stated = evidence.log.inputs.core, evidence.result.quality.core
     if part is None or stated is None:
         return 0.0
-    config = model_config(evidence)
-    if config is None:
+    course, vocabulary = evidence.course, evidence.vocabulary
+    if course is None or vocabulary is None:
         return 0.0
     peak, _ = _peak_flops(evidence)
     if not peak or stated.bundle != "core":
         return 0.0
     share = sum(task.n for task in stated.tasks) / _ITEMS
     tokens = share * part.bytes / CORE_BYTES_PER_TOKEN
-    return float(tokens * block_flops(config) / 3 / peak)
+    return tokens * course.forward_flops(vocabulary) / peak
 
 
 def _finetuning(evidence: Evidence, expected: Expected) -> Iterator[Finding]:

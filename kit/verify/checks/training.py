@@ -7,8 +7,9 @@ from itertools import islice
 from typing import Any
 
 from kit.events import Eval, Event, Memory, Model, Note, Step
+from kit.trainer import Course
 from kit.verify.evidence import Evidence, Irrelevant
-from kit.verify.expected import Expected, consecutive, least_memory_bytes, parameters
+from kit.verify.expected import Expected, consecutive, least_memory_bytes
 from kit.verify.finding import Check, Finding, fail, ok
 from kit.verify.thresholds import (
     DEVICE_MEMORY_SLACK,
@@ -18,7 +19,7 @@ from kit.verify.thresholds import (
     VOCABULARY_LEAST,
 )
 
-_REPORTED = ("lr", "micro_batches")
+_TYPED = ("progress", "step_tokens", "dt_s")  # fields of a step event with a type
 # Fields that every version of the reference trainer reports, and those that newer ones do.
 _CONFIG = ("n_layer", "n_embd", "n_head", "n_kv_head", "seq_len", "window_pattern", "short_window")
 _NOT_COUNTED = 0.01  # of the parameters: what a later trainer may add in gates and scalars
@@ -26,7 +27,7 @@ _NOT_COUNTED = 0.01  # of the parameters: what a later trainer may add in gates 
 
 def training(evidence: Evidence) -> Iterator[Finding]:
     """Model, batch, schedule, progress, evaluations and memory are the recipe's at every step."""
-    expected = Expected(evidence.recipe)
+    expected = evidence.expected
     began = [name for name in ("pretrain", "sft") if name in evidence.log.stages]
     if not began:
         raise Irrelevant("the run trained nothing")
@@ -37,7 +38,7 @@ def training(evidence: Evidence) -> Iterator[Finding]:
             yield finding
     if not problems:
         steps = sum(len(evidence.log.steps(name)) for name in began)
-        whose = "the recipe" if expected.reference else "what any trainer reports"
+        whose = "the recipe" if expected.course else "what any trainer reports"
         yield ok(f"{steps:,} steps held to {whose}")
 
 
@@ -52,69 +53,90 @@ def _model(evidence: Evidence, expected: Expected) -> Iterator[Finding]:
         if expected.reference or expected.ranked:
             yield fail("steps were made before the model was named", "pretrain: model event")
         return
-    if not expected.reference:
+    if expected.course is None:
         return
     for event in models:
-        yield from _one_model(evidence, expected, event)
+        yield from _one_model(evidence, expected, expected.course, event)
     facts = {(m.data.parameters, m.data.flops_per_token, m.data.vocab_size) for m in models}
     if len(facts) > 1:
         yield fail("another model after a resume", "pretrain: model events", found=str(facts))
 
 
-def _one_model(evidence: Evidence, expected: Expected, event: Event[Model]) -> Iterator[Finding]:
-    place, recipe = f"events.jsonl, seq {event.seq}", expected.recipe
-    data, config = event.data, event.data.config
-    if config is None or data.vocab_size is None or data.device is None or not data.flops_per_token:
-        yield fail("the model event lacks configuration, vocabulary, device or FLOPs", place)
+def _one_model(
+    evidence: Evidence, expected: Expected, course: Course, event: Event[Model]
+) -> Iterator[Finding]:
+    place, data, config = f"events.jsonl, seq {event.seq}", event.data, event.data.config or {}
+    if expected.reference and not (config and data.vocab_size and data.device):
+        yield fail("the model event lacks configuration, vocabulary or device", place)
         return
-    wanted: dict[str, Any] = {**recipe.section("model"), "vocab_size": data.vocab_size}
-    for name, value in wanted.items():
+    if not data.flops_per_token:
+        yield fail("the model event does not say what a token costs", place)
+        return
+    for name, value in course.model.items():
         if name not in config:
-            if expected.ranked or name in (*_CONFIG, "vocab_size"):
+            if expected.ranked or name in _CONFIG:
                 yield fail(f"the model event does not say {name}", place, expected=value)
         elif config[name] != value:
             yield fail(
                 f"the model's {name} is not the recipe's", place, expected=value, found=config[name]
             )
-    asked = recipe.section("tokenizer")["vocab_size"]
-    if not VOCABULARY_LEAST <= data.vocab_size <= asked:
-        yield fail(
-            "the vocabulary is not one that the recipe allows",
-            place,
-            expected=f"{VOCABULARY_LEAST} to {asked}",
-            found=data.vocab_size,
-        )
-    elif data.vocab_size < asked and not _explained(evidence, data.vocab_size):
-        yield fail(
-            "the vocabulary is smaller than the recipe's, and the log gives no reason",
-            place,
-            expected=asked,
-            found=data.vocab_size,
-        )
-    try:
-        counted = parameters(config)
-    except (KeyError, TypeError, ZeroDivisionError):
-        yield fail("the model's sizes cannot be counted", place)
-        return
-    if abs(data.parameters - counted) > _NOT_COUNTED * counted:
+    if data.vocab_size is not None:
+        yield from _vocabulary(evidence, config, data.vocab_size, place)
+    counted = course.parameters(data.vocab_size or 0)
+    if counted is not None and abs(data.parameters - counted) > _NOT_COUNTED * counted:
         yield fail(
             "the parameters are not those of the model's sizes",
             f"{place}: parameters",
             expected=counted,
             found=data.parameters,
         )
+    if data.device is not None:
+        yield from _device(evidence, expected, data.device, f"{place}: device")
+
+
+def _vocabulary(
+    evidence: Evidence, config: Mapping[str, Any], size: int, place: str
+) -> Iterator[Finding]:
+    """The vocabulary is the configuration's, and one that the recipe allows."""
+    if config.get("vocab_size", None if evidence.reference_trainer else size) != size:
+        yield fail(
+            "the model's vocab_size is not the event's",
+            place,
+            expected=size,
+            found=config.get("vocab_size"),
+        )
+    asked = evidence.recipe.section("tokenizer").get("vocab_size")
+    if asked is None:
+        return
+    if not VOCABULARY_LEAST <= size <= asked:
+        yield fail(
+            "the vocabulary is not one that the recipe allows",
+            place,
+            expected=f"{VOCABULARY_LEAST} to {asked}",
+            found=size,
+        )
+    elif size < asked and not _explained(evidence, size):
+        yield fail(
+            "the vocabulary is smaller than the recipe's, and the log gives no reason",
+            place,
+            expected=asked,
+            found=size,
+        )
+
+
+def _device(evidence: Evidence, expected: Expected, device: str, place: str) -> Iterator[Finding]:
     wants_gpu = expected.ranked or evidence.log.header.device == "cuda"
-    if wants_gpu != data.device.startswith("cuda") and evidence.log.header.device != "auto":
+    if wants_gpu != device.startswith("cuda") and evidence.log.header.device != "auto":
         yield fail(
             "the model was trained on another device than the run was told to use",
-            f"{place}: device",
+            place,
             expected=evidence.log.header.device,
-            found=data.device,
+            found=device,
         )
-    elif expected.ranked and not data.device.startswith("cuda"):
-        yield fail("a ranked model was not trained on a GPU", f"{place}: device", found=data.device)
-    elif evidence.log.header.device == "auto" and data.device == "cpu" and evidence.gpus():
-        yield fail("`auto` left a visible GPU unused", f"{place}: device", found=data.device)
+    elif expected.ranked and not device.startswith("cuda"):
+        yield fail("a ranked model was not trained on a GPU", place, found=device)
+    elif evidence.log.header.device == "auto" and device == "cpu" and evidence.gpus():
+        yield fail("`auto` left a visible GPU unused", place, found=device)
 
 
 def _explained(evidence: Evidence, size: int) -> bool:
@@ -139,46 +161,50 @@ def _steps(evidence: Evidence, expected: Expected) -> Iterator[Finding]:
                 found=numbers[0],
             )
             continue
-        if not expected.reference:
+        course = expected.course
+        if course is None:
             continue
-        if not consecutive(numbers) and not evidence.log.resumes:
+        if expected.reference and not consecutive(numbers) and not evidence.log.resumes:
             yield fail(f"the reference trainer reports every step of {stage}", stage)
             continue
-        found = (_one_step(expected, stage, event) for event in evidence.log.of(stage, Step))
+        exact = stage == "sft" or not evidence.recipe.facts.rollbacks
+        found = (_one_step(course, stage, e, exact) for e in evidence.log.of(stage, Step))
         yield from islice((finding for finding in found if finding is not None), 1)
 
 
-def _one_step(expected: Expected, stage: str, event: Event[Step]) -> Finding | None:
+def _one_step(course: Course, stage: str, event: Event[Step], exact: bool) -> Finding | None:
+    """What a step reports against the course.
+
+    Args:
+        exact: No roll-back can have lowered the learning rate.
+    """
     data, place = event.data, f"{stage} step {event.data.step} (seq {event.seq})"
-    more: Mapping[str, Any] = data.more
-    lacking = [name for name in _REPORTED if name not in more]
-    lacking += [n for n in ("progress", "step_tokens", "dt_s") if getattr(data, n) is None]
+    reported = {**data.more, **{name: getattr(data, name) for name in _TYPED}}
+    lacking = [name for name in course.step_fields if reported.get(name) is None]
     if lacking:
         return fail("a step lacks what the trainer reports", place, found=", ".join(lacking))
     progress = float(data.progress or 0.0)
     if not 0 <= progress < 1:
         return fail("a step at no progress of the run", place, expected="0 to 1", found=progress)
-    batch = expected.batch_tokens(stage, progress)
-    if data.step_tokens != batch:
+    batch = course.batch_tokens(stage, progress)
+    if batch is not None and data.step_tokens != batch:
         return fail("a step of another batch", place, expected=batch, found=data.step_tokens)
-    if stage == "sft" and data.tokens != (data.step + 1) * batch:
+    if batch is not None and stage == "sft" and data.tokens != (data.step + 1) * batch:
         return fail(
             "tokens are not steps times batch",
             place,
             expected=(data.step + 1) * batch,
             found=data.tokens,
         )
-    micro = more["micro_batches"]
-    if not isinstance(micro, int) or micro < 1 or micro > batch:
+    micro = reported.get("micro_batches", 1)
+    if not isinstance(micro, int) or micro < 1 or micro > (batch or micro):
         return fail("no number of micro-batches", place, found=micro)
-    rate, found = expected.learning_rate(stage, data.step, progress), more["lr"]
+    rate, found = course.learning_rate(stage, data.step, progress), reported.get("lr")
+    if rate is None:
+        return None
     slack = LEARNING_RATE_ROUNDING * max(rate, 1e-3)
-    if not isinstance(found, int | float) or not -slack <= found <= rate + slack:
-        return fail(
-            "the learning rate is not the schedule's", place, expected=f"{rate:.6g}", found=found
-        )
-    known = stage == "sft" or expected.learning_rate_is_known()
-    if known and abs(found - rate) > slack:
+    known = isinstance(found, int | float) and -slack <= found <= rate + slack
+    if not known or (exact and abs(found - rate) > slack):  # type: ignore[operator]
         return fail(
             "the learning rate is not the schedule's", place, expected=f"{rate:.6g}", found=found
         )
@@ -187,17 +213,19 @@ def _one_step(expected: Expected, stage: str, event: Event[Step]) -> Finding | N
 
 def _horizon(evidence: Evidence, expected: Expected) -> Iterator[Finding]:
     """Progress follows steps or clock, and the stage ends where the recipe says."""
-    if not expected.reference:
+    if expected.course is None:
         return
     for stage in ("pretrain", "sft"):
         steps = evidence.log.of(stage, Step)
         if not steps:
             continue
-        section = expected.recipe.section(stage)
-        if stage == "pretrain" and expected.by_time:
-            yield from _by_time(evidence, expected, steps)
+        usable_s = expected.course.usable_s(stage)
+        if usable_s is not None:
+            yield from _by_time(evidence, stage, usable_s, steps)
             continue
-        total = section["num_steps"]
+        total = expected.recipe.facts.steps.get(stage)
+        if total is None:
+            continue
         for event in steps:
             if abs(float(event.data.progress or 0) - event.data.step / total) > 1e-9:
                 yield fail(
@@ -224,11 +252,13 @@ def _out_of_time(evidence: Evidence, stage: str) -> bool:
     return start is not None and (stop.t_ns - start.t_ns) / 1e9 >= evidence.recipe.budget_s
 
 
-def _by_time(evidence: Evidence, expected: Expected, steps: list[Event[Step]]) -> Iterator[Finding]:
+def _by_time(
+    evidence: Evidence, stage: str, usable_s: tuple[float, float], steps: list[Event[Step]]
+) -> Iterator[Finding]:
     """Progress is the elapsed share of the stage's hours, less what is kept back for its end."""
-    log = evidence.log.stages["pretrain"]
+    log = evidence.log.stages[stage]
     begin_ns = log.starts[0].t_ns
-    least, most = expected.usable_s
+    least, most = usable_s
     for event in steps:
         elapsed_s = (event.t_ns - begin_ns) / 1e9
         # Its progress was taken before the step, or before an evaluation that came with it.
@@ -246,9 +276,9 @@ def _by_time(evidence: Evidence, expected: Expected, steps: list[Event[Step]]) -
     if not log.complete:
         return
     elapsed_s = (log.stops[-1].t_ns - begin_ns) / 1e9
-    hours_s = evidence.recipe.facts.stage_s["pretrain"]
+    hours_s = evidence.recipe.facts.stage_s[stage]
     grace_s = evidence.recipe.document["grace_s"] + PROGRESS_SLACK_S
-    short = elapsed_s < least and not _out_of_time(evidence, "pretrain")
+    short = elapsed_s < least and not _out_of_time(evidence, stage)
     down_s = sum(event.data.downtime_s for event in evidence.log.resumes)
     if short or elapsed_s > hours_s + grace_s + down_s:
         yield fail(
@@ -270,7 +300,7 @@ def _since_before(evidence: Evidence, event: Event[Step]) -> float:
 
 def _evaluations(evidence: Evidence, expected: Expected) -> Iterator[Finding]:
     """Each stage measured its quality when the recipe says, and the figure is one."""
-    if not expected.reference:
+    if expected.course is None:
         return
     for stage, name in (("pretrain", "val_bpb"), ("sft", "sft_val_loss")):
         steps = evidence.log.steps(stage)
@@ -282,7 +312,7 @@ def _evaluations(evidence: Evidence, expected: Expected) -> Iterator[Finding]:
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 100:
                 yield fail(f"no figure of {name}", f"{stage} step {data.step}", found=value)
         last = steps[-1].data.step + 1
-        wanted = expected.evaluated_steps(stage, last)
+        wanted = list(expected.course.evaluated_steps(stage, last))
         if not _complete(evidence, stage):
             wanted = [step for step in wanted if step < last]
         measured = {data.step for data in found}
