@@ -45,6 +45,10 @@ class Course(Protocol):
         """Values that the model event's `config` must have."""
 
     @property
+    def model_fields(self) -> Sequence[str]:
+        """Those of them that the logs of every version of the trainer have."""
+
+    @property
     def step_fields(self) -> Sequence[str]:
         """Fields that every step event must have, besides those that all trainers report."""
 

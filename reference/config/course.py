@@ -24,6 +24,10 @@ class ReferenceCourse:
 
     recipe: Mapping[str, Any]
 
+    model_fields = (
+        *("n_layer", "n_embd", "n_head", "n_kv_head"),
+        *("seq_len", "window_pattern", "short_window"),
+    )
     step_fields = ("lr", "micro_batches", "progress", "step_tokens", "dt_s")
 
     @property

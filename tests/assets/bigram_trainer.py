@@ -17,7 +17,7 @@ class Course:
     def __init__(self):
         self.model = {}
 
-    step_fields = ("dt_s",)
+    model_fields, step_fields = (), ("dt_s",)
 
     def parameters(self, vocab_size):
         return 257 * 257

@@ -20,8 +20,6 @@ from kit.verify.thresholds import (
 )
 
 _TYPED = ("progress", "step_tokens", "dt_s")  # fields of a step event with a type
-# Fields that every version of the reference trainer reports, and those that newer ones do.
-_CONFIG = ("n_layer", "n_embd", "n_head", "n_kv_head", "seq_len", "window_pattern", "short_window")
 _NOT_COUNTED = 0.01  # of the parameters: what a later trainer may add in gates and scalars
 
 
@@ -74,7 +72,7 @@ def _one_model(
         return
     for name, value in course.model.items():
         if name not in config:
-            if expected.ranked or name in _CONFIG:
+            if expected.ranked or name in course.model_fields:
                 yield fail(f"the model event does not say {name}", place, expected=value)
         elif config[name] != value:
             yield fail(
