@@ -166,7 +166,7 @@ class Pretrain:
     )
     scale_lr: bool = setting(
         True,
-        "Scale learning rates with batch and width, weight decay with batch and horizon.",
+        "Scale learning rates with batch and width, weight decay with batch and size.",
     )
     eval_every: int = setting(
         250,

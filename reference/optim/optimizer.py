@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from reference.config.model import ModelConfig
 from reference.errors import TrainerError
 from reference.model.gpt import GPT
+from reference.model.structure import count_parameters
 from reference.optim.rules import MatrixRule, rules
 from reference.optim.schedule import Schedule
 
@@ -190,14 +192,17 @@ def width_lr_scale(n_embd: int) -> float:
 
 
 def scaled_weight_decay(
-    weight_decay: float, batch_tokens: int, tokens: float, base_tokens: float
+    weight_decay: float, batch_tokens: int, parameters: float, base_parameters: float
 ) -> float:
-    """Weight decay of a horizon of `tokens`, tuned at `base_tokens` and the base batch.
+    """Weight decay of a model of `parameters` (matrices and head), tuned at `base_parameters`.
 
-    Keeps the averaging time of the weights a constant share of the run (T_epoch rule, arXiv
-    2405.13698): lambda * sqrt(B / B_base) * (D_base / D).
+    nanochat's rule (`scripts/base_train.py`): lambda * sqrt(B / B_base) * (D_base / D), after the
+    T_epoch rule of arXiv 2405.13698. nanochat gives both models the same number of tokens a
+    parameter, so that this number cancels: D_base / D = N_base / N. A shorter or longer training
+    of the same model therefore keeps its decay.
     """
-    return weight_decay * math.sqrt(batch_tokens / BASE_BATCH_TOKENS) * (base_tokens / tokens)
+    by_batch = math.sqrt(batch_tokens / BASE_BATCH_TOKENS)
+    return weight_decay * by_batch * (base_parameters / parameters)
 
 
 def power_lines_batch(tokens: float, base_tokens: float) -> int:
@@ -210,7 +215,7 @@ def power_lines_batch(tokens: float, base_tokens: float) -> int:
 
 
 def parameter_groups(
-    model: GPT, pretrain: Mapping[str, Any], *, tokens: float | None = None
+    model: GPT, pretrain: Mapping[str, Any], *, finished: ModelConfig | None = None
 ) -> list[dict[str, Any]]:
     """Optimizer groups of `model` for a recipe's `[pretrain]` section.
 
@@ -218,7 +223,8 @@ def parameter_groups(
         pretrain: The rates, `weight_decay`, `total_batch_size` and `scale_lr` (False: all rates
             and the decay as written); `factored_second_moment`, `matrix_optimizer` and the settings
             of its rule.
-        tokens: The horizon in tokens, for the weight decay's rule; None leaves that rule out.
+        finished: The model that training ends with, whose size scales the weight decay; None:
+            `model` is that model.
 
     Raises:
         TrainerError: `matrix_optimizer` is none that is known.
@@ -228,8 +234,10 @@ def parameter_groups(
     by_batch = batch_lr_scale(batch) if scaled else 1.0
     by_width = width_lr_scale(model.config.n_embd) if scaled else 1.0
     decay = pretrain["weight_decay"]
-    if scaled and tokens:
-        decay = scaled_weight_decay(decay, batch, tokens, reference_tokens(model.config.vocab_size))
+    if scaled:
+        config = finished or model.config
+        base = count_parameters(ModelConfig(config.vocab_size)).scaling
+        decay = scaled_weight_decay(decay, batch, count_parameters(config).scaling, base)
     table = {  # lr, betas, weight decay
         "unembedding": (pretrain["unembedding_lr"] * by_width, (0.8, 0.96), 0.01),
         "embedding": (pretrain["embedding_lr"] * by_width, (0.8, 0.995), 0.001),
@@ -245,7 +253,8 @@ def parameter_groups(
             "name": name,
             "kind": "adamw",
             "params": [p for _, p in named[name]],
-            "lr": lr * by_batch,
+            # The gates' few weights take nanochat's rate as it is, whatever the batch.
+            "lr": lr if name == "gate" else lr * by_batch,
             "betas": betas,
             "eps": 1e-10,
             "weight_decay": weight_decay,
@@ -291,11 +300,3 @@ def parameter_groups(
         for shape, params in by_shape.items()
     ]
     return groups
-
-
-def reference_tokens(vocab_size: int) -> float:
-    """D_ref: the horizon of the 12-layer model the decay was tuned on, 12 tokens a parameter."""
-    from reference.config.model import ModelConfig
-    from reference.model.cost import count_parameters
-
-    return 12.0 * count_parameters(ModelConfig(vocab_size)).scaling

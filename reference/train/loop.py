@@ -191,7 +191,8 @@ class TrainState:
         """The state that `[pretrain]` and the finished model's `config` describe.
 
         Args:
-            horizon_tokens: Tokens of the whole run, for the weight decay's rule; None: no rule.
+            horizon_tokens: Tokens of the whole run: whether compiling pays on a CPU follows from
+                them. None: unknown.
             on_device: Draw the weights on the device (see `GPT.init_weights`).
         """
         limit = memory_limit_bytes(device, section["vram_cap_gib"])
@@ -210,7 +211,7 @@ class TrainState:
         return cls(
             config,
             model,
-            new_optimizer(model, section, horizon_tokens),
+            new_optimizer(model, section, config),
             ScheduleConfig.from_recipe(section),
             Curriculum.from_recipe(first, section),
             section,
@@ -304,7 +305,7 @@ class TrainState:
     def take(self, model: GPT) -> None:
         """Continues with another model, not yet placed, and an optimizer without moments."""
         self.model = model.place(self.device)
-        self.optimizer = new_optimizer(model, self.section, self.horizon_tokens)
+        self.optimizer = new_optimizer(model, self.section, self.config)
         self.average = WeightAverage(model, self.average.kind, self.average.share)
         self.curriculum = Curriculum.from_recipe(model.config, self.section)
         self._stepper.model, self._stepper.optimizer = model, self.optimizer
@@ -439,12 +440,14 @@ class TrainState:
         self.decisions = saved.get("decisions")
 
 
-def new_optimizer(
-    model: GPT, section: Mapping[str, Any], horizon_tokens: float | None
-) -> MuonAdamW:
-    """The optimizer that `[pretrain]` asks for; its update is compiled on a GPU if asked."""
+def new_optimizer(model: GPT, section: Mapping[str, Any], finished: ModelConfig) -> MuonAdamW:
+    """The optimizer that `[pretrain]` asks for; its update is compiled on a GPU if asked.
+
+    Args:
+        finished: The model that training ends with; `model` may still be a smaller one.
+    """
     return MuonAdamW(
-        parameter_groups(model, section, tokens=horizon_tokens),
+        parameter_groups(model, section, finished=finished),
         compiled=section["compile_optimizer"] and model.device.type == "cuda",
     )
 

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from reference.model.cost import count_parameters
 from reference.model.gpt import GPT, ModelConfig
 from reference.optim.muon import orthogonalize
 from reference.optim.optimizer import (
@@ -14,7 +15,6 @@ from reference.optim.optimizer import (
     batch_lr_scale,
     parameter_groups,
     power_lines_batch,
-    reference_tokens,
     scaled_weight_decay,
     width_lr_scale,
 )
@@ -172,18 +172,39 @@ def test_groups_follow_the_table_and_hold_each_parameter_once():
     listed = [id(p) for g in groups for p in g["params"]]
     assert sorted(listed) == sorted(id(p) for p in model.parameters())
     by_name = {g["name"]: g for g in groups}
+    size = count_parameters(model.config).scaling
+    base = count_parameters(ModelConfig(100)).scaling
     # Width 192 is a quarter of 768: the tables' rates double. The base batch changes nothing.
     assert by_name["embedding"]["lr"] == pytest.approx(0.6)
     assert by_name["unembedding"]["lr"] == pytest.approx(0.016)
     assert by_name["resid"]["lr"] == pytest.approx(0.005)
     assert by_name["x0"]["betas"] == (0.96, 0.95)
     assert by_name["matrix 192x192"]["lr"] == pytest.approx(0.02)
-    assert by_name["matrix 192x192"]["weight_decay"] == pytest.approx(0.28)
+    assert by_name["matrix 192x192"]["weight_decay"] == pytest.approx(0.28 * base / size)
     assert {g["kind"] for g in groups if g["name"].startswith("matrix")} == {"muon"}
-    small = parameter_groups(model, {**PRETRAIN, "total_batch_size": 1 << 17})
-    assert small[0]["lr"] == pytest.approx(groups[0]["lr"] / 2)
-    unscaled = parameter_groups(model, {**PRETRAIN, "scale_lr": False}, tokens=1e6)
+    small = {
+        g["name"]: g for g in parameter_groups(model, {**PRETRAIN, "total_batch_size": 1 << 17})
+    }
+    for name, group in by_name.items():  # the gates' rate alone is the same at every batch
+        change = 1.0 if name == "gate" else 0.5
+        assert small[name]["lr"] == pytest.approx(change * group["lr"]), name
+    unscaled = parameter_groups(model, {**PRETRAIN, "scale_lr": False})
     assert {g["name"]: g["lr"] for g in unscaled}["embedding"] == 0.3
+    assert unscaled[-1]["weight_decay"] == 0.28
+
+
+def test_weight_decay_is_nanochats_at_any_length_of_the_training():
+    """d20 with a vocabulary of 49,152 at the base batch: the worked example of nanochat's rule."""
+    config = ModelConfig(49152, n_layer=20, n_embd=1280, n_head=10, n_kv_head=10)
+    with torch.device("meta"):
+        model = GPT(config)
+    [decay] = {g["weight_decay"] for g in parameter_groups(model, PRETRAIN) if g["kind"] == "muon"}
+    assert decay == pytest.approx(0.0753, abs=1e-4)
+    # While a smaller model still grows into this one, it decays as the finished one does.
+    with torch.device("meta"):
+        first = GPT(ModelConfig(49152, n_layer=10, n_embd=1280, n_head=10, n_kv_head=10))
+    grown = parameter_groups(first, PRETRAIN, finished=config)
+    assert {g["weight_decay"] for g in grown if g["kind"] == "muon"} == {decay}
 
 
 def test_adamw_can_take_the_matrices_for_comparison():
@@ -194,7 +215,9 @@ def test_adamw_can_take_the_matrices_for_comparison():
     assert sorted(listed) == sorted(id(p) for p in model.parameters())
     assert {g["kind"] for g in groups} == {"adamw"}
     assert groups[-1]["lr"] == pytest.approx(0.002)
-    assert groups[-1]["weight_decay"] == pytest.approx(0.28)
+    decay = groups[-1]["weight_decay"]
+    base = count_parameters(ModelConfig(100)).scaling
+    assert decay == pytest.approx(0.28 * base / count_parameters(model.config).scaling)
     before = [p.detach().clone() for p in groups[-1]["params"]]
     optimizer = MuonAdamW(groups)
     for p in model.parameters():
@@ -203,15 +226,14 @@ def test_adamw_can_take_the_matrices_for_comparison():
     optimizer.step()
     for p, old in zip(groups[-1]["params"], before, strict=True):
         # Adam's first step is lr in each coordinate, after the decay.
-        torch.testing.assert_close(p, old * (1 - 0.002 * 0.28) - 0.002, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(p, old * (1 - 0.002 * decay) - 0.002, rtol=1e-4, atol=1e-5)
 
 
 def test_scaling_rules_at_points_worked_out_by_hand():
     assert batch_lr_scale(1 << 21) == pytest.approx(2.0)
     assert width_lr_scale(3072) == pytest.approx(0.5)
-    assert scaled_weight_decay(0.28, 1 << 21, 4e9, 1e9) == pytest.approx(0.28 * 2 / 4)
-    assert reference_tokens(32768) == pytest.approx(12 * 110.1e6, rel=1e-3)
-    base = reference_tokens(32768) * 10.5 / 12
+    assert scaled_weight_decay(0.28, 1 << 21, 4e8, 1e8) == pytest.approx(0.28 * 2 / 4)
+    base = 10.5 * count_parameters(ModelConfig(32768)).scaling
     # d12 and d20 at 10.5 tokens a parameter, as nanochat's log has them: 0.5 M and 1 M tokens.
     assert power_lines_batch(base, base) == 1 << 19
     assert power_lines_batch(10.5 * 435.2e6, base) == 1 << 20
