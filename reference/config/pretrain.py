@@ -230,8 +230,9 @@ class Pretrain:
     matmul: str = setting(
         "bf16",
         "Factors of the blocks' matrix products: bf16, or 8 bits: fp8 (one scale "
-        "a matrix), fp8_rowwise, int8 (a scale a row). fastest: timed for each "
-        "shape.",
+        "a matrix), fp8_rowwise (a scale a row), int8 (rounded where a tensor is "
+        "made, weights once a step; bf16 where that is not faster on the GPU). "
+        "fastest: bf16 or fp8, timed for each shape.",
         choices=("bf16", "fp8", "fp8_rowwise", "int8", "fastest"),
     )
     matmul_passes: tuple[str, ...] = setting(

@@ -16,9 +16,11 @@ from reference.errors import TrainerError
 from reference.kernels.attention import FLEX, automatic, lacks, prepare_flex, takes
 from reference.kernels.attention_trial import choose_backends, cuda_milliseconds
 from reference.kernels.gradient_check import check_compiled_gradients
+from reference.kernels.int8_trial import choose_int8
 from reference.kernels.matmul_trial import choose_products, profiled_kernels
 from reference.model.gpt import GPT
-from reference.model.linear import PLAIN, Products, eligible, set_products
+from reference.model.int8_maps import Passes, use_int8
+from reference.model.linear import PASSES, PLAIN, Products, eligible, set_products
 from reference.train.curriculum import Phase
 
 Say = Callable[..., None]  # (text, **figures) into the log
@@ -40,7 +42,8 @@ def decide(
         known: Decisions of an interrupted run, to be kept.
 
     Returns:
-        `attention`: backends for whole windows and for narrower ones; `products`: by shape.
+        `attention`: backends for whole windows and for narrower ones; `products`: by shape; `int8`:
+        parts of the blocks whose maps take int8 factors.
     """
     if known is not None:
         return dict(known)
@@ -48,6 +51,7 @@ def decide(
     return {
         "attention": _decide_attention(model, section, micro_batch, say),
         "products": {shape: tuple(kinds) for shape, kinds in products.items()},
+        "int8": _decide_int8(model, section, micro_batch, say),
     }
 
 
@@ -64,6 +68,8 @@ def apply(
     layers = section["matmul_layers"] if phase.eight_bit else ()
     set_products(model, ("attention", "mlp"), PLAIN)
     set_products(model, layers, decisions["products"])
+    int8 = [name for name in decisions.get("int8", ()) if name in layers]
+    use_int8(model, int8, int8_passes(section))
     kind = section["matmul"]
     model.head_kind = kind if "head" in layers and kind != "fastest" else "bf16"
     model.full_loss = not section["fused_loss"]
@@ -122,7 +128,7 @@ def _decide_products(
 ) -> dict[str, Products]:
     kind, passes = section["matmul"], section["matmul_passes"]
     shapes = {tuple(map_.weight.shape) for _, map_ in eligible(model, section["matmul_layers"])}
-    if kind == "bf16":
+    if kind in ("bf16", "int8"):  # int8 has its own way (`_decide_int8`)
         return {}
     tokens = micro_batch * model.config.seq_len
     timed = model.device.type == "cuda" and not section["deterministic"]
@@ -131,7 +137,7 @@ def _decide_products(
             say("matmul = fastest needs a GPU's clock: all products stay in the activations' type")
             return {}
         return {f"{n}x{k}": Products.of(kind, passes) for n, k in shapes}
-    kinds = ("bf16", "fp8", "fp8_rowwise", "int8") if kind == "fastest" else ("bf16", kind)
+    kinds = ("bf16", "fp8", "fp8_rowwise") if kind == "fastest" else ("bf16", kind)
     chosen, rows = choose_products(
         shapes,
         tokens,
@@ -157,6 +163,34 @@ def _decide_products(
         matmul_trial=[row._asdict() for row in rows],
     )
     return chosen
+
+
+def _decide_int8(model: GPT, section: Mapping[str, Any], micro_batch: int, say: Say) -> list[str]:
+    """The parts of the blocks that take int8 factors: as asked for, where they are faster."""
+    layers = [name for name in section["matmul_layers"] if name in ("attention", "mlp")]
+    if section["matmul"] != "int8":
+        return []
+    if model.device.type != "cuda" or section["deterministic"]:
+        return layers
+    chosen, rows = choose_int8(
+        model,
+        layers,
+        (micro_batch, model.config.seq_len),
+        passes=int8_passes(section),
+        timer=cuda_milliseconds,
+    )
+    told = [f"{row.part} {row.kind}: {row.reason or f'{row.ms:.2f} ms'}" for row in rows]
+    say(
+        f"maps in int8: {', '.join(chosen) or 'none'}; the others stay in bf16; forward and"
+        f" backward pass of a block's part: {'; '.join(told)}"[:1000],
+        int8_trial=[row._asdict() for row in rows],
+    )
+    return chosen
+
+
+def int8_passes(section: Mapping[str, Any]) -> Passes:
+    """The products that take int8 factors in a recipe with `matmul = "int8"`."""
+    return Passes(*(name in section["matmul_passes"] for name in PASSES))
 
 
 def precompile(

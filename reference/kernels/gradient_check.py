@@ -42,12 +42,16 @@ def check_compiled_gradients(
         TrainerError: The gradients of a weight differ by more than `TOLERANCE` of their norm.
     """
     kinds: dict[Any, int] = {}
+    if model.step_weights is not None:
+        model.step_weights.refresh()
     for layer, block in enumerate(model.blocks):
         factors = tuple(m.products for m in block.modules() if isinstance(m, Linear))
-        if block._compiled_call_impl is not None and any(f != PLAIN for f in factors):
+        int8 = block.attn.int8 is not None, block.mlp.int8 is not None
+        eight_bit = any(int8) or any(f != PLAIN for f in factors)
+        if block._compiled_call_impl is not None and eight_bit:
             gated = model.config.has_value_embedding(layer)
             # The last of its kind: the first block's two inputs are one tensor, a case of its own.
-            kinds[block.attn.window, gated, factors] = layer
+            kinds[block.attn.window, gated, factors, int8] = layer
     for layer in kinds.values():
         _check_block(model, layer, rows, seq_len, documents)
     return len(kinds)
@@ -80,6 +84,8 @@ def _check_block(
         return {"input": x.grad, **found}  # type: ignore[dict-item]
 
     with _nonzero_weights(block, generator):
+        if model.step_weights is not None:
+            model.step_weights.refresh()
         eager = gradients(block.forward)
         compiled = gradients(block)
     for name, wanted in eager.items():

@@ -37,6 +37,8 @@ from reference.config.model import (
 from reference.kernels.attention import Backend, Documents, cached_attention, causal_attention
 from reference.kernels.eight_bit import Kind
 from reference.kernels.fused import norm, norm_and_rotate, relu_squared
+from reference.model.init import set_initial_values
+from reference.model.int8_maps import RoundedMaps, StepWeights, inner, mapped, relu2_mlp
 from reference.model.kv_cache import KVCache
 from reference.model.linear import Linear
 from reference.model.loss import (
@@ -81,19 +83,28 @@ class Attention(nn.Module):
         self.config, self.layer, self.window = config, layer, config.windows[layer]
         # For windows that cover all keys, and for narrower ones.
         self.backends: tuple[Backend, Backend] = ("auto", "auto")
+        self.int8: RoundedMaps | None = None  # the weights of training in int8
         add_maps(self, attention_maps(config, layer))
 
     def project(
         self, x: Tensor, value: Tensor | None, rope: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (B, T, H, D), keys and values (B, T, G, D) of normed states (B, T, C)."""
+        """Queries (B, T, H, D), keys and values (B, T, G, D); x (B, T, C) before its norm."""
         B, T, _ = x.shape
         D = self.config.head_dim
-        q = self.c_q(x).view(B, T, -1, D)  # (B, T, H, D)
-        k = self.c_k(x).view(B, T, -1, D)  # (B, T, G, D)
-        v = self.c_v(x).view(B, T, -1, D)
+        normed = norm(x)
+        if self.int8 is not None and torch.is_grad_enabled():
+            maps = self.int8
+            qkv = mapped(x, inner(self), maps.inner, "norm", maps.passes).view(B, T, -1, D)
+            G = self.config.n_kv_head
+            q, k, v = qkv.split([self.config.n_head, G, G], dim=2)
+        else:
+            q = self.c_q(normed).view(B, T, -1, D)  # (B, T, H, D)
+            k = self.c_k(normed).view(B, T, -1, D)  # (B, T, G, D)
+            v = self.c_v(normed).view(B, T, -1, D)
         if value is not None:
-            gate = 3.0 * torch.sigmoid(self.value_gate(x[..., :VALUE_GATE_CHANNELS]))  # (B, T, G)
+            leading = normed[..., :VALUE_GATE_CHANNELS]
+            gate = 3.0 * torch.sigmoid(self.value_gate(leading))  # (B, T, G)
             v = v + gate.unsqueeze(-1) * value.view(B, T, -1, D)
         # The tables hold the scale.
         return norm_and_rotate(q, *rope), norm_and_rotate(k, *rope), v
@@ -116,9 +127,16 @@ class Attention(nn.Module):
             y = cached_attention(q, *cache.in_reach(self.layer, self.window))
         return y.flatten(2)
 
+    def output(self, y: Tensor) -> Tensor:
+        """(B, T, C): what is added to the states, of `mix`'s result."""
+        if self.int8 is not None and torch.is_grad_enabled():
+            weight = self.c_proj.weight
+            return mapped(y, [weight], self.int8.outer, passes=self.int8.passes)
+        return self.c_proj(y)
+
 
 class MLP(nn.Module):
-    """Up, bend, down; with "swiglu" a third matrix is multiplied in."""
+    """Norm, up, bend, down; with "swiglu" a third matrix is multiplied in."""
 
     c_fc: Linear
     c_up: Linear  # only with "swiglu"
@@ -127,12 +145,23 @@ class MLP(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.swiglu = config.ffn == "swiglu"
+        self.int8: RoundedMaps | None = None  # the weights of training in int8
         add_maps(self, mlp_maps(config))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, T, C) of states (B, T, C) before the norm."""
+        if self.int8 is not None and torch.is_grad_enabled():
+            return self._forward_int8(x, self.int8)
+        x = norm(x)
         if self.swiglu:
             return self.c_proj(F.silu(self.c_fc(x)) * self.c_up(x))
         return self.c_proj(relu_squared(self.c_fc(x)))
+
+    def _forward_int8(self, x: Tensor, maps: RoundedMaps) -> Tensor:
+        if not self.swiglu:
+            return relu2_mlp(x, self.c_fc.weight, self.c_proj.weight, maps)
+        gate, up = mapped(x, inner(self), maps.inner, "norm", maps.passes).chunk(2, dim=-1)
+        return mapped(F.silu(gate) * up, [self.c_proj.weight], maps.outer, passes=maps.passes)
 
 
 class Block(nn.Module):
@@ -168,12 +197,12 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """All up to attention: the mixed input (B, T, C), and its queries, keys and values."""
         x = resid_scale * x if x0_scale is None else resid_scale * x + x0_scale * x0
-        return x, *self.attn.project(norm(x), value, rope)
+        return x, *self.attn.project(x, value, rope)
 
     def after(self, x: Tensor, y: Tensor) -> Tensor:
         """All from attention's output y (B, T, C) on."""
-        x = x + self.attn.c_proj(y)
-        return x + self.mlp(norm(x))
+        x = x + self.attn.output(y)
+        return x + self.mlp(x)
 
 
 class GPT(nn.Module):
@@ -200,6 +229,7 @@ class GPT(nn.Module):
             self.lm_head = Linear(C, V)
         self.tied = config.tied  # whether the head is the embedding table at the moment
         self.head_kind: Kind = "bf16"  # of the factors of the logits, in training
+        self.step_weights: StepWeights | None = None  # of the maps with int8 factors
         self.full_loss = False  # all logits at once, as the baseline does it
         self.teacher: Teacher | None = None  # whose targets take part in training's gradients
         self._dtype = torch.float32
@@ -228,38 +258,11 @@ class GPT(nn.Module):
     def init_weights(self, seed: int, *, on_device: bool = False) -> None:
         """Sets every parameter from `seed`, to the same values wherever the model lives.
 
-        Drawn on the CPU in the order of the state dict. Uniform draws have the standard deviation
-        that their comment names and no outliers.
-
         Args:
             on_device: Draw where the weights are: at once, but other values on a GPU. For runs
                 that nobody has to repeat.
         """
-        device = self.device if on_device else torch.device("cpu")
-        generator = torch.Generator(device).manual_seed(seed)
-        layers = torch.arange(self.config.n_layer) / max(self.config.n_layer - 1, 1)
-        width = 3**0.5 * self.config.n_embd**-0.5  # standard deviation 1/sqrt(C)
-        for name, parameter in self.named_parameters():
-            value = torch.empty(parameter.shape, device=device)
-            if name == "wte.weight":
-                value.normal_(0.0, 0.8, generator=generator)
-            elif name == "lm_head.weight":
-                value.normal_(0.0, 0.001, generator=generator)
-            elif name == "resid_scale":
-                value.copy_(1.15 - 0.10 * layers)
-            elif name == "x0_scale":
-                value.copy_(0.20 - 0.15 * layers)
-            elif name == "smear_scale" or "c_proj" in name:
-                value.zero_()  # a block starts as the identity
-            elif name == "backout_scale":
-                value.fill_(0.2)
-            elif "gate" in name:  # value gates and smear's
-                value.uniform_(0.0, 0.02, generator=generator)
-            elif "c_fc" in name:
-                value.uniform_(-0.4 * width, 0.4 * width, generator=generator)
-            else:  # c_q, c_k, c_v, c_up, value_embeds
-                value.uniform_(-width, width, generator=generator)
-            parameter.copy_(value)
+        set_initial_values(self, seed, on_device=on_device)
 
     def place(
         self, device: str | torch.device = "cpu", dtype: str | torch.dtype | None = None
@@ -360,6 +363,8 @@ class GPT(nn.Module):
             (B, T, C) in the compute dtype.
         """
         B, T = tokens.shape
+        if self.step_weights is not None and torch.is_grad_enabled():
+            self.step_weights.refresh()
         x = norm(F.embedding(tokens, self.wte.weight).to(self.dtype))  # (B, T, C)
         if cache is None:
             rope = self.rope(T)

@@ -108,6 +108,7 @@ class MuonAdamW(torch.optim.Optimizer):
             amsgrad=False,
             maximize=False,
         )
+        torch.autograd.graph.increment_version(params)  # the fused kernel leaves this out
 
     def _step_factored(self, group: dict[str, Any]) -> None:
         """AdamW of tables whose second moment is (row means x column means) / mean."""

@@ -17,6 +17,7 @@ from torch._inductor.decomposition import select_decomp_table
 from reference.config.model import ModelConfig
 from reference.kernels.attention import find_documents, prepare_flex
 from reference.model.gpt import GPT
+from reference.model.int8_maps import use_int8
 from reference.model.linear import Products, set_products
 from reference.model.structure import block_activations
 
@@ -24,6 +25,7 @@ CONFIG = ModelConfig(64, n_layer=2, n_embd=32, n_head=2, n_kv_head=1, seq_len=16
                      window_pattern="L")  # fmt: skip
 CASES = {
     "fp8": ({}, "fp8", False, "auto"),
+    "int8": ({}, "int8", False, "auto"),
     "int8, swiglu": ({"ffn": "swiglu"}, "int8", False, "auto"),
     "documents by mask, tied": ({"tied_until": 1.0}, "bf16", True, "mask"),
 }
@@ -42,8 +44,15 @@ def build(changes, kind):
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
-    set_products(model, ("attention", "mlp"), Products.of(kind))
+    set_kind(model, kind)
     return model.place()
+
+
+def set_kind(model, kind):
+    if kind == "int8":
+        use_int8(model, ("attention", "mlp"))
+    else:
+        set_products(model, ("attention", "mlp"), Products.of(kind))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning",

@@ -14,6 +14,7 @@ from reference.kernels.eight_bit import KINDS
 from reference.kernels.gradient_check import check_compiled_gradients
 from reference.model import linear
 from reference.model.gpt import GPT
+from reference.model.int8_maps import use_int8
 from reference.model.linear import Products, set_products
 
 pytestmark = pytest.mark.filterwarnings(  # Dynamo's own, under warnings as errors
@@ -36,7 +37,10 @@ def compiled_model(kind, dtype="bfloat16", **changes):
     model = GPT(dataclasses.replace(CONFIG, **changes))
     model.init_weights(0)
     model.place("cpu", dtype)
-    set_products(model, ("attention", "mlp"), Products.of(kind))
+    if kind == "int8":
+        use_int8(model, ("attention", "mlp"))
+    else:
+        set_products(model, ("attention", "mlp"), Products.of(kind))
     for block in model.blocks:
         block.compile(dynamic=False, backend="aot_eager")
     return model

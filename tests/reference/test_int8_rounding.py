@@ -10,10 +10,8 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from torch import nn
 
-from reference.experiments.fused_int8.maps import StepWeights, mapped, round_weight
-from reference.experiments.fused_int8.rounding import (
+from reference.kernels.int8_rounding import (
     TOKENS,
     block_mm,
     produce,
@@ -25,7 +23,7 @@ needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is
 
 INTERPRETED = """
 import torch
-from reference.experiments.fused_int8 import rounding as r, triton_kernels as k
+from reference.kernels import int8_rounding as r, int8_rounding_triton as k
 
 def case(M, N, dtype):
     g = torch.Generator().manual_seed(M)
@@ -67,7 +65,7 @@ import os, re, subprocess, tempfile
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from reference.experiments.fused_int8 import triton_kernels as k
+from reference.kernels import int8_rounding_triton as k
 
 tools = os.path.join(os.path.dirname(triton.__file__), "backends/nvidia/bin")
 
@@ -159,42 +157,6 @@ def test_the_block_product_is_exact_for_its_rounded_factors() -> None:
     into = torch.ones(24, 30)
     block_mm(a.columns, b.columns, a.column_scale, b.column_scale, into=into)
     torch.testing.assert_close(into, got + 1.0)
-
-
-@pytest.mark.parametrize("producer", ["identity", "norm", "relu2"])
-def test_gradients_are_those_of_the_unrounded_map_up_to_the_rounding(producer: str) -> None:
-    g = torch.Generator().manual_seed(1)
-    x = torch.randn(256, 64, generator=g).requires_grad_()
-    weight = nn.Parameter(torch.randn(48, 64, generator=g) / 8)
-    dy = torch.randn(256, 48, generator=g)
-    store = StepWeights()
-    store.refresh([weight])
-    y = mapped(x, weight, store[weight], producer)
-    y.backward(dy)
-    twin_x, twin_weight = (t.detach().double().requires_grad_() for t in (x, weight))
-    if producer == "norm":
-        f = nn.functional.rms_norm(twin_x, (64,), eps=torch.finfo(torch.float32).eps)
-    else:
-        f = twin_x.relu().square() if producer == "relu2" else twin_x
-    exact = f @ twin_weight.T
-    exact.backward(dy.double())
-    pairs = ((y, exact), (x.grad, twin_x.grad), (weight.grad, twin_weight.grad))
-    for mine, theirs in pairs:
-        error = (mine.double() - theirs).norm() / theirs.norm()
-        assert 0 < error < 0.02  # 8 bits: not exact, and not far off
-
-
-def test_weights_are_rounded_in_both_layouts_and_stale_ones_are_seen() -> None:
-    weight = nn.Parameter(torch.randn(16, 32))
-    rounded = round_weight(weight)
-    for values, scale, matrix in (
-        (rounded.forward, rounded.forward_scale, weight),
-        (rounded.backward, rounded.backward_scale, weight.T),
-    ):
-        assert values.is_contiguous()
-        assert ((values.float() * scale - matrix).abs() <= 0.5001 * scale).all()
-    with pytest.raises(KeyError):
-        StepWeights()[weight]
 
 
 def test_misuse_is_refused() -> None:

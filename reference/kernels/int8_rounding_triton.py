@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from reference.experiments.fused_int8.rounding import EPSILON, ROUNDING, SMALLEST, TOKENS, Rounded
+from reference.kernels.int8_rounding import EPSILON, ROUNDING, SMALLEST, TOKENS, Rounded
 
 STATISTICS_BLOCK = 1024
 TILE_CHANNELS = 64

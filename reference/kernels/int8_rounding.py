@@ -70,11 +70,30 @@ def round_both(x: Tensor, producer: Producer = "identity", gate: Tensor | None =
         raise ValueError("round_both needs a contiguous matrix (tokens, channels)")
     if (gate is not None) != (producer == "relu2_backward"):
         raise ValueError("`gate` goes with the producer relu2_backward, and only with it")
-    if x.is_cuda:
-        from reference.experiments.fused_int8.triton_kernels import launch_round_both
+    return Rounded(*_round_both(x, gate, producer))
 
-        return launch_round_both(x, PRODUCERS[producer], gate)
-    return round_both_plain(x, producer, gate)
+
+@torch.library.custom_op("n4090::int8_round_both", mutates_args=())
+def _round_both(
+    x: Tensor, gate: Tensor | None, producer: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    # An operator of its own, because the compiler must neither look into it nor split it.
+    if x.is_cuda:
+        from reference.kernels.int8_rounding_triton import launch_round_both
+
+        return tuple(launch_round_both(x, PRODUCERS[producer], gate))  # type: ignore[return-value]
+    return tuple(round_both_plain(x, producer, gate))  # type: ignore[return-value,arg-type]
+
+
+@_round_both.register_fake
+def _(x: Tensor, gate: Tensor | None, producer: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    M, N = x.shape
+    return (
+        x.new_empty((M, N), dtype=torch.int8),
+        x.new_empty((M, 1), dtype=torch.float32),
+        x.new_empty((N, M), dtype=torch.int8),
+        x.new_empty((N, -(-M // TOKENS)), dtype=torch.float32),
+    )
 
 
 def round_both_plain(
@@ -103,16 +122,30 @@ def _to_int8(y: Tensor, scale: Tensor) -> Tensor:
 def block_mm(
     a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, *, into: Tensor | None = None
 ) -> Tensor:
-    """a (M, K) @ b (N, K).T of int8 factors whose scales change every TOKENS columns; fp32.
+    """Returns a (M, K) @ b (N, K).T of int8 factors whose scales change every TOKENS columns; fp32.
 
     Each block's products are summed exactly in int32, scaled, and added in fp32 in order.
 
     Args:
         scale_a: (M, ceil(K / TOKENS)) fp32; scale_b: (N, the same).
-        into: (M, N) fp32 to add to, in place; None: a new matrix.
+        into: (M, N) fp32 to add to, in place; None: a new matrix. Not in compiled code.
     """
+    return _block_mm(a, b, scale_a, scale_b) if into is None else _sum(a, b, scale_a, scale_b, into)
+
+
+@torch.library.custom_op("n4090::int8_block_mm", mutates_args=())
+def _block_mm(a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor) -> Tensor:
+    return _sum(a, b, scale_a, scale_b, None)
+
+
+@_block_mm.register_fake
+def _(a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor) -> Tensor:
+    return a.new_empty((a.size(0), b.size(0)), dtype=torch.float32)
+
+
+def _sum(a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, into: Tensor | None) -> Tensor:
     if a.is_cuda:
-        from reference.experiments.fused_int8.triton_kernels import launch_block_mm
+        from reference.kernels.int8_rounding_triton import launch_block_mm
 
         return launch_block_mm(a, b, scale_a, scale_b, into)
     total = torch.zeros((a.size(0), b.size(0)))

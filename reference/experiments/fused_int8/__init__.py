@@ -1,1 +1,0 @@
-"""8-bit training whose rounding happens where a tensor is made (see README.md)."""

@@ -1,0 +1,318 @@
+"""The blocks' linear maps in int8: rounded where a tensor is made, weights rounded once a step.
+
+A block has two pairs of maps. The inner maps read the normed state: queries, keys and values, which
+are one product here, and the MLP's first map (with "swiglu" its first two, merged as well). The
+outer map writes back to the state. `RoundedMaps` holds both in int8, in the two layouts that the
+three products need. `StepWeights` rounds the weights again after every optimizer step, so that its
+micro-steps share one rounding.
+
+The norm and relu squared, forward and backward, are computed by the kernels that round
+(`reference.kernels.int8_rounding`): their results never exist in the activations' type.
+
+On a CPU the same arithmetic runs in PyTorch operations, so that a whole int8 training step can be
+studied without a GPU. It differs from the kernels in the order of the norm's sum of squares, and in
+what the model computes between the maps, which is fp32 unless `model.dtype` says otherwise.
+
+References:
+    INT8 training with row scales: SwitchBack, https://arxiv.org/abs/2304.13013
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from reference.kernels import int8_mm
+from reference.kernels.cpu import linear, matmul
+from reference.kernels.eight_bit import FACTOR_MULTIPLE
+from reference.kernels.int8_rounding import (
+    EPSILON,
+    LARGEST,
+    SMALLEST,
+    Producer,
+    Rounded,
+    block_mm,
+    produce,
+    round_both,
+)
+
+if TYPE_CHECKING:
+    from reference.model.gpt import GPT, MLP, Attention
+
+
+class Weight(NamedTuple):
+    """A weight (out, in) in int8, one scale a row of each layout."""
+
+    forward: Tensor  # (out, in) int8
+    forward_scale: Tensor  # (out, 1) fp32
+    backward: Tensor  # (in, out) int8, contiguous: the factor of the input's gradient
+    backward_scale: Tensor  # (in, 1) fp32
+
+
+class Passes(NamedTuple):
+    """Which of a map's three products have int8 factors; the others have the activations' type."""
+
+    forward: bool = True
+    input_grad: bool = True
+    weight_grad: bool = True
+
+
+ALL_PASSES = Passes()
+
+
+class RoundedMaps(NamedTuple):
+    """The weights of an attention or an MLP in int8; `inner` holds several maps as one."""
+
+    inner: Weight
+    outer: Weight
+    passes: Passes
+
+
+def round_weight(weight: Tensor) -> Weight:
+    """Returns a weight (out, in), rounded to the nearest int8 value in both layouts."""
+
+    def by_rows(matrix: Tensor) -> tuple[Tensor, Tensor]:
+        scale = matrix.abs().amax(dim=1, keepdim=True).clamp_min(SMALLEST) / LARGEST
+        return (matrix / scale).round().clamp(-LARGEST, LARGEST).to(torch.int8), scale
+
+    weight = weight.detach().float()
+    return Weight(*by_rows(weight), *by_rows(weight.T.contiguous()))
+
+
+class StepWeights:
+    """The int8 weights of a model's blocks. They are rounded again when a weight has changed.
+
+    Args:
+        layers: "attention", "mlp": the parts of a block whose maps take int8 factors. Maps whose
+            sizes are no multiples of 16 keep the activations' type.
+    """
+
+    def __init__(self, model: GPT, layers: Sequence[str], passes: Passes = ALL_PASSES) -> None:
+        self.layers, self.passes = tuple(layers), passes
+        self._modules = list(_modules(model, layers))
+        self._versions: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Rounds the weights if one of them has changed since the last call."""
+        versions = [p._version for m in self._modules for p in (*inner(m), outer(m))]
+        if versions == self._versions:
+            return
+        for module in self._modules:
+            new = (round_weight(_merged(inner(module))), round_weight(outer(module)))
+            if module.int8 is None:
+                module.int8 = RoundedMaps(*new, self.passes)
+            else:  # compiled code keeps the tensors it was given
+                for old, value in zip(module.int8[:2], new, strict=True):
+                    for kept, tensor in zip(old, value, strict=True):
+                        kept.copy_(tensor)
+        self._versions = versions
+
+    def remove(self) -> None:
+        """Gives all maps back to the activations' type."""
+        for module in self._modules:
+            module.int8 = None
+        self._versions = []
+
+
+def use_int8(model: GPT, layers: Sequence[str], passes: Passes = ALL_PASSES) -> None:
+    """Gives the maps of the named layers int8 factors in training; all others lose theirs.
+
+    Args:
+        layers: "attention", "mlp"; empty: no map.
+    """
+    held = model.step_weights
+    if held is not None:
+        if (held.layers, held.passes) == (tuple(layers), passes):
+            return
+        held.remove()
+    model.step_weights = StepWeights(model, layers, passes) if layers and any(passes) else None
+
+
+def _modules(model: GPT, layers: Sequence[str]) -> Iterator[Attention | MLP]:
+    for block in model.layers:
+        for name, module in (("attention", block.attn), ("mlp", block.mlp)):
+            weights = (*inner(module), outer(module))
+            if name in layers and not any(n % FACTOR_MULTIPLE for w in weights for n in w.shape):
+                yield module
+
+
+def inner(module: Attention | MLP) -> tuple[nn.Parameter, ...]:
+    """The weights (out, in) of the maps that read the normed state, in the order of merging."""
+    names = ("c_q", "c_k", "c_v", "c_fc", "c_up")
+    return tuple(getattr(module, name).weight for name in names if hasattr(module, name))
+
+
+def outer(module: Attention | MLP) -> nn.Parameter:
+    """The weight (out, in) of the map that writes to the state."""
+    return cast("nn.Parameter", module.c_proj.weight)
+
+
+def _merged(weights: Sequence[Tensor]) -> Tensor:
+    return weights[0] if len(weights) == 1 else torch.cat(list(weights))
+
+
+def mapped(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    rounded: Weight,
+    producer: Producer = "identity",
+    passes: Passes = ALL_PASSES,
+) -> Tensor:
+    """Returns f(x) @ cat(weights).T, f named by `producer`; gradients for x and the weights.
+
+    Args:
+        x: (..., in) bf16 or fp32.
+        weights: One or several (out, in).
+        rounded: `weights` in int8, merged.
+
+    Returns:
+        (..., sum of out) in x's dtype.
+    """
+    if producer == "relu2_backward":
+        raise ValueError("relu2_backward is a gradient, not a function in front of a map")
+    rows = x.flatten(0, -2).contiguous()
+    y = _Mapped.apply(rows, producer, tuple(passes), *rounded, *weights)
+    return y.view(*x.shape[:-1], -1)
+
+
+def relu2_mlp(x: Tensor, fc: Tensor, proj: Tensor, maps: RoundedMaps) -> Tensor:
+    """Returns relu(norm(x) @ fc.T)**2 @ proj.T for x (..., C); gradients for x and both weights."""
+    rows = x.flatten(0, -2).contiguous()
+    y = _MLP.apply(rows, tuple(maps.passes), *maps.inner, *maps.outer, fc, proj)
+    return y.view(x.shape)
+
+
+class _Product:
+    """The three products of one map: int8 where `passes` says so, else in the activations' type."""
+
+    def __init__(self, weight: Weight, plain: Sequence[Tensor], passes: Passes) -> None:
+        self.weight, self.plain, self.passes = weight, plain, passes
+
+    def output(self, x: Tensor, producer: Producer) -> tuple[Tensor, Tensor, Tensor]:
+        """f(x) @ weight.T, and what the weight's gradient needs: int8 columns and their scales."""
+        both = None
+        if self.passes.forward or self.passes.weight_grad:
+            both = round_both(x, producer)
+        if self.passes.forward:
+            assert both is not None
+            y = int8_mm.scaled_mm(
+                both.rows, self.weight.forward, both.row_scale, self.weight.forward_scale
+            ).to(x.dtype)
+        else:
+            y = linear(produce(x, producer).to(x.dtype), self._plain(x.dtype))
+        if both is None or not self.passes.weight_grad:
+            return y, x.new_empty(0), x.new_empty(0)
+        return y, both.columns, both.column_scale
+
+    def rounded(
+        self, dy: Tensor, producer: Producer = "identity", gate: Tensor | None = None
+    ) -> Rounded | None:
+        """f(dy) in int8, if one of the two gradients takes it so."""
+        if self.passes.input_grad or self.passes.weight_grad:
+            return round_both(dy, producer, gate)
+        return None
+
+    def input_grad(self, both: Rounded | None, dy: Tensor) -> Tensor:
+        """dy @ weight; `dy` is read only where the product is not in int8."""
+        if not self.passes.input_grad:
+            return matmul(dy, self._plain(dy.dtype))
+        assert both is not None
+        return int8_mm.scaled_mm(
+            both.rows, self.weight.backward, both.row_scale, self.weight.backward_scale
+        ).to(dy.dtype)
+
+    def weight_grad(
+        self, both: Rounded | None, dy: Tensor, columns: Tensor, scale: Tensor, fx: Tensor
+    ) -> Tensor:
+        """dy.T @ fx in fp32; `dy` and `fx` are read only where the product is not in int8."""
+        if not self.passes.weight_grad:
+            return matmul(dy.T, fx).float()
+        assert both is not None
+        return block_mm(both.columns, columns, both.column_scale, scale)
+
+    def _plain(self, dtype: torch.dtype) -> Tensor:
+        return _merged(self.plain).to(dtype)
+
+
+class _Mapped(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, producer: Producer, passes: tuple[bool, ...], *tensors: Tensor
+    ) -> Tensor:
+        product = _Product(Weight(*tensors[:4]), tensors[4:], Passes(*passes))
+        y, columns, scale = product.output(x, producer)
+        ctx.save_for_backward(x, columns, scale, *tensors)
+        ctx.producer, ctx.passes = producer, passes
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, columns, scale, *tensors = ctx.saved_tensors
+        passes, weights = Passes(*ctx.passes), tensors[4:]
+        product = _Product(Weight(*tensors[:4]), weights, passes)
+        dy = dy.contiguous()
+        both = product.rounded(dy)
+        fx = x if passes.weight_grad else produce(x, ctx.producer).to(x.dtype)
+        d_weight = product.weight_grad(both, dy, columns, scale, fx)
+        d_input = product.input_grad(both, dy)
+        dx = backward_of(ctx.producer, d_input.float(), x.float()).to(x.dtype)
+        d_weights = d_weight.split([w.size(0) for w in weights])
+        return dx, None, None, None, None, None, None, *d_weights
+
+
+class _MLP(torch.autograd.Function):
+    """Both maps in one function: the gradient between them exists in int8 alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, passes: tuple[bool, ...], *tensors: Tensor) -> Tensor:
+        fc, proj = _mlp_products(tensors, passes)
+        h, *columns_x = fc.output(x, "norm")
+        y, *columns_h = proj.output(h, "relu2")
+        ctx.save_for_backward(x, h, *columns_x, *columns_h, *tensors)
+        ctx.passes = passes
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, h, columns_x, scale_x, columns_h, scale_h, *tensors = ctx.saved_tensors
+        passes = Passes(*ctx.passes)
+        fc, proj = _mlp_products(tensors, passes)
+        dy = dy.contiguous()
+        both = proj.rounded(dy)
+        fh = h if passes.weight_grad else produce(h, "relu2").to(h.dtype)
+        d_proj = proj.weight_grad(both, dy, columns_h, scale_h, fh)
+        d_bent = proj.input_grad(both, dy)
+        both = fc.rounded(d_bent, "relu2_backward", h)
+        dh = d_bent  # not read where both gradients are in int8
+        if not (passes.input_grad and passes.weight_grad):
+            dh = produce(d_bent, "relu2_backward", h).to(h.dtype)
+        fx = x if passes.weight_grad else produce(x, "norm").to(x.dtype)
+        d_fc = fc.weight_grad(both, dh, columns_x, scale_x, fx)
+        d_normed = fc.input_grad(both, dh)
+        dx = backward_of("norm", d_normed.float(), x.float()).to(x.dtype)
+        return dx, None, *[None] * 8, d_fc, d_proj
+
+
+def _mlp_products(tensors: Sequence[Tensor], passes: tuple[bool, ...]) -> tuple[_Product, _Product]:
+    return (
+        _Product(Weight(*tensors[:4]), tensors[8:9], Passes(*passes)),
+        _Product(Weight(*tensors[4:8]), tensors[9:], Passes(*passes)),
+    )
+
+
+def backward_of(producer: Producer, dy: Tensor, x: Tensor) -> Tensor:
+    """Returns the gradient for x, given `dy` for f(x); both (M, N) fp32."""
+    if producer == "norm":
+        root = torch.rsqrt(x.square().mean(dim=1, keepdim=True) + EPSILON)
+        y = x * root
+        return root * (dy - y * (dy * y).mean(dim=1, keepdim=True))
+    if producer == "relu2":
+        return dy * (2.0 * x.clamp_min(0.0))
+    return dy
