@@ -96,7 +96,8 @@ class Reading:
                     self.parts[name] = f"{name} {value:.4f}"
 
     def _take_step(self, data: Step) -> None:
-        total = self.recipe.document.get(self.stage, {}).get("num_steps") or None
+        section = self.recipe.document.get(self.stage, {})
+        total = None if section.get("hours") else section.get("num_steps") or None
         self.parts["step"] = f"step {data.step + 1}" + (f"/{total}" if total else "")
         self.parts["loss"] = f"loss {data.loss:.4f}"
         if data.progress is not None:

@@ -66,8 +66,9 @@ class ReferenceCourse:
         return sorted({0, *between, last})
 
     def usable_s(self, stage: str) -> tuple[float, float] | None:
-        seconds = self.recipe["pretrain"]["hours"] * 3600
-        if stage != "pretrain" or not seconds:
+        # Recipes of earlier results have no sft.hours.
+        seconds = self.recipe[stage].get("hours", 0) * 3600
+        if not seconds:
             return None
         largest = LARGEST_RESERVE * seconds
         return seconds - largest, seconds - min(largest, RESERVE_SHARE * seconds + RESERVE_S)

@@ -348,9 +348,18 @@ class Sft:
     num_steps: int = setting(
         100,
         "Optimizer steps; the stage's whole length. A few dozen make it a short "
-        "one, after conversations in pretraining (pretrain.sft_share).",
+        "one, after conversations in pretraining (pretrain.sft_share). With hours above 0 only "
+        "the steps planned: the warm-up is a twentieth of them.",
         unit="steps",
         low=1,
+    )
+    hours: float = setting(
+        0,
+        "Hours of the stage, everything counted: a slow card then trains on fewer conversations "
+        "instead of missing the deadline; 0: the horizon is num_steps.",
+        unit="h",
+        low=0,
+        high=168,
     )
     device_batch_size: int = setting(
         8,

@@ -73,15 +73,16 @@ class ReferenceTrainer:
         """
         from reference.model.cost import RunCost
 
-        pretrain = recipe["pretrain"]
+        pretrain, stages = recipe["pretrain"], ("pretrain", "sft")
+        hours = {stage: recipe[stage].get("hours", 0) for stage in stages}
         cost = RunCost.from_recipe(self._model(recipe, None), pretrain)
         levers = asked_for(pretrain)
         return {
-            "stage_s": {"pretrain": 3600.0 * pretrain["hours"]} if pretrain["hours"] else {},
+            "stage_s": {stage: 3600.0 * value for stage, value in hours.items() if value},
             "steps": {
                 stage: recipe[stage]["num_steps"]
-                for stage in ("pretrain", "sft")
-                if recipe[stage]["num_steps"]
+                for stage in stages
+                if recipe[stage]["num_steps"] and not hours[stage]
             },
             "reads": {"pretrain": ["sft"]} if pretrain["sft_share"] > 0 else {},
             "rollbacks": pretrain["rollbacks"],

@@ -12,14 +12,19 @@ LARGEST_RESERVE = 0.5  # of the horizon
 
 
 class Horizon:
-    """The elapsed share of a run."""
+    """The elapsed share of a training stage.
 
-    def __init__(self, request: Request) -> None:
-        section = request.recipe["pretrain"]
+    Args:
+        stage: Section of the recipe that has `hours` and `num_steps`; `hours` wins.
+    """
+
+    def __init__(self, request: Request, stage: str = "pretrain") -> None:
+        section = request.recipe[stage]
         self._request = request
-        self._num_steps: int = section["num_steps"]
         self._seconds: float = section["hours"] * 3600
-        self._reserve_s = RESERVE_SHARE * self._seconds + RESERVE_S
+        self.num_steps: int = 0 if self._seconds else section["num_steps"]
+        least = RESERVE_SHARE * self._seconds + RESERVE_S
+        self._reserve_s = min(LARGEST_RESERVE * self._seconds, least)
 
     def reserve(self, eval_s: float) -> None:
         """Keeps back enough time for another evaluation that takes `eval_s` seconds."""
@@ -28,8 +33,9 @@ class Horizon:
 
     def progress(self, step: int) -> float:
         """The elapsed share of the horizon, 0 to 1, before step `step`."""
-        if self._num_steps:
-            share = step / self._num_steps
-            return 1.0 if self._request.remaining_s() <= 0 else share
+        if self._request.remaining_s() <= 0:
+            return 1.0
+        if self.num_steps:
+            return step / self.num_steps
         usable_s = self._seconds - self._reserve_s
         return min(1.0, self._request.stage_elapsed_s() / usable_s)

@@ -5,6 +5,9 @@ into rows: never cropped to fit, the end of a row is padding that nothing learns
 assistant writes counts (`reference.chat.conversation`). A conversation longer than a row is cut at
 its end; one whose first answer begins beyond the row is left out.
 
+The horizon is a number of steps, or a stretch of time (`sft.hours`): then a slow card trains on
+fewer conversations instead of taking the time of the chat evaluation.
+
 Learning rates are pretraining's, scaled to this batch and times `lr_frac`, with a short warm-up for
 the optimizer's fresh averages, and no weight decay on the matrices.
 """
@@ -45,6 +48,7 @@ from reference.train.checkpoint import (
 )
 from reference.train.curriculum import sft_batch_tokens
 from reference.train.device import peak_memory_bytes, set_up_device
+from reference.train.horizon import Horizon
 from reference.train.loop import StepReport, TrainState
 from reference.train.pretrain import due
 from reference.train.step import compiled_graphs, maybe_compile
@@ -87,8 +91,8 @@ def run(request: Request, events: Events) -> None:
     )
     if saved["step"]:
         state.load_state_dict(saved)
-    setting, horizon = request.recipe["pretrain"]["compile"], section["num_steps"] * step_tokens
-    if maybe_compile(model, setting, device, tokens=horizon):
+    setting, tokens = request.recipe["pretrain"]["compile"], section["num_steps"] * step_tokens
+    if maybe_compile(model, setting, device, tokens=tokens):
         began = time.perf_counter()
         precompile_fixed(model, batch_size, T)
         events.emit(
@@ -97,28 +101,30 @@ def run(request: Request, events: Events) -> None:
             compile_s=round(time.perf_counter() - began, 3),
         )
 
-    def evaluate(step: int) -> None:
+    def evaluate(step: int) -> float:
+        """Measures the loss of the held-out conversations; returns how many seconds it took."""
         began = time.perf_counter()
         batches = held_out_batches(held_out, batch_size, T, tokenizer.bos_id, device)
         value = mean_loss(model, batches)
         elapsed_s = time.perf_counter() - began
         events.emit("eval", name="sft_val_loss", step=step, value=value, elapsed_s=elapsed_s)
+        return elapsed_s
 
     def checkpoint(step: int) -> None:
         size = save_state(out, step, state.state_dict())
         events.emit("checkpoint", step=step, bytes=size)
 
-    step, last = saved["step"], section["num_steps"]
-    first_step = step
-    while step < last and request.remaining_s() > 0:
+    horizon = Horizon(request, "sft")
+    first_step = step = saved["step"]
+    while (progress := horizon.progress(step)) < 1.0:
         if due(step, section["eval_every"], first=True):
-            evaluate(step)
+            horizon.reserve(evaluate(step))
         if stop_requested():
             checkpoint(step)
             raise Stopped
         if step > first_step and due(step, section["checkpoint_every"]):
             checkpoint(step)
-        made = state.step(step / last, step)
+        made = state.step(progress, step)
         if made.diverged:
             raise TrainerError(
                 "nan_loss",
@@ -129,8 +135,9 @@ def run(request: Request, events: Events) -> None:
         step += 1
     evaluate(step)
 
-    if step < last:
-        events.emit("note", text=f"the deadline ended fine-tuning after {step} of {last} steps")
+    if step < horizon.num_steps:
+        text = f"the deadline ended fine-tuning after {step} of {horizon.num_steps} steps"
+        events.emit("note", text=text)
     events.emit("memory", step=step, peak_bytes=peak_memory_bytes(device))
     save_model(out, model, config, request.path("tokenizer"))
     clear_states(out)

@@ -22,6 +22,7 @@ from reference.tokenizer.bpe import Tokenizer
 from reference.train import sft
 from reference.train import step as training_step
 from reference.train.checkpoint import load_model, save_model
+from reference.train.horizon import Horizon
 from reference.train.step import Stepper, compiled_graphs
 
 TALKS = [
@@ -37,7 +38,7 @@ PRETRAIN = {
     "weight_decay": 0.28, "scale_lr": True, "compile": "off",
 }  # fmt: skip
 SFT = {
-    "num_steps": 6, "device_batch_size": 2, "total_batch_size": 256, "lr_frac": 0.8,
+    "num_steps": 6, "hours": 0, "device_batch_size": 2, "total_batch_size": 256, "lr_frac": 0.8,
     "warmdown_ratio": 0.5, "final_lr_frac": 0.0, "eval_every": 0, "checkpoint_every": 2,
     "sources": [],
 }  # fmt: skip
@@ -227,6 +228,32 @@ def test_deadline_ends_the_stage_with_a_model_and_a_note(world: Path, tmp_path: 
     assert events.data("step") == []
     assert "deadline" in events.data("note")[-1]["text"]
     load_model(tmp_path / "out")
+
+
+@pytest.mark.parametrize("second", [1.0, 2.5])
+def test_by_hours_a_slow_card_trains_less_and_ends_its_schedule_in_time(
+    second: float, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+
+    def elapsed(_: Request) -> float:
+        clock[0] += second  # each step takes so long on this card
+        return clock[0]
+
+    monkeypatch.setattr(Request, "stage_elapsed_s", elapsed)
+    events = Recorder()
+    sft.run(request(world, tmp_path / "out", num_steps=30, hours=0.01, lr_frac=0.1), events)
+    steps = events.data("step")
+    assert 0.4 * 36 < len(steps) * second < 36
+    assert steps[-1]["progress"] > 0.8 and steps[-1]["lr"] < 0.4 * max(s["lr"] for s in steps)
+    assert [data["step"] for data in events.data("eval")] == [0, len(steps)]
+    assert not [data for data in events.data("note") if "deadline" in data["text"]]
+    load_model(tmp_path / "out")
+
+
+def test_no_progress_is_negative_however_short_the_hours(world: Path, tmp_path: Path) -> None:
+    horizon = Horizon(request(world, tmp_path / "out", hours=0.001), "sft")
+    assert 0 <= horizon.progress(0) < 1
 
 
 def test_nan_loss_is_named(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

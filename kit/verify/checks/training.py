@@ -280,8 +280,8 @@ def _by_time(
     down_s = sum(event.data.downtime_s for event in evidence.log.resumes)
     if short or elapsed_s > hours_s + grace_s + down_s:
         yield fail(
-            "pretraining took other hours than the recipe has",
-            "pretrain",
+            f"{stage} took other hours than the recipe has",
+            stage,
             expected=f"{least / 3600:.3f} to {hours_s / 3600:.3f} h",
             found=f"{elapsed_s / 3600:.3f} h",
         )

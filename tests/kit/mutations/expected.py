@@ -216,6 +216,11 @@ forged(
     lambda d: with_recipe(d, "num_steps = 22", "num_steps = 400"),
 )
 forged(
+    "finetuning by hours that the log does not show",
+    "V28",
+    lambda d: with_recipe(d, "[sft]", "[sft]\nhours = 3.0"),
+)
+forged(
     "evaluations unlike the recipe",
     "V28",
     lambda d: with_recipe(d, "[pretrain]", "[pretrain]\neval_every = 7"),
