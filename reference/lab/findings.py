@@ -138,7 +138,7 @@ def find(study: Study, progress: Progress, flops: Mapping[str, float], jobs: int
         experiments_per_week={
             name: jobs * WEEK_S / seconds
             for name in names
-            if (seconds := _mean_wall(outcomes, name)) is not None
+            if (seconds := _mean_wall(outcomes, name))
         },
         trials={
             status: sum(outcome.status == status for outcome in outcomes.values())
