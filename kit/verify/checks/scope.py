@@ -12,7 +12,7 @@ from kit.core_eval.naming import score_key
 from kit.events import Eval, Model, Step
 from kit.result_form import Core, CoreTask
 from kit.typed import to_json
-from kit.verify.checks.physics import _peak_flops, flops_per_token, rate_of
+from kit.verify.checks.physics import flops_per_token, peak_flops, rate_of
 from kit.verify.evidence import Absent, Evidence, Refused
 from kit.verify.expected import Expected
 from kit.verify.finding import Check, Finding, fail, ok
@@ -303,7 +303,7 @@ def _core_work_s(evidence: Evidence) -> float:
     course, vocabulary = evidence.course, evidence.vocabulary
     if course is None or vocabulary is None:
         return 0.0
-    peak, _ = _peak_flops(evidence)
+    peak, _ = peak_flops(evidence)
     if not peak or stated.bundle != "core":
         return 0.0
     share = sum(task.n for task in stated.tasks) / _ITEMS
@@ -321,7 +321,7 @@ def _finetuning(evidence: Evidence, expected: Expected) -> Iterator[Finding]:
     cost = counted[0] if counted else models[-1].data.flops_per_token
     at_s, tokens = [e.t_ns / 1e9 for e in steps], [float(e.data.tokens) for e in steps]
     rate = rate_of(at_s, tokens, expected.reference)
-    peak, what = _peak_flops(evidence)
+    peak, what = peak_flops(evidence)
     if cost and rate and peak and rate * cost > peak:
         yield fail(
             "finetuning did more work than the hardware can do in the time",
