@@ -96,15 +96,6 @@ def export_model(
     return sorted(files)
 
 
-def has_exporter(checkpoint: Path) -> bool:
-    """Whether the checkpoint's trainer is installed and can export it."""
-    try:
-        _exporter(checkpoint)
-    except KitError:
-        return False
-    return True
-
-
 def _exporter(checkpoint: Path) -> Any:
     config = read_config(checkpoint)
     loader = config.get("loader")

@@ -7,15 +7,14 @@ request is refused before any of it is fetched when it touches what is not its a
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from kit.board.decisions import Decisions
 from kit.board.hub import Hub, blob_id
+from kit.board.hub_mirror import STATE, mirror_main, mirror_requests, mirror_state, pull_requests
 from kit.board.layout import (
     BOARD_FOLDER,
     TEXT_LIMITS,
@@ -30,12 +29,8 @@ from kit.board.publish import IN_FOLDER, Origin, Published, publish
 from kit.board.pull_request import (
     DERIVED,
     PullRequest,
-    classify,
     comment,
-    file_limit,
     is_document,
-    may_mirror,
-    touched_by,
 )
 from kit.board.rescore import Scorer
 from kit.board.tree import TreeCache
@@ -46,7 +41,6 @@ from kit.verify.evidence import MAX_TELEMETRY_BYTES
 from kit.verify.finding import Finding, fail, warn
 
 Tell = Callable[[str], None]
-_STATE = "mirror.json"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _MAX_SMALL = 16 * 2**20  # a checkpoint's files that git keeps itself
@@ -78,14 +72,14 @@ def publish_to_hub(
     layout = Layout(root)
     main = hub.head(repository, "dataset")
     hub.settings(repository, main)
-    on_main = _mirror_main(hub, repository, main, mirror)
+    on_main = mirror_main(hub, repository, main, mirror)
     if seen is not None:
         seen.check(repository, layout.events)
     decisions = Decisions.read(layout)
-    requests = _pull_requests(hub, repository, decisions, on_main, mirror)
+    requests = pull_requests(hub, repository, decisions, on_main, mirror)
     requests = _without_taken_in(hub, repository, requests, decisions, tell)
     bring = [one for one in requests if one.status != "merged" and one.problem is None]
-    _mirror_requests(hub, repository, bring, mirror, on_main)
+    mirror_requests(hub, repository, bring, mirror, on_main)
     by_path = {str(one.submission): one for one in requests if one.submission}
 
     def origin(path: SubmissionPath) -> Origin:
@@ -128,159 +122,6 @@ def publish_to_hub(
     for one in taken:
         _close(hub, repository, one, tell)
     return done
-
-
-def mirror_board(hub: Hub, repository: str, mirror: Path) -> Path:
-    """The board as it stands on main, in a folder here; judges nothing and sends nothing.
-
-    Args:
-        mirror: As of `publish_to_hub`; what that brought of open pull requests stays.
-    """
-    main = hub.head(repository, "dataset")
-    hub.settings(repository, main)
-    _mirror_main(hub, repository, main, mirror)
-    return mirror / BOARD_FOLDER
-
-
-# --- main ---------------------------------------------------------------------------------------
-
-
-def _mirror_main(hub: Hub, repository: str, main: str, mirror: Path) -> dict[str, str]:
-    """Makes the mirror's files those of main; returns their paths below the board with blob ids."""
-    from huggingface_hub.hf_api import RepoFile
-
-    root = mirror / BOARD_FOLDER
-    root.mkdir(parents=True, exist_ok=True)
-    state = _state(mirror)
-    entries = hub.ask(
-        f"files of {repository}",
-        lambda: list(
-            hub.api.list_repo_tree(
-                repository, BOARD_FOLDER, recursive=True, revision=main, repo_type="dataset"
-            )
-        ),
-    )
-    known: dict[str, str] = {}
-    for entry in entries:
-        relative = entry.path.removeprefix(f"{BOARD_FOLDER}/")
-        if not isinstance(entry, RepoFile) or not may_mirror(relative):
-            continue
-        known[relative] = entry.blob_id
-        target = root / relative
-        if state["main"].get(relative) == entry.blob_id and target.is_file():
-            continue
-        limit = file_limit(relative)
-        if entry.size > limit:
-            raise KitError(f"`{relative}` on main is too large", bytes=entry.size, limit=limit)
-        write_bytes(target, hub.read(repository, "dataset", entry.path, main, limit))
-    for relative in set(state["main"]) - set(known):
-        (root / relative).unlink(missing_ok=True)
-    state["main"] = known
-    write_json(mirror / _STATE, state)
-    return known
-
-
-def _state(mirror: Path) -> dict[str, Any]:
-    path = mirror / _STATE
-    if path.exists():
-        state: dict[str, Any] = json.loads(path.read_bytes())
-        return state
-    return {"main": {}, "requests": {}, "commented": {}}
-
-
-# --- pull requests ------------------------------------------------------------------------------
-
-
-def _pull_requests(
-    hub: Hub, repository: str, decisions: Decisions, on_main: dict[str, str], mirror: Path
-) -> list[PullRequest]:
-    """Open pull requests, and merged ones not yet seen as such, judged by what they touch."""
-    state = _state(mirror)
-    found = []
-    for one in hub.pull_requests(repository):
-        if one.status not in ("open", "draft", "merged"):
-            _forget(state, one.num, mirror, on_main)
-            continue
-        status = "merged" if one.status == "merged" else "open"
-        ref = f"refs/pr/{one.num}"
-        remembered = state["requests"].get(str(one.num))
-        if status == "merged" and remembered and remembered["status"] == "merged":
-            found.append(_remembered(one.num, remembered))
-            continue
-        commit = hub.head(repository, "dataset", ref)
-        if remembered and remembered["commit"] == commit and remembered["status"] == status:
-            found.append(_remembered(one.num, remembered))
-            continue
-        details = hub.ask(
-            f"pull request {one.num}",
-            lambda one=one: hub.api.get_discussion_details(  # type: ignore[misc]
-                repository, one.num, repo_type="dataset"
-            ),
-        )
-        request = PullRequest(one.num, one.author, status, commit)
-        touched = touched_by(details.diff or "")
-        classify(request, touched, on_main if status == "open" else {})
-        state["requests"][str(one.num)] = {
-            "author": request.author,
-            "status": status,
-            "commit": commit,
-            "submission": str(request.submission) if request.submission else None,
-            "files": request.files,
-            "problem": request.problem,
-        }
-        found.append(request)
-    write_json(mirror / _STATE, state)
-    return found
-
-
-def _remembered(number: int, entry: dict[str, Any]) -> PullRequest:
-    return PullRequest(
-        number,
-        entry["author"],
-        entry["status"],
-        entry["commit"],
-        SubmissionPath.parse(entry["submission"] or ""),
-        entry["files"],
-        entry["problem"],
-    )
-
-
-def _mirror_requests(
-    hub: Hub,
-    repository: str,
-    requests: Iterable[PullRequest],
-    mirror: Path,
-    on_main: dict[str, str],
-) -> None:
-    """Brings the files of open pull requests into the mirror, each at its head."""
-    root = mirror / BOARD_FOLDER
-    for one in requests:
-        paths = [f"{BOARD_FOLDER}/{relative}" for relative in one.files]
-        infos = hub.there(repository, "dataset", paths, one.commit)
-        for relative, path in zip(one.files, paths, strict=True):
-            info, target = infos.get(path), root / relative
-            if info is None or relative in on_main:
-                continue
-            if info.size > file_limit(relative):
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(b"")  # the checks say that it is missing or broken
-                continue
-            if target.is_file() and blob_id(target.read_bytes()) == info.blob_id:
-                continue
-            data = hub.read(repository, "dataset", path, one.commit, file_limit(relative))
-            write_bytes(target, data)
-
-
-def _forget(state: dict[str, Any], number: int, mirror: Path, on_main: dict[str, str]) -> None:
-    """Takes what a closed pull request had brought out of the mirror again."""
-    entry = state["requests"].pop(str(number), None)
-    for relative in entry["files"] if entry else ():
-        if relative not in on_main:
-            (mirror / BOARD_FOLDER / relative).unlink(missing_ok=True)
-    if entry and entry["submission"]:
-        folder = mirror / BOARD_FOLDER / entry["submission"]
-        if folder.is_dir() and not any(path.is_file() for path in folder.rglob("*")):
-            shutil.rmtree(folder)
 
 
 # --- where a submission came from ---------------------------------------------------------------
@@ -397,7 +238,7 @@ def _comment(
     mirror: Path,
 ) -> None:
     """Tells every author what was found, once for each head of the pull request."""
-    state = _state(mirror)
+    state = mirror_state(mirror)
     judged = {str(one.path): one for one in done.new}
     documents = {one.path: one for one in done.documents}
     for one in requests:
@@ -415,7 +256,7 @@ def _comment(
                 ),
             )
             state["commented"][str(one.number)] = key
-            write_json(mirror / _STATE, state)
+            write_json(mirror / STATE, state)
 
 
 def _accepted(

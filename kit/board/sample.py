@@ -16,7 +16,6 @@ from kit.verify.thresholds import RE_EVALUATION_AGREEMENT
 # In 400 simulated submissions a CORE inflated by 0.02 was found out with 500 items in 71 %, with
 # 1,000 in 98 %; one inflated by 0.01 in 15 and 52 %. Honest ones were refused in less than 1 %.
 DEFAULT_ITEMS = 500
-MIN_ITEMS = 100
 _FALSE_REFUSALS = 0.001  # share of honest rows that each of the two bounds below rejects
 _Z = 3.09  # the same, one-sided, of a normal distribution
 _FLIPS = 1 - RE_EVALUATION_AGREEMENT  # share of answers that other kernels and shapes turn

@@ -48,7 +48,7 @@ def site(target: str, work: Path, out: Path, kwh_price: float, currency: str) ->
         board = load_board(Path(target))
     else:
         from kit.board.hub import Hub, client
-        from kit.board.hub_publish import mirror_board
+        from kit.board.hub_mirror import mirror_board
 
         hub = Hub(client(), tell=lambda text: click.echo(text, err=True))
         board = load_board(mirror_board(hub, target, work / "boards" / target.replace("/", "--")))

@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -138,9 +137,6 @@ def _reader() -> Callable[..., Iterator[str]]:
     for entry in entry_points(group=READERS):
         found: Callable[..., Iterator[str]] = entry.load()
         return found
-    for entry in entry_points(group="n4090_kit.recipes"):  # installed before there were readers
-        reader = import_module(f"{entry.value}.rows.reader").read_texts
-        return reader  # type: ignore[no-any-return]
     raise PrerequisiteError(
         "no trainer is installed that reads texts", hint="in the checkout: pip install -e ."
     )

@@ -12,8 +12,11 @@ are provisional until ten reference runs on three cards replace them.
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 GIB = 2**30
@@ -41,153 +44,34 @@ class GpuKind:
     bf16_tflops: Band | None
     copy_gb_s: Band | None
     spec_bf16_tflops: float  # dense, FP32 accumulation; the roof no honest run is above
-    spec_copy_gb_s: float
-    spec_watts: float
     pci_ids: tuple[str, ...] = ()
 
 
-_CONSUMER = Band(1.4, 2.3)
-_FULL_RATE = Band(0.8, 1.3)
-_SIXTY_FOURTH = Band(0.008, 0.04)
-_MIB = 2**20
+@cache
+def kinds() -> tuple[GpuKind, ...]:
+    """The kinds of gpu_kinds.toml."""
+    table = tomllib.loads((Path(__file__).parent / "gpu_kinds.toml").read_text(encoding="utf-8"))
+    return tuple(_kind(row) for row in table["kind"])
 
-KINDS: tuple[GpuKind, ...] = (
-    GpuKind(
-        "4090",
-        (8, 9),
-        (128,),
-        Band(22, 25),
-        _CONSUMER,
-        _SIXTY_FOURTH,
-        Band(40 * _MIB, 104 * _MIB),
-        Band(112, 182),
-        Band(650, 1008),
-        165.2,
-        1008,
-        450,
-        ("10de:2684",),
-    ),
-    GpuKind(
-        "4090-48G",
-        (8, 9),
-        (128,),
-        Band(44, 50),
-        _CONSUMER,
-        _SIXTY_FOURTH,
-        Band(40 * _MIB, 104 * _MIB),
-        Band(112, 182),
-        Band(650, 1008),
-        165.2,
-        1008,
-        450,
-        ("10de:2684",),
-    ),
-    GpuKind(
-        "4090D",
-        (8, 9),
-        (114,),
-        Band(22, 50),
-        _CONSUMER,
-        _SIXTY_FOURTH,
-        Band(40 * _MIB, 104 * _MIB),
-        Band(100, 160),
-        Band(650, 1008),
-        147.0,
-        1008,
-        425,
-        ("10de:2685",),
-    ),
-    GpuKind(
-        "4090-laptop",
-        (8, 9),
-        (76,),
-        Band(14, 17),
-        _CONSUMER,
-        _SIXTY_FOURTH,
-        Band(32 * _MIB, 96 * _MIB),
-        Band(40, 110),
-        Band(350, 576),
-        85.0,
-        576,
-        175,
-        ("10de:2717", "10de:2757"),
-    ),
-    GpuKind(
-        "3090",
-        (8, 6),
-        (82,),
-        Band(22, 25),
-        _CONSUMER,
-        _SIXTY_FOURTH,
-        Band(2 * _MIB, 16 * _MIB),
-        Band(50, 84),
-        Band(650, 936),
-        71.2,
-        936,
-        350,
-        ("10de:2204",),
-    ),
-    GpuKind(
-        "5090",
-        (12, 0),
-        (170,),
-        Band(30, 33),
-        _CONSUMER,
-        _SIXTY_FOURTH,
-        Band(56 * _MIB, 136 * _MIB),
-        Band(160, 255),
-        Band(1200, 1792),
-        209.5,
-        1792,
-        575,
-        ("10de:2b85",),
-    ),
-    GpuKind(
-        "L40S",
-        (8, 9),
-        (142,),
-        Band(44, 49),
-        _FULL_RATE,
-        _SIXTY_FOURTH,
-        Band(56 * _MIB, 136 * _MIB),
-        Band(150, 365),
-        Band(550, 960),
-        362.1,
-        864,
-        350,
-        ("10de:26b9", "10de:26b1"),
-    ),
-    GpuKind(
-        "H100",
-        (9, 0),
-        (132, 114),
-        Band(75, 95),
-        _FULL_RATE,
-        Band(0.3, 1.2),
-        Band(24 * _MIB, 72 * _MIB),
-        Band(400, 990),
-        Band(1400, 3400),
-        989.5,
-        3350,
-        700,
-        ("10de:2330", "10de:2331", "10de:2336", "10de:2339"),
-    ),
-    GpuKind(
-        "A100",
-        (8, 0),
-        (108,),
-        Band(38, 82),
-        _FULL_RATE,
-        Band(0.3, 1.2),
-        Band(20 * _MIB, 56 * _MIB),
-        Band(180, 312),
-        Band(1100, 2039),
-        312,
-        2039,
-        400,
-        ("10de:20b0", "10de:20b2", "10de:20b5"),
-    ),
-)
+
+def _kind(row: dict[str, Any]) -> GpuKind:
+    def band(name: str, unit: int = 1) -> Band | None:
+        return Band(*(unit * value for value in row[name])) if name in row else None
+
+    major, minor = row["capability"]
+    return GpuKind(
+        name=row["name"],
+        capability=(major, minor),
+        sm_count=tuple(row["sm_count"]),
+        memory_gib=Band(*row["memory_gib"]),
+        fp16_accumulation=Band(*row["fp16_accumulation"]),
+        fp64_share=band("fp64_share"),
+        l2_bytes=band("l2_mib", 2**20),
+        bf16_tflops=band("bf16_tflops"),
+        copy_gb_s=band("copy_gb_s"),
+        spec_bf16_tflops=row["spec_bf16_tflops"],
+        pci_ids=tuple(row["pci_ids"]),
+    )
 
 
 class GpuClass(NamedTuple):
@@ -199,7 +83,7 @@ class GpuClass(NamedTuple):
 
 def kind(name: str) -> GpuKind | None:
     """The kind called `name`."""
-    return next((found for found in KINDS if found.name == name), None)
+    return next((found for found in kinds() if found.name == name), None)
 
 
 def gpu_class(measured: Mapping[str, Any]) -> GpuClass:
@@ -216,7 +100,7 @@ def gpu_class(measured: Mapping[str, Any]) -> GpuClass:
     """
     fits: list[tuple[int, GpuKind]] = []
     misfits: dict[str, list[str]] = {}
-    for candidate in KINDS:
+    for candidate in kinds():
         known, against = _compare(candidate, measured)
         if against:
             misfits[candidate.name] = against
