@@ -6,8 +6,6 @@ row, and whoever shows its text escapes it.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +22,7 @@ from kit.board.layout import (
     refuse_newer,
 )
 from kit.errors import PrerequisiteError, SchemaError
+from kit.run_log import RunLog
 from kit.trust.board_record import EVENTS_KIND
 from kit.trust.canonical import parse_strict
 from kit.trust.chain import read_chain
@@ -53,22 +52,11 @@ class Submission:
         relative = f"eval/{name}.json"
         return self._json(relative) if (self.folder / relative).is_file() else None
 
-    def events(self, *kinds: str) -> Iterator[Document]:
-        """Events of the run's log of these kinds (`step`, `eval`, …), in order.
-
-        Lines that are not JSON objects end it: the log was checked when the row was accepted.
-        """
-        wanted = [f'"ev":"{kind}"'.encode() for kind in kinds]
-        with _open(self.folder / "events.jsonl") as file:
-            while line := file.readline(2**20 + 1):
-                if not any(mark in line for mark in wanted):
-                    continue
-                try:
-                    event = json.loads(line)
-                except ValueError:
-                    return
-                if isinstance(event, dict) and event.get("ev") in kinds:
-                    yield event
+    @cached_property
+    def log(self) -> RunLog:
+        """The run's log. Raises `SchemaError` if events.jsonl is not one."""
+        _open(self.folder / "events.jsonl").close()
+        return RunLog.read(self.folder)
 
     def _json(self, relative: str) -> Document:
         return read_document(self.folder / relative, TEXT_LIMITS[relative])

@@ -17,7 +17,7 @@ from support.synthetic_machine import gpu_4090
 from kit.errors import PrerequisiteError
 from kit.hardware import gpu_class, gpu_facts, host_facts, probe_cpu, probe_gpu
 from kit.hardware.fingerprint import classify, fingerprint
-from kit.hardware.gpu_class import KINDS
+from kit.hardware.gpu_class import kinds
 from kit.hardware.gpu_probe import l2_knee_bytes
 from kit.hardware.nvml import Nvml, uuid_hash
 
@@ -88,8 +88,8 @@ def test_without_a_measured_ratio_no_name_is_given() -> None:
 
 
 def test_kinds_differ_in_something_a_slowed_card_cannot_hide() -> None:
-    for one in KINDS:
-        for other in KINDS:
+    for one in kinds():
+        for other in kinds():
             if one.name < other.name:
                 assert (
                     one.capability != other.capability

@@ -11,6 +11,8 @@ from typing import Any, TypeGuard
 
 from kit.board.layout import TEXT_LIMITS
 from kit.board.load import Submission
+from kit.errors import SchemaError
+from kit.events import Event
 
 POINTS = 240
 _LEAST = {"heat": 20, "clock": 400}  # a smaller range would magnify noise
@@ -23,31 +25,7 @@ def curves(submission: Submission) -> list[dict[str, Any]]:
     Returns:
         For each chart: id, title, unit of x, end of x, and series of (x, y).
     """
-    loss: list[Point] = []
-    speed: list[Point] = []
-    bpb: list[Point] = []
-    start_ns = None
-    stage = ""
-    for event in submission.events("run_start", "stage_start", "step", "eval"):
-        data, at_ns = event.get("data"), event.get("t_ns")
-        if not isinstance(data, dict) or not isinstance(at_ns, int):
-            continue
-        if event["ev"] == "run_start":
-            start_ns = at_ns
-        elif event["ev"] == "stage_start":
-            stage = str(data.get("stage"))
-        if start_ns is None or stage != "pretrain":
-            continue
-        at_s = (at_ns - start_ns) / 1e9
-        if event["ev"] == "step":
-            _add(loss, at_s, data.get("loss"))
-            tokens, seconds = data.get("step_tokens"), data.get("dt_s")
-            if _is_number(tokens) and _is_number(seconds) and seconds > 0:
-                _add(speed, at_s, tokens / seconds)
-        elif event["ev"] == "eval" and data.get("name") == "val_bpb":
-            _add(bpb, at_s, data.get("value"))
-    if not speed:
-        speed = _speed_of_totals(submission, start_ns)
+    loss, bpb, speed = _training(submission)
     power, heat, clock, load = _telemetry(submission.folder / "telemetry.jsonl")
     charts = [
         ("loss", "Training loss", "nats a token", False, [("loss", loss, False)]),
@@ -100,25 +78,38 @@ def thin(points: list[Point], limit: int = POINTS) -> list[Point]:
     return [points[0], *means, points[-1]]
 
 
-def _speed_of_totals(submission: Submission, start_ns: int | None) -> list[Point]:
-    """Tokens a second from running totals, for trainers that report no tokens of a step."""
-    found: list[Point] = []
-    if start_ns is None:
-        return found
-    before: tuple[float, float] | None = None
-    for event in submission.events("step"):
-        data, at_ns = event.get("data"), event.get("t_ns")
-        if not isinstance(data, dict) or not isinstance(at_ns, int):
-            continue
-        tokens, at_s = data.get("tokens"), (at_ns - start_ns) / 1e9
-        if not _is_number(tokens):
-            continue
-        if before is not None and tokens > before[1] and at_s > before[0]:
-            _add(found, at_s, (tokens - before[1]) / (at_s - before[0]))
-        elif before is not None and tokens <= before[1]:
-            break  # the next stage counts from the beginning
-        before = (at_s, tokens)
-    return found
+def _training(submission: Submission) -> tuple[list[Point], list[Point], list[Point]]:
+    """Loss, val_bpb and tokens a second over seconds since the run's start."""
+    try:
+        log = submission.log
+    except SchemaError:
+        return [], [], []
+    start = log.run_start
+    if start is None:
+        return [], [], []
+
+    def at_s(event: Event[Any]) -> float:
+        return (event.t_ns - start.t_ns) / 1e9
+
+    steps = log.steps()
+    loss = [(at_s(step), step.data.loss) for step in steps]
+    bpb = [
+        (at_s(found), float(found.data.value))
+        for found in log.evaluations("val_bpb")
+        if _is_number(found.data.value)
+    ]
+    speed = [
+        (at_s(step), step.data.step_tokens / step.data.dt_s)
+        for step in steps
+        if step.data.step_tokens and step.data.dt_s
+    ]
+    # From running totals, for trainers that report no tokens of a step.
+    speed = speed or [
+        (at_s(step), (step.data.tokens - before.data.tokens) / (at_s(step) - at_s(before)))
+        for before, step in pairwise(steps)
+        if step.data.tokens > before.data.tokens and step.t_ns > before.t_ns
+    ]
+    return loss, bpb, speed
 
 
 def _telemetry(path: Path) -> tuple[list[Point], list[Point], list[Point], list[Point]]:
