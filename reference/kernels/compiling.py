@@ -9,6 +9,8 @@ from __future__ import annotations
 import sys
 import types
 from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
 from itertools import count
 from typing import Any
 
@@ -18,6 +20,12 @@ import torch
 # gradients each give another variant of a block.
 RECOMPILE_LIMIT = 128
 _copies = count()
+
+
+@cache
+def has_triton() -> bool:
+    """Whether PyTorch's builds here bring Triton (on Linux those for NVIDIA cards do)."""
+    return find_spec("triton") is not None
 
 
 def allow_recompiles() -> None:

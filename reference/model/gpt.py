@@ -37,6 +37,7 @@ from reference.config.model import (
 from reference.kernels.attention import Backend, Documents, cached_attention, causal_attention
 from reference.kernels.eight_bit import Kind
 from reference.kernels.fused import norm, norm_and_rotate, relu_squared
+from reference.kernels.table_gradient import Index, find_index, look_up
 from reference.model.init import set_initial_values
 from reference.model.int8_maps import RoundedMaps, StepWeights, inner, mapped, relu2_mlp
 from reference.model.kv_cache import KVCache
@@ -365,7 +366,8 @@ class GPT(nn.Module):
         B, T = tokens.shape
         if self.step_weights is not None and torch.is_grad_enabled():
             self.step_weights.refresh()
-        x = norm(F.embedding(tokens, self.wte.weight).to(self.dtype))  # (B, T, C)
+        index = find_index(tokens) if torch.is_grad_enabled() else None
+        x = norm(look_up(tokens, self.wte, index).to(self.dtype))  # (B, T, C)
         if cache is None:
             rope = self.rope(T)
             if self.config.smear:
@@ -373,7 +375,7 @@ class GPT(nn.Module):
                 if documents is not None:
                     previous = previous * documents.goes_on[:, 1:, None]
                 x = torch.cat([x[:, :1], self._smear(x[:, 1:], previous)], dim=1)
-            values = self._value_rows(tokens)
+            values = self._value_rows(tokens, index)
             return self._blocks_forward(x, values, rope, documents=documents)
         if cache.batch != B:
             raise ValueError(f"{B} rows of tokens for a cache of {cache.batch} rows")
@@ -382,7 +384,7 @@ class GPT(nn.Module):
         rope = self._rope_rows(cache.positions)
         if self.config.smear:
             x = self._smear(x, cache.exchange_previous(x))
-        values = self._value_rows(tokens)
+        values = self._value_rows(tokens, index)
         x = self._blocks_forward(x, values, rope, cache)
         cache.commit()
         return x
@@ -408,10 +410,10 @@ class GPT(nn.Module):
             x = x - self.backout_scale.to(x.dtype) * middle
         return norm(x)
 
-    def _value_rows(self, tokens: Tensor) -> dict[str, Tensor]:
+    def _value_rows(self, tokens: Tensor, index: Index | None) -> dict[str, Tensor]:
         """For each layer with a value embedding: its rows of tokens (B, T), (B, T, G D)."""
         return {
-            layer: F.embedding(tokens, cast("Tensor", table.weight))
+            layer: look_up(tokens, cast("nn.Embedding", table), index)
             for layer, table in self.value_embeds.items()
         }
 

@@ -15,14 +15,13 @@ see the constant.
 
 from __future__ import annotations
 
-from functools import cache
-from importlib.util import find_spec
 from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from reference.kernels.compiling import has_triton
 from reference.kernels.cpu import add_matmul_, linear, matmul
 from reference.kernels.eight_bit import FACTOR_MULTIPLE, Factor, Kind, multiply, quantize
 
@@ -138,12 +137,6 @@ def softcapped_logits(hidden: Tensor, weight: Tensor, *, vocab_size: int, softca
 def _chunk_tokens(weight: Tensor) -> int:
     budget = CHUNK_BYTES.get(weight.device.type, CHUNK_BYTES["cpu"])
     return max(64, budget // (4 * weight.size(0)) // 64 * 64)
-
-
-@cache
-def has_triton() -> bool:
-    """Whether PyTorch's builds here bring Triton (on Linux those for NVIDIA cards do)."""
-    return find_spec("triton") is not None
 
 
 def _takes_triton(hidden: Tensor) -> bool:
