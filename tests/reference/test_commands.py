@@ -16,7 +16,7 @@ from reference.data.commands import bench_data
 from reference.errors import TrainerError
 from reference.lab.commands import ablate, plan, report
 
-STUDY = Path(__file__).parents[2] / "reference" / "studies" / "cpu-levers.toml"
+STUDY = Path(__file__).parents[2] / "reference" / "studies" / "cpu-ladder.toml"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
