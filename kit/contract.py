@@ -61,7 +61,11 @@ STOPPED_EXIT = 3
 
 
 def stage_seed(seed: int, stage: str) -> int:
-    """The seed of one stage: 31 bits of sha256("<seed>:<stage>")."""
+    """The seed of one stage: 31 bits of sha256("<seed>:<stage>").
+
+    >>> stage_seed(1337, "pretrain") == stage_seed(1337, "sft")
+    False
+    """
     return int(sha256_bytes(f"{seed}:{stage}".encode()).removeprefix("sha256:")[:8], 16) >> 1
 
 

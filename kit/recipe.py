@@ -88,6 +88,10 @@ def named_recipes() -> dict[str, Path]:
 def load_recipe(reference: str) -> Recipe:
     """The recipe of this name, or in this file.
 
+    >>> recipe = load_recipe("smoke")
+    >>> recipe.track, recipe.stages
+    ('smoke', ('tokenizer', 'pretrain', 'core', 'sft', 'chat_eval'))
+
     Raises:
         SchemaError: No such recipe, not TOML, or wrong values; the message lists every problem.
     """

@@ -441,7 +441,15 @@ class Result:
 
     @classmethod
     def of(cls, document: dict[str, Any]) -> Result:
-        """The result that a parsed result.json holds. Raises `SchemaError` if it is not one."""
+        """The result that a parsed result.json holds. Raises `SchemaError` if it is not one.
+
+        >>> import json
+        >>> from pathlib import Path
+        >>> path = Path("submissions/2026/example/9ffdb8e5b168ed02/result.json")
+        >>> result = Result.of(json.loads(path.read_bytes()))
+        >>> result.recipe.name, result.claims.status
+        ('nano', 'complete')
+        """
         return from_json(cls, document, "result")
 
     def to_json(self) -> dict[str, Any]:

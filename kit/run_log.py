@@ -94,6 +94,11 @@ class RunLog:
     def read(cls, run: Path) -> RunLog:
         """Reads RUN/events.jsonl.
 
+        >>> from pathlib import Path
+        >>> log = RunLog.read(Path("submissions/2026/example/9ffdb8e5b168ed02"))
+        >>> len(log.steps()), round(log.steps()[-1].data.loss, 1)
+        (600, 5.4)
+
         Raises:
             OSError: The file cannot be read.
             SchemaError: A line is not an event, or the first is not a header.

@@ -41,6 +41,9 @@ class _Repeated(dict[str, Any]):
 def canonical_bytes(value: Any) -> bytes:
     """The RFC 8785 form of `value`.
 
+    >>> canonical_bytes({"b": 1.0, "a": "ä"}).decode()
+    '{"a":"ä","b":1}'
+
     Raises:
         SchemaError: A number, string or type that JSON cannot carry; `place` says where.
     """
