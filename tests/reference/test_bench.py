@@ -5,40 +5,20 @@ from __future__ import annotations
 import json
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner
+from support.tiny_training import BENCH, tiny_recipe
 
 import reference.bench.train
 import reference.commands
-from kit.recipe import parse_recipe
 from reference.bench.train import bench_training, nearest_rank
 from reference.model.gpt import GPT, ModelConfig
 from reference.train.loop import TrainState
 from reference.train.step import has_cpp_compiler, maybe_compile
 
-TEXT = """
-schema_version = 1
-name = "tiny"
-track = "smoke"
-budget_s = 60
-[tokenizer]
-vocab_size = 320
-[model]
-n_layer = 2
-n_embd = 32
-n_head = 2
-n_kv_head = 2
-seq_len = 32
-short_window = 16
-[pretrain]
-num_steps = 100
-device_batch_size = 2
-total_batch_size = 128
-"""
-RECIPE = parse_recipe(TEXT, folder=Path()).document
+RECIPE = tiny_recipe(**BENCH)
 
 
 def test_both_trainers_start_from_the_same_loss_and_are_timed_step_by_step():

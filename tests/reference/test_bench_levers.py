@@ -6,42 +6,20 @@ import copy
 import itertools
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner
+from support.tiny_training import BENCH, tiny_recipe
 
 import reference.bench.commands
-from kit.recipe import parse_recipe
 from reference.bench.kernels import bench_attention, bench_matmuls, nanochat_config
 from reference.bench.levers import LEVERS, bench_levers, measure, with_lever
 from reference.bench.plots import plot_kernels, plot_levers, plot_training
 from reference.bench.trial_run import trial_run
 from reference.errors import TrainerError
 
-TEXT = """
-schema_version = 1
-name = "tiny"
-track = "smoke"
-budget_s = 60
-[tokenizer]
-vocab_size = 320
-[model]
-n_layer = 2
-n_embd = 32
-n_head = 2
-n_kv_head = 2
-seq_len = 32
-short_window = 16
-[pretrain]
-num_steps = 100
-device_batch_size = 2
-total_batch_size = 128
-scale_lr = false
-warmup_steps = 0
-"""
-RECIPE = parse_recipe(TEXT, folder=Path()).document
+RECIPE = tiny_recipe(**BENCH, scale_lr=False, warmup_steps=0)
 GPU_ONLY = {
     "attention flex",
     "attention flex, small tiles",

@@ -5,10 +5,10 @@ import json
 import random
 from pathlib import Path
 from time import CLOCK_BOOTTIME, clock_gettime_ns
-from typing import Any
 
 import pytest
 import torch
+from support.tiny_training import Recorder
 
 from reference.chat import evaluation as chat_eval
 from reference.chat.conversation import render, render_prompt
@@ -25,7 +25,6 @@ from reference.chat.evaluation import (
 )
 from reference.chat.session import Session, find_checkpoint
 from reference.errors import TrainerError
-from reference.events import Events
 from reference.model.gpt import GPT, ModelConfig
 from reference.request import Request
 from reference.stage import Stopped
@@ -297,16 +296,6 @@ def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=torch.manual_seed(1)))
     save_model(root / "checkpoints" / "sft", model.place("cpu"), config, root / "tokenizer")
     return root
-
-
-class Recorder(Events):
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[tuple[str, dict[str, Any]]] = []
-
-    def emit(self, ev: str, **data: Any) -> None:
-        json.dumps(data, allow_nan=False)
-        self.seen.append((ev, data))
 
 
 def request(run: Path, tasks: Path, out: Path, seconds: float = 600) -> Request:

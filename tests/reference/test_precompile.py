@@ -2,36 +2,14 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
+from support.tiny_training import BENCH, tiny_recipe
 
-from kit.recipe import parse_recipe
 from reference.config.model import ModelConfig
 from reference.train import step as training_step
 from reference.train.loop import TrainState
 from reference.train.step import compiled_graphs
-
-TEXT = """
-schema_version = 1
-name = "tiny"
-track = "smoke"
-budget_s = 60
-[tokenizer]
-vocab_size = 320
-[model]
-n_layer = 2
-n_embd = 32
-n_head = 2
-n_kv_head = 2
-seq_len = 32
-short_window = 16
-[pretrain]
-num_steps = 100
-device_batch_size = 2
-total_batch_size = 128
-"""
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning",
@@ -45,8 +23,7 @@ def test_the_first_evaluation_compiles_nothing(changes, monkeypatch, tmp_path):
             block.compile(dynamic=False, backend="eager")
 
     monkeypatch.setattr(training_step, "compile_blocks", compile_blocks)
-    recipe = copy.deepcopy(parse_recipe(TEXT, folder=tmp_path).document)
-    recipe["pretrain"].update(changes)
+    recipe = tiny_recipe(**BENCH, **changes)
     state = TrainState.of_recipe(
         ModelConfig.from_recipe(recipe["model"], 320),
         recipe["pretrain"],

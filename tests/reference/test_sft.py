@@ -10,10 +10,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.tiny_training import Recorder
 
 from reference.chat.conversation import Rendered, render
 from reference.errors import TrainerError
-from reference.events import Events
 from reference.model.gpt import GPT, ModelConfig
 from reference.optim.optimizer import parameter_groups
 from reference.request import Request
@@ -42,19 +42,6 @@ SFT = {
     "warmdown_ratio": 0.5, "final_lr_frac": 0.0, "eval_every": 0, "checkpoint_every": 2,
     "sources": [],
 }  # fmt: skip
-
-
-class Recorder(Events):
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[tuple[str, dict[str, Any]]] = []
-
-    def emit(self, ev: str, **data: Any) -> None:
-        json.dumps(data, allow_nan=False)
-        self.seen.append((ev, data))
-
-    def data(self, ev: str) -> list[dict[str, Any]]:
-        return [data for name, data in self.seen if name == ev]
 
 
 @pytest.fixture(scope="module")

@@ -8,32 +8,18 @@ import sys
 import time
 from pathlib import Path
 from time import CLOCK_BOOTTIME, clock_gettime_ns
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.tiny_training import Recorder
 
 from reference.errors import TrainerError
-from reference.events import Events
 from reference.request import Request
 from reference.rows.documents import Documents, token_folder
 from reference.stage import Stopped
 from reference.tokenizer import stage as tokenizer_stage
 from reference.tokenizer.bpe import Tokenizer
-
-
-class Recorder(Events):
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[tuple[str, dict[str, Any]]] = []
-
-    def emit(self, ev: str, **data: Any) -> None:
-        json.dumps(data, allow_nan=False)
-        self.seen.append((ev, data))
-
-    def data(self, ev: str) -> list[dict[str, Any]]:
-        return [data for name, data in self.seen if name == ev]
 
 
 @pytest.fixture(scope="module")

@@ -100,6 +100,17 @@ MORE_SWITCHES: dict[str, dict[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
+# A batch of two micro-batches; what the benchmarks time.
+BENCH = {"num_steps": 100, "device_batch_size": 2, "total_batch_size": 128}
+
+
+def tiny_recipe(**pretrain: Any) -> dict[str, Any]:
+    """The recipe above, resolved, with other values in `[pretrain]`."""
+    document = parse_recipe(TEXT, folder=Path()).document
+    document["pretrain"].update(pretrain)
+    return document
+
+
 def defaults(section: str) -> dict[str, Any]:
     """Every field of a section of the tiny recipe."""
     return parse_recipe(TEXT, folder=Path()).section(section)
