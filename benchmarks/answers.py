@@ -127,8 +127,9 @@ def summary(models: Sequence[dict[str, Any]], pairs: Sequence[Pair]) -> dict[str
             "median_z": float(np.median(z)),
             "rank": float(spearmanr(bpb, values).statistic),
         }
-    items = sum(len(task["outcomes"]) for task in models[0]["tasks"])
-    return {"items": items, "pairs": len(pairs), "models": len(models), **found}
+    sizes = [len(task["outcomes"]) for task in models[0]["tasks"]]
+    counts = {"items": sum(sizes), "most": max(sizes), "pairs": len(pairs), "models": len(models)}
+    return {**counts, **found}
 
 
 @click.group()

@@ -20,6 +20,8 @@ import numpy as np
 from jinja2 import StrictUndefined, Template
 from scipy.stats import t as student
 
+from benchmarks.answers import FILE as ANSWERS
+from benchmarks.answers import model_table, pair_table, pairs_of, summary
 from reference.lab.ablate import Progress
 from reference.lab.baseline_curve import fit_curve, multiplier
 from reference.lab.findings import baseline_rungs, find
@@ -231,8 +233,20 @@ def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-def report(study: Study, rows: Sequence[Row], noise: Mapping[str, Any], notes: str) -> str:
-    """The page of the results; `notes` is what a person says about them."""
+def report(
+    study: Study,
+    rows: Sequence[Row],
+    noise: Mapping[str, Any],
+    notes: str,
+    models: Sequence[dict[str, Any]],
+) -> str:
+    """The page of the results.
+
+    Args:
+        notes: What a person says about them.
+        models: Evaluated models of the ladder (`benchmarks.answers`); empty leaves that part out.
+    """
+    pairs = pairs_of(models)
     small = [
         [
             scale,
@@ -263,6 +277,15 @@ def report(study: Study, rows: Sequence[Row], noise: Mapping[str, Any], notes: s
                 verdict_table(study, rows),
             ),
             missing=missing(study, rows),
+            answers=summary(models, pairs) if models else None,
+            answer_models=markdown(
+                ("model, rung and seed", "val_bpb", "CORE, partial", "answer likelihood"),
+                model_table(models),
+            ),
+            answer_pairs=markdown(
+                ("A, B", "val_bpb, B - A", "CORE", "z", "answer likelihood", "z"),
+                pair_table(pairs),
+            ),
         ).rstrip()
         + "\n"
     )
@@ -279,6 +302,7 @@ def page() -> str:
         read("trials.json"),
         read("noise.json"),
         (FOLDER / "notes.md").read_text(),
+        json.loads(ANSWERS.read_text()) if ANSWERS.exists() else [],
     )
 
 

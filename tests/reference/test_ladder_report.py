@@ -1,12 +1,13 @@
 """The page of the CPU ladder: made again from the committed trials, and its figures by hand."""
 
 import math
+import random
 
 import pytest
 
 pytest.importorskip("scipy")
 
-from benchmarks import ladder
+from benchmarks import answers, ladder
 from reference.lab.study import load_study
 
 Rows = list[dict[str, object]]
@@ -69,3 +70,28 @@ def test_the_table_of_changes_gives_the_paired_difference_and_what_is_missing() 
     assert high - 0.003 == pytest.approx(12.706 * 0.001, abs=1e-3)  # t of 1 degree of freedom
     gone = ladder.missing(study, rows)
     assert "int8 at s: seeds 3, 4, 5" in gone and "int8 at m: seeds 1, 2, 3, 4, 5" in gone
+
+
+def test_answer_likelihood_orders_what_few_items_of_core_cannot() -> None:
+    """Two models with equal outcomes, one of which needs a tenth more bits for each answer."""
+    rng = random.Random(1)
+    bits = [rng.uniform(5, 20) for _ in range(40)]
+    task = {
+        "label": "t",
+        "file": "t.jsonl",
+        "type": "multiple_choice",
+        "shots": 0,
+        "baseline": 25.0,
+    }
+    task |= {"outcomes": "01" * 20, "answer_bytes": [5] * 40}
+    models = [
+        {"model": name, "val_bpb": bpb, "tasks": [{**task, "answer_bits": [b * k for b in bits]}]}
+        for name, bpb, k in (("good", 2.0, 1.0), ("bad", 2.2, 1.1))
+    ]
+    models[1]["tasks"][0]["outcomes"] = "10" * 19 + "00"
+    [pair] = answers.pairs_of(models)
+    assert pair.answer == pytest.approx(0.1 * sum(bits) / 200, rel=1e-6)
+    assert 0 < pair.core_z < 1 and pair.answer_z > 3
+    found = answers.summary(models, [pair])
+    assert found["items"] == 40 and found["answers"]["ordered"] == 1
+    assert found["answers"]["surely"] == 1 and found["CORE"]["surely"] == 0
