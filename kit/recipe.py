@@ -14,6 +14,7 @@ import hashlib
 import json
 import re
 import tomllib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import entry_points
@@ -21,8 +22,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from kit.conversations import conversation_sources
 from kit.errors import PrerequisiteError, SchemaError
 from kit.schemas import NO_SUCH_FIELD, Problem, load_schema, schema_problems, with_defaults
+from kit.text_mix import text_mix
 from kit.trainer import Facts, Trainer, facts_of, find_trainer
 
 STAGES = ("tokenizer", "pretrain", "core", "sft", "chat_eval")
@@ -237,9 +240,23 @@ def _inconsistencies(document: dict[str, Any]) -> list[Problem]:
         found.append(
             Problem("data.repo", "incomplete", "kind hub needs repo OWNER/NAME and shards above 0")
         )
+    if data["kind"] == "hub":
+        found += _data_inconsistencies(data)
     if document["track"] == "rtx4090-24h":
         found += _track_inconsistencies(document)
     return found
+
+
+def _data_inconsistencies(data: dict[str, Any]) -> Iterator[Problem]:
+    checks: dict[str, Callable[[], object]] = {
+        "data.text": lambda: text_mix(data),
+        "data.sft": lambda: conversation_sources(data["sft"]),
+    }
+    for field, check in checks.items():
+        try:
+            check()
+        except SchemaError as error:
+            yield Problem(field, error.message.removeprefix(f"{field}: "), error.hint or "")
 
 
 def _track_inconsistencies(document: dict[str, Any]) -> list[Problem]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kit.conversations import Mapped
 from kit.errors import SchemaError
 from kit.files import sync_folder
 
@@ -86,8 +87,8 @@ def write_questions(name: str, sources: Sequence[Path], target: Path) -> Convert
     return Converted(_write(target, lines()), {})
 
 
-def write_conversations(sources: Sequence[Path], target: Path) -> Converted:
-    """Conversations from parquet files with a column `messages`. Raises `SchemaError`.
+def write_conversations(mapped: Mapped, sources: Sequence[Path], target: Path) -> Converted:
+    """Conversations from parquet files, by the recipe's mapping. Raises `SchemaError`.
 
     A system message goes before the first user message, as there is no token for it. What is no
     conversation of user and assistant in turn is dropped, and counted by reason.
@@ -96,39 +97,22 @@ def write_conversations(sources: Sequence[Path], target: Path) -> Converted:
 
     def lines() -> Iterator[Any]:
         for source in sources:
-            for row in _rows(source, ("messages",)):
-                messages = row["messages"] or []
-                if messages and messages[0].get("role") == "system":
-                    messages = _fold_system(messages)
-                    if messages:
-                        notes["system message folded into the first user message"] += 1
-                reason = _unusable(messages)
-                if reason:
-                    notes[f"dropped: {reason}"] += 1
+            for number, row in enumerate(_rows(source, mapped.columns)):
+                try:
+                    turns = mapped.turns(row)
+                except (ValueError, TypeError, KeyError, AttributeError) as error:
+                    raise SchemaError(
+                        f"{source.name}, row {number}: {error}",
+                        hint=f"Correct the entry for {mapped.repository} in data.sft.",
+                    ) from error
+                if turns.dropped:
+                    notes[f"dropped: {turns.dropped}"] += 1
                     continue
-                yield [{"role": m["role"], "content": m["content"]} for m in messages]
+                notes["system message folded into the first user message"] += turns.folded
+                yield turns.messages
 
     rows = _write(target, lines())
-    return Converted(rows, dict(sorted(notes.items())))
-
-
-def _fold_system(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    system, *rest = messages
-    if not rest or rest[0].get("role") != "user":
-        return []
-    content = f"{system['content']}\n\n{rest[0]['content']}"
-    return [{"role": "user", "content": content}, *rest[1:]]
-
-
-def _unusable(messages: list[dict[str, Any]]) -> str | None:
-    if len(messages) < 2:
-        return "no question and answer"
-    for index, message in enumerate(messages):
-        if message.get("role") != ("user", "assistant")[index % 2]:
-            return "user and assistant do not take turns"
-        if not isinstance(message.get("content"), str) or not message["content"].strip():
-            return "an empty message"
-    return None
+    return Converted(rows, {note: count for note, count in sorted(notes.items()) if count})
 
 
 class Shape(NamedTuple):

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import kit
-from kit.errors import PrerequisiteError
+from kit.conversations import conversation_sources
+from kit.errors import PrerequisiteError, SchemaError
 from kit.network import check_settings
 from kit.prepare import core_files
 from kit.prepare.bring import bring
@@ -43,15 +44,15 @@ from kit.prepare.wanted import (
     Wanted,
     conversation_files,
     question_files,
-    shard_files,
+    text_files,
     to_fetch,
     unchanged,
 )
 from kit.recipe import Recipe
+from kit.text_mix import text_mix
+from kit.trust.canonical import canonical_bytes
 from kit.trust.digest import DigestCache
 
-# Conversations as JSON lines against the same in compressed parquet: an estimate, on the high side.
-_JSON_PER_PARQUET = 4
 _SPARE_BYTES = 256 * 2**20
 _INPUTS = {"pretrain": "data", "sft": "sft", "chat_eval": "chat_eval"}
 Fetch = Callable[[Recipe, Path, Sequence[str]], None]
@@ -189,8 +190,13 @@ def _asked(job: Job, part: str) -> dict[str, Any]:
     data = job.data
     if part == "pretrain":
         shards = job.settings.shards or data["shards"]
-        return {"sources": [f"{data['repo']}@{data['revision']}"], "shards": shards}
-    return {"sources": list(data[part]), "shards": None}
+        mix = text_mix(data)
+        main = f"{mix.main.repository}@{mix.main.revision}"
+        return {"sources": [main, *map(str, mix.others)], "shards": shards}
+    spelled = [
+        entry if isinstance(entry, str) else canonical_bytes(entry).decode() for entry in data[part]
+    ]
+    return {"sources": spelled, "shards": None}
 
 
 def _is_whole(job: Job, lock: Lock, part: str) -> bool:
@@ -209,6 +215,12 @@ def _want(job: Job, part: str, source: Source, lock: Lock) -> list[Wanted]:
     locked = lock.get(part)
 
     def snapshot(repository: str, revision: str = "main") -> Snapshot:
+        if repository in snapshots and snapshots[repository].revision != revision:
+            raise SchemaError(
+                f"the recipe names {repository} at {snapshots[repository].revision} and at "
+                f"{revision}",
+                hint="Name one revision of each repository in a part of the data section.",
+            )
         if repository not in snapshots:
             commit = locked.commit_of(repository) if locked else None
             found = replace(source.snapshot(repository, commit or revision), revision=revision)
@@ -219,9 +231,9 @@ def _want(job: Job, part: str, source: Source, lock: Lock) -> list[Wanted]:
         shards = _asked(job, part)["shards"]
         if locked:
             shards = max(shards, locked.asked["shards"] or 0)
-        wanted = shard_files(snapshot(job.data["repo"], job.data["revision"]), shards)
+        wanted = text_files(text_mix(job.data), snapshot, shards, job.folder)
     elif part == "sft":
-        wanted = conversation_files(job.data["sft"], snapshot)
+        wanted = conversation_files(conversation_sources(job.data["sft"]), snapshot)
     else:
         wanted = question_files(job.data["chat_eval"], snapshot)
     known = {_origin(file): file for file in locked.files if file.sha256} if locked else {}
@@ -239,14 +251,13 @@ def _origin(file: LockedFile) -> tuple[str, tuple[tuple[str, str], ...]]:
 def _need(job: Job, source: Source, wanted: Mapping[str, list[Wanted]], without_core: bool) -> Need:
     total = here = disk = count = 0
     for files in wanted.values():
-        for file, snapshot, made in to_fetch(files):
+        for file, snapshot, growth in to_fetch(files):
             have = source.have_bytes(snapshot, file)
             total += file.bytes
             here += have
             count += 1
-            if made:
-                disk += file.bytes * _JSON_PER_PARQUET
-            if not (made and source.copies):
+            disk += round(file.bytes * growth)
+            if not (growth and source.copies):
                 disk += file.bytes - have
     if without_core:
         disk += 2 * core_files.bundle_bytes()

@@ -88,8 +88,11 @@ def prepared_folder(work: Path, recipe: Recipe) -> Path:
         return work / "data" / f"stories-{data['stories_seed']}-{data['stories']}"
     # Recipes that read different things do not share a folder: a run reads all that is in it.
     asked = {key: data[key] for key in ("repo", "revision", "shards", "sft", "chat_eval")}
+    # Folders that were prepared before these fields existed keep their names.
+    asked |= {key: data[key] for key in ("text", "natural_only", "natural_repo") if data.get(key)}
     digest = hashlib.sha256(canonical_bytes(asked)).hexdigest()
-    name = str(data["repo"]).replace("/", "--")
+    repository = data["natural_repo"] if data.get("natural_only") else data["repo"]
+    name = str(repository or data["repo"]).replace("/", "--")
     return work / "data" / f"{name}-{data['shards']}-{digest[:8]}"
 
 
