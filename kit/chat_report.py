@@ -67,7 +67,9 @@ def read_chat(path: Path) -> Chat:
 
 
 def table(chats: Sequence[Chat]) -> list[tuple[str, list[float | None]]]:
-    """(row, a value per run): centred accuracy of each task, their mean, then the behaviour."""
+    """(row, a value per run): centred accuracy of each task, their mean (the chat score), ChatCORE
+    where all its tasks were asked by nanochat's rules, turns ended by task, then the behaviour.
+    """
     names = dict.fromkeys(name for chat in chats for name in chat.document["tasks"])
     rows: list[tuple[str, list[float | None]]] = []
     for name in names:
@@ -76,9 +78,36 @@ def table(chats: Sequence[Chat]) -> list[tuple[str, list[float | None]]]:
             rows.append((name, [task.get("centered") for task in tasks]))
     aggregates = [chat.document.get("aggregate") or {} for chat in chats]
     rows.append(("chat score", [aggregate.get("centered") for aggregate in aggregates]))
+    rows.append(("ChatCORE", [_chatcore(chat) for chat in chats]))
+    for name in names:
+        tasks = [chat.document["tasks"].get(name, {}) for chat in chats]
+        if any(task.get("ended_rate") is not None for task in tasks):
+            rows.append((f"{name}: turns ended", [task.get("ended_rate") for task in tasks]))
     for figure, (label, _) in BEHAVIOUR.items():
         rows.append((label, [chat.behaviour.get(figure) for chat in chats]))
     return rows
+
+
+def remark(chats: Sequence[Chat]) -> str:
+    """What the chat score is not, and why a run has no ChatCORE."""
+    text = (
+        "The chat score is the mean over the tasks asked, of answers that end their turn; it is "
+        "not nanochat's ChatCORE."
+    )
+    for chat in chats:
+        found = chat.document.get("chatcore") or {}
+        if found.get("value") is not None:
+            differs = "; ".join(map(str, found.get("differs") or ()))
+            text += f" ChatCORE of {chat.name} differs from nanochat's in: {differs}."
+        else:
+            reason = found.get("reason") or "the evaluation does not state it"
+            text += f" {chat.name} has no ChatCORE: {reason}."
+    return text
+
+
+def _chatcore(chat: Chat) -> float | None:
+    value = (chat.document.get("chatcore") or {}).get("value")
+    return float(value) if isinstance(value, int | float) else None
 
 
 def page(chats: Sequence[Chat]) -> str:
@@ -98,7 +127,8 @@ def page(chats: Sequence[Chat]) -> str:
         f"<title>Chat: {escape(' and '.join(chat.name for chat in chats))}</title>"
         f"<style>{_STYLE}</style></head><body><main><h1>Chat evaluation</h1>"
         '<p class="quiet">Tasks: centred accuracy, 0 is guessing and 1 is all right. Behaviour: '
-        "shares of the same fixed prompts, answered greedily; it is not part of the score.</p>"
+        "shares of the same fixed prompts, answered greedily; it is not part of the score. "
+        f"{escape(remark(chats))}</p>"
         '<div class="scroll"><table><thead><tr><th scope="col"></th>'
         f"{heads}</tr></thead><tbody>{rows}</tbody></table></div>{_answers(chats)}"
         "</main></body></html>\n"

@@ -15,7 +15,8 @@ import click
 def chat(runs: tuple[Path, ...], page: Path | None, as_json: bool) -> None:
     """Show chat evaluations side by side: RUNS are run folders or eval/chat.json files.
 
-    Scores, and how the models behave on fixed prompts; --html shows their answers too.
+    Scores, and how the models behave on fixed prompts; --html shows their answers too. The chat
+    score is not nanochat's ChatCORE, which stands beside it where its five tasks were asked.
     """
     from rich.console import Console
     from rich.table import Table
@@ -40,3 +41,4 @@ def chat(runs: tuple[Path, ...], page: Path | None, as_json: bool) -> None:
     for label, values in rows:
         shown.add_row(label, *("-" if value is None else f"{value:.3f}" for value in values))
     Console().print(shown)
+    click.echo(f"\n{chat_report.remark(chats)}")

@@ -58,6 +58,7 @@ def _gsm8k(row: dict[str, Any]) -> dict[str, Any]:
     return {"question": row["question"], "answer": row["answer"]}
 
 
+_HUMANEVAL_COLUMNS = ("task_id", "prompt", "canonical_solution", "test", "entry_point")
 _ARC_COLUMNS = ("id", "question", "choices", "answerKey")
 # Name in data.chat_eval -> the published test split; the file made is NAME_test.jsonl.
 QUESTION_SETS = {
@@ -69,6 +70,9 @@ QUESTION_SETS = {
         "cais/mmlu", "all/test-*.parquet", ("subject", "question", "choices", "answer"), _mmlu
     ),
     "gsm8k": QuestionSet("openai/gsm8k", "main/test-*.parquet", ("question", "answer"), _gsm8k),
+    "humaneval": QuestionSet(
+        "openai/openai_humaneval", "openai_humaneval/test-*.parquet", _HUMANEVAL_COLUMNS, dict
+    ),
 }
 
 

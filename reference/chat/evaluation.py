@@ -11,14 +11,16 @@ A task is a JSONL file in the chat_eval folder; the fields of its rows say how i
               apart
     free      anything else with a question or an instruction: only whether the turn ends is
               measured, as no rule here can judge the text
+    program   prompt, test, entry_point (HumanEval): the answer's code passes its tests. Only with
+              `chat_eval.run_programs`, as that means running code that the model wrote
 
-Two kinds of files are left alone: few-shot examples (`*_dev`), and programming tasks, because
-scoring them means running code that the model wrote (HumanEval). A `note` names what is left out.
+Few-shot examples (`*_dev`) are left alone. A `note` names what is left out.
 
-`ended_rate` is the share of generated answers that end with `<|assistant_end|>` within
-max_new_tokens. A model that does not hand the turn back is not usable, however right it is. How the
-model behaves otherwise is measured on fixed prompts (`reference/chat/behaviour.py`), beside the
-score.
+`accuracy` counts what is right and ends its turn, `right_rate` what is right, and `nanochat` what
+nanochat's rule counts (`reference/chat/scoring.py`, also for ChatCORE). `ended_rate` is the share
+of generated answers that end with `<|assistant_end|>` within max_new_tokens. A model that does not
+hand the turn back is not usable, however right it is. How the model behaves otherwise is measured
+on fixed prompts (`reference/chat/behaviour.py`), beside the score.
 """
 
 from __future__ import annotations
@@ -26,18 +28,19 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import re
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from reference.chat.behaviour import evaluate_behaviour
 from reference.chat.behaviour import figures as behaviour_figures
 from reference.chat.behaviour import to_json as behaviour_to_json
 from reference.chat.conversation import render_prompt
 from reference.chat.engine import Sampling, generate, next_token_logits
+from reference.chat.programs import pass_all, program_of, why_not_here
+from reference.chat.scoring import Kind, chatcore, is_right, right_by_nanochat
 from reference.errors import TrainerError
 from reference.events import Events
 from reference.model.gpt import GPT
@@ -49,22 +52,24 @@ from reference.tokenizer.bpe import Tokenizer
 from reference.train.checkpoint import load_model
 from reference.train.device import set_up_device
 
-Kind = Literal["choice", "number", "spelling", "exact", "free"]
 CHOICE_SEED = 1337  # which questions a capped task keeps: the same ones in every run
 BATCH_TOKENS = {"cpu": 8192, "cuda": 131072}  # prompt and answer tokens of one batch
 MAX_BATCH = 256
 ROWS_HINT = "Each line is one JSON object."
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question: what is said to the model, what it should say, and what a guess would score."""
+    """One question: what is said to the model, what it should say, and what a guess would score.
+
+    `row` is the row of a program, with its tests.
+    """
 
     prompt: str
     answer: str
     baseline: float = 0.0
     letters: tuple[str, ...] = ()
+    row: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,8 @@ class TaskResult:
         ended_rate: None where nothing is generated.
         outcomes: 1 for right (free-form: for ended) in the order of the questions asked.
         ended: 1 where the answer ended its turn; empty where nothing is generated.
+        right_rate: As accuracy, whether or not the turn ended.
+        nanochat: Share right by nanochat's rule; None for tasks that it does not have.
     """
 
     kind: Kind
@@ -96,6 +103,8 @@ class TaskResult:
     ended_rate: float | None
     outcomes: list[int]
     ended: list[int]
+    right_rate: float | None = None
+    nanochat: float | None = None
 
 
 def run(request: Request, events: Events) -> None:
@@ -106,7 +115,10 @@ def run(request: Request, events: Events) -> None:
     tokenizer = Tokenizer.load(folder)
     model, _ = load_model(folder, device, request.recipe["model"]["dtype"])
     tasks, left_out = find_tasks(
-        request.path("chat_eval"), section["tasks"], section["max_per_task"]
+        request.path("chat_eval"),
+        section["tasks"],
+        section["max_per_task"],
+        run_programs=section["run_programs"],
     )
     if left_out:
         events.emit("note", text="not scored here: " + "; ".join(left_out))
@@ -115,7 +127,12 @@ def run(request: Request, events: Events) -> None:
     total, done = sum(len(task.questions) for task in tasks), 0
     for task in tasks:
         result = evaluate_task(
-            model, tokenizer, task, section["max_new_tokens"], check=lambda: check_time(request)
+            model,
+            tokenizer,
+            task,
+            section["max_new_tokens"],
+            check=lambda: check_time(request),
+            threads=request.threads,
         )
         results[task.name] = result
         done += result.n
@@ -135,6 +152,10 @@ def run(request: Request, events: Events) -> None:
         "format": 1,
         "tasks": {name: asdict(result) for name, result in results.items()},
         "aggregate": aggregate,
+        "chatcore": chatcore(
+            {name: (result.n, result.nanochat) for name, result in results.items()},
+            section["max_new_tokens"],
+        ),
         "behaviour": behaviour_to_json(behaviour),
         "max_per_task": section["max_per_task"],
         "max_new_tokens": section["max_new_tokens"],
@@ -178,13 +199,18 @@ def summarize(results: Mapping[str, TaskResult]) -> dict[str, Any]:
 
 
 def find_tasks(
-    folder: Path, names: Sequence[str] = (), max_per_task: int = -1
+    folder: Path,
+    names: Sequence[str] = (),
+    max_per_task: int = -1,
+    *,
+    run_programs: bool = False,
 ) -> tuple[list[Task], list[str]]:
     """The tasks in `folder`, in the order of names, and what is left out and why.
 
     Args:
         names: Files to use, by stem; empty: all that can be scored.
         max_per_task: Questions kept of each task; -1: all.
+        run_programs: Also score tasks whose answers are programs, by running them.
 
     Raises:
         TrainerError: No task, a missing one, one that cannot be scored, or a broken line.
@@ -202,7 +228,7 @@ def find_tasks(
         if names and name not in names:
             continue
         rows = read_rows(path)
-        reason = why_not(name, rows)
+        reason = why_not(name, rows, run_programs)
         if reason is None:
             tasks.append(make_task(name, rows, max_per_task, path))
         elif names:
@@ -231,15 +257,17 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def why_not(name: str, rows: Sequence[Mapping[str, Any]]) -> str | None:
+def why_not(name: str, rows: Sequence[Mapping[str, Any]], run_programs: bool = False) -> str | None:
     """The reason why a file is not scored; None if it is."""
     if not rows:
         return "empty"
     if name.endswith("_dev"):
         return "few-shot examples"
-    if "canonical_solution" in rows[0] or "entry_point" in rows[0]:
-        return "needs generated code to be run"
-    return None
+    if kind_of(rows[0]) != "program":
+        return None
+    if not run_programs:
+        return "needs generated code to be run: chat_eval.run_programs"
+    return why_not_here()
 
 
 def make_task(name: str, rows: Sequence[Mapping[str, Any]], max_per_task: int, path: Path) -> Task:
@@ -263,6 +291,8 @@ def make_task(name: str, rows: Sequence[Mapping[str, Any]], max_per_task: int, p
 
 
 def kind_of(row: Mapping[str, Any]) -> Kind:
+    if "canonical_solution" in row or "entry_point" in row:
+        return "program"
     if "choices" in row:
         return "choice"
     if row.get("kind") in ("spell", "count"):
@@ -303,40 +333,22 @@ def _free_question(row: Mapping[str, Any]) -> Question:
     return Question("\n\n".join(part for part in parts if part), "")
 
 
+def _program_question(row: Mapping[str, Any]) -> Question:
+    program_of(row, "")  # has all it takes
+    return Question(row["prompt"], "", row=row)
+
+
 _QUESTIONS: dict[Kind, Callable[[Mapping[str, Any]], Question]] = {
     "choice": _choice_question,
     "number": _plain_question,
     "spelling": _plain_question,
     "exact": _exact_question,
     "free": _free_question,
+    "program": _program_question,
 }
 
 
 # Scoring
-
-
-def final_number(text: str) -> str | None:
-    """The last number after the last "####", or in all of `text`; commas and a ".0" are dropped."""
-    found = _NUMBER.findall(text.rpartition("####")[2]) or _NUMBER.findall(text)
-    if not found:
-        return None
-    number = found[-1].replace(",", "")
-    return re.sub(r"\.0*$", "", number)
-
-
-def is_right(kind: Kind, said: str, expected: str) -> bool:
-    """Whether the generated text `said` answers a question whose answer is `expected`."""
-    if kind == "number" or (kind == "spelling" and _NUMBER.fullmatch(expected.strip())):
-        number = final_number(said)
-        return number is not None and number == final_number(expected)
-    if kind == "spelling":
-        # "owl:o,w,l" or the letters alone
-        return said.strip().rpartition(":")[2].replace(" ", "") == expected.replace(" ", "")
-    return _plain(said) == _plain(expected)
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.split()).removesuffix(".")
 
 
 def evaluate_task(
@@ -346,18 +358,21 @@ def evaluate_task(
     max_new_tokens: int,
     *,
     check: Callable[[], None] = lambda: None,
+    threads: int = 1,
 ) -> TaskResult:
     """Asks all questions of `task`.
 
     Args:
         check: Called before every batch; what it raises ends the evaluation.
+        threads: Programs run at a time.
     """
     prompts = [
         render_prompt(tokenizer, [{"role": "user", "content": question.prompt}])
         for question in task.questions
     ]
-    outcomes = [0] * len(prompts)
+    right = [0] * len(prompts)
     ended = [0] * len(prompts)
+    alike = [0] * len(prompts)  # right by nanochat's rule
     new_tokens = 0 if task.kind == "choice" else max_new_tokens
     for batch in batches_by_length(
         prompts, new_tokens, BATCH_TOKENS.get(model.device.type, BATCH_TOKENS["cpu"])
@@ -369,7 +384,7 @@ def evaluate_task(
             for i, question, row in zip(batch, asked, logits, strict=True):
                 ids = [tokenizer.encode([letter])[0][0] for letter in question.letters]
                 chosen = question.letters[int(row[ids].argmax())]
-                outcomes[i] = int(chosen == question.answer)
+                right[i] = alike[i] = int(chosen == question.answer)
             continue
         answers = generate(
             model,
@@ -377,14 +392,17 @@ def evaluate_task(
             Sampling(max_new_tokens),
             {tokenizer.special["<|assistant_end|>"]},
         )
-        for i, question, answer in zip(batch, asked, answers, strict=True):
-            ended[i] = int(answer.ended)
-            right = task.kind == "free" or is_right(
-                task.kind, tokenizer.decode(answer.ids), question.answer
-            )
-            # What would never stop is no answer, even if it begins well.
-            outcomes[i] = int(right and answer.ended)
+        said = [tokenizer.decode(answer.ids) for answer in answers]
+        verdicts = judge(task.kind, asked, said, threads)
+        for i, question, answer, text, verdict in zip(
+            batch, asked, answers, said, verdicts, strict=True
+        ):
+            ended[i], right[i] = int(answer.ended), int(verdict)
+            by_nanochat = right_by_nanochat(text, question.answer)
+            alike[i] = int(by_nanochat if task.kind == "number" else verdict)
     generated = task.kind != "choice"
+    # What would never stop is no answer, even if it begins well.
+    outcomes = [a & b for a, b in zip(right, ended, strict=True)] if generated else right
     scored = task.kind != "free"
     accuracy = statistics.fmean(outcomes) if scored else None
     baseline = statistics.fmean(q.baseline for q in task.questions) if scored else None
@@ -397,7 +415,24 @@ def evaluate_task(
         ended_rate=statistics.fmean(ended) if generated else None,
         outcomes=outcomes,
         ended=ended if generated else [],
+        right_rate=statistics.fmean(right) if scored else None,
+        nanochat=statistics.fmean(alike) if task.kind in NANOCHAT_KINDS else None,
     )
+
+
+NANOCHAT_KINDS = ("choice", "number", "program")
+
+
+def judge(
+    kind: Kind, asked: Sequence[Question], said: Sequence[str], threads: int
+) -> Sequence[bool]:
+    """Whether each answer is right, whether or not its turn ended."""
+    if kind == "free":
+        return [True] * len(said)
+    if kind == "program":
+        pairs = zip(asked, said, strict=True)
+        return pass_all([program_of(question.row or {}, text) for question, text in pairs], threads)
+    return [is_right(kind, text, q.answer) for q, text in zip(asked, said, strict=True)]
 
 
 def batches_by_length(

@@ -408,7 +408,8 @@ class Sft:
     )
     sources: tuple[str, ...] = setting(
         (),
-        "Conversation files by stem; empty: all in the folder.",
+        "Conversation files by stem; empty: all in the folder. NAME*3 is read three times for "
+        "each time of the others.",
     )
 
 
@@ -432,4 +433,9 @@ class ChatEval:
         unit="tokens",
         low=1,
         high=8192,
+    )
+    run_programs: bool = setting(
+        False,
+        "Score HumanEval by running the programs that the model writes, each in a process without "
+        "network, files to write or other processes.",
     )

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import types
 from pathlib import Path
 from time import CLOCK_BOOTTIME, clock_gettime_ns
 
@@ -18,11 +19,10 @@ from reference.chat.evaluation import (
     Task,
     batches_by_length,
     evaluate_task,
-    final_number,
     find_tasks,
-    is_right,
     summarize,
 )
+from reference.chat.scoring import chatcore, final_number, is_right, right_by_nanochat
 from reference.chat.session import Session, find_checkpoint
 from reference.errors import TrainerError
 from reference.model.gpt import GPT, ModelConfig
@@ -213,7 +213,7 @@ def test_fields_decide_how_a_task_is_scored(tmp_path: Path) -> None:
         "spelling": "spelling",
     }
     assert left_out == [
-        "humaneval (needs generated code to be run)",
+        "humaneval (needs generated code to be run: chat_eval.run_programs)",
         "mmlu_dev (few-shot examples)",
     ]
     by_name = {task.name: task for task in tasks}
@@ -300,7 +300,7 @@ def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def request(run: Path, tasks: Path, out: Path, seconds: float = 600) -> Request:
     now = clock_gettime_ns(CLOCK_BOOTTIME)
-    section = {"tasks": [], "max_per_task": 3, "max_new_tokens": 4}
+    section = {"tasks": [], "max_per_task": 3, "max_new_tokens": 4, "run_programs": False}
     document = {
         "contract": 1, "stage": "chat_eval", "run_id": "r", "seed": 1, "attempt": 0,
         "device": "cpu", "threads": 1,
@@ -434,3 +434,78 @@ def test_command_says_what_is_wrong_with_a_folder(tmp_path: Path) -> None:
 def test_prompt_of_the_model_under_test_is_a_rendered_conversation(tokenizer: Tokenizer) -> None:
     prompt = render_prompt(tokenizer, [{"role": "user", "content": "a?"}])
     assert tokenizer.decode(prompt) == "<|bos|><|user_start|>a?<|user_end|><|assistant_start|>"
+
+
+@pytest.mark.parametrize(
+    ("said", "ours", "nanochats"),
+    [
+        ("So it is\n#### 1,042", True, True),
+        ("#### 1042\n#### 7", False, True),
+        ("It is 1042.", True, False),
+        ("#### 1042.0", True, False),
+        ("####1042", True, False),
+        ("", False, False),
+    ],
+)
+def test_gsm8k_by_our_rule_and_by_nanochats(said: str, ours: bool, nanochats: bool) -> None:
+    answer = "521 x 2 = <<521*2=1042>>1042\n#### 1,042"
+    assert is_right("number", said, answer) is ours
+    assert right_by_nanochat(said, answer) is nanochats
+
+
+def test_chatcore_is_stated_where_all_five_tasks_were_asked_in_full() -> None:
+    shares = {
+        "arc_easy_test": (2376, 0.55), "arc_challenge_test": (1172, 0.4), "mmlu_test": (14042, 0.4),
+        "gsm8k_test": (1319, 0.1), "humaneval": (164, 0.05), "spelling": (9, None),
+    }  # fmt: skip
+    found = chatcore(shares, 512)
+    assert found["value"] == pytest.approx((0.4 + 0.2 + 0.2 + 0.1 + 0.05) / 5)
+    assert found["reason"] is None and found["differs"] == ["no calculator while answering"]
+    del shares["humaneval"]
+    shares["mmlu_test"] = (100, 0.4)
+    found = chatcore(shares, 256)
+    assert found["value"] is None
+    assert found["reason"] == (
+        "not asked in full: mmlu (100 of 14,042 questions), humaneval (0 of 164 questions)"
+    )
+    assert "256 tokens" in found["differs"][1]
+
+
+def test_the_turns_end_is_reported_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Said:
+        def __init__(self, text: str, ended: bool) -> None:
+            self.ids, self.ended = text, ended
+
+    class Words:
+        special = types.MappingProxyType({"<|assistant_end|>": 0})
+
+        @staticmethod
+        def decode(ids: str) -> str:
+            return ids
+
+    said = [Said("#### 2", True), Said("#### 2", False), Said("2", True), Said("#### 3", True)]
+    model = type("Model", (), {"device": torch.device("cpu")})()
+    monkeypatch.setattr(chat_eval, "render_prompt", lambda *_: [1])
+    monkeypatch.setattr(chat_eval, "generate", lambda *_: said)
+    task = Task("gsm8k_test", "number", (Question("1+1?", "#### 2"),) * 4)
+    result = evaluate_task(model, Words(), task, 8)  # type: ignore[arg-type]
+    assert (result.accuracy, result.right_rate, result.nanochat) == (0.5, 0.75, 0.5)
+    assert (result.ended_rate, result.outcomes, result.ended) == (0.75, [1, 0, 1, 0], [1, 0, 1, 1])
+
+
+def test_programs_are_scored_only_when_the_recipe_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {**FILES["humaneval"][0], "test": "def check(f):\n    assert f() == 1"}
+    folder = write(tmp_path / "x", humaneval=[row])
+    with pytest.raises(TrainerError, match="no questions that can be scored"):
+        find_tasks(folder)
+    monkeypatch.setattr(chat_eval, "why_not_here", lambda: None)
+    [task], left_out = find_tasks(folder, run_programs=True)
+    assert (task.kind, left_out) == ("program", [])
+    assert task.questions[0].prompt == "def f():"
+    monkeypatch.setattr(chat_eval, "pass_all", lambda programs, _: ["return 1" in programs[0]])
+    assert chat_eval.judge("program", task.questions, ["def f():\n    return 1"], 1) == [True]
+    monkeypatch.setattr(chat_eval, "why_not_here", lambda: "not this kernel")
+    with pytest.raises(TrainerError, match="cannot be scored: not this kernel"):
+        find_tasks(folder, ["humaneval"], run_programs=True)
