@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -55,6 +56,7 @@ from reference.train.device import set_up_device
 CHOICE_SEED = 1337  # which questions a capped task keeps: the same ones in every run
 BATCH_TOKENS = {"cpu": 8192, "cuda": 131072}  # prompt and answer tokens of one batch
 MAX_BATCH = 256
+END_S = 15.0  # of the stage, for writing what was found
 ROWS_HINT = "Each line is one JSON object."
 
 
@@ -109,6 +111,8 @@ class TaskResult:
 
 def run(request: Request, events: Events) -> None:
     """Leaves `chat.json` in `paths.out`. Started again it asks all questions again."""
+    from reference.chat.rounds import ask_in_rounds  # which builds on this module
+
     section = request.recipe["chat_eval"]
     device = set_up_device(request)
     folder = request.path("chat")
@@ -123,10 +127,10 @@ def run(request: Request, events: Events) -> None:
     if left_out:
         events.emit("note", text="not scored here: " + "; ".join(left_out))
 
-    results: dict[str, TaskResult] = {}
-    total, done = sum(len(task.questions) for task in tasks), 0
-    for task in tasks:
-        result = evaluate_task(
+    total = sum(len(task.questions) for task in tasks)
+
+    def ask(task: Task) -> TaskResult:
+        return evaluate_task(
             model,
             tokenizer,
             task,
@@ -134,18 +138,29 @@ def run(request: Request, events: Events) -> None:
             check=lambda: check_time(request),
             threads=request.threads,
         )
-        results[task.name] = result
-        done += result.n
-        summary = {k: v for k, v in asdict(result).items() if k not in ("outcomes", "ended")}
-        value = result.accuracy if result.accuracy is not None else result.ended_rate
-        events.emit("eval", name="chat_task", task=task.name, value=value, **summary)
-        events.emit("progress", done=done, total=total, unit="questions")
 
+    # First, since what is left of the time then goes to the questions.
     behaviour = evaluate_behaviour(
         model, tokenizer, section["max_new_tokens"], check=lambda: check_time(request)
     )
     shown = behaviour_figures(behaviour)
     events.emit("eval", name="behaviour", value=shown["followed"], **shown)
+    by_time = section.get("hours", 0) > 0
+    asked = ask_in_rounds(
+        tasks,
+        ask,
+        lambda: (request.remaining_s() - END_S) if by_time else math.inf,
+        lambda so_far: events.emit(
+            "progress", done=round(total * so_far.share), total=total, unit="questions"
+        ),
+    )
+    results = asked.results
+    for name, result in results.items():
+        summary = {k: v for k, v in asdict(result).items() if k not in ("outcomes", "ended")}
+        value = result.accuracy if result.accuracy is not None else result.ended_rate
+        events.emit("eval", name="chat_task", task=name, value=value, **summary)
+    if asked.share < 1:
+        events.emit("note", text=f"the time allowed {asked.share:.0%} of the chat questions")
 
     aggregate = summarize(results)
     document = {
@@ -157,6 +172,7 @@ def run(request: Request, events: Events) -> None:
             section["max_new_tokens"],
         ),
         "behaviour": behaviour_to_json(behaviour),
+        "asked_share": asked.share,
         "max_per_task": section["max_per_task"],
         "max_new_tokens": section["max_new_tokens"],
         "left_out": left_out,

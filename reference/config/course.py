@@ -13,6 +13,7 @@ from typing import Any
 
 from reference.config.model import ModelConfig
 from reference.model.cost import count_flops, count_parameters
+from reference.model.day import longest_pretraining_s
 from reference.optim.schedule import ScheduleConfig, schedule_at, sft_schedule
 from reference.train.curriculum import Curriculum, sft_batch_tokens
 from reference.train.horizon import LARGEST_RESERVE, RESERVE_S, RESERVE_SHARE
@@ -66,10 +67,13 @@ class ReferenceCourse:
         return sorted({0, *between, last})
 
     def usable_s(self, stage: str) -> tuple[float, float] | None:
-        # Recipes of earlier results have no sft.hours.
-        seconds = self.recipe[stage].get("hours", 0) * 3600
+        # Recipes of earlier results lack the newer fields.
+        section = self.recipe.get(stage, {})
+        seconds = section.get("hours", 0) * 3600
         if not seconds:
             return None
+        if section.get("fill_budget"):  # as much as the card's own speed leaves
+            return (1 - LARGEST_RESERVE) * 0.5 * seconds, longest_pretraining_s(self.recipe)
         largest = LARGEST_RESERVE * seconds
         return seconds - largest, seconds - min(largest, RESERVE_SHARE * seconds + RESERVE_S)
 

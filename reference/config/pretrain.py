@@ -27,6 +27,11 @@ class Pretrain:
         low=0,
         high=168,
     )
+    fill_budget: bool = setting(
+        False,
+        "Train until the later stages need the rest of the recipe's budget, at the speed measured "
+        "so far; hours is then only what the plan expects.",
+    )
     device_batch_size: int = setting(
         8,
         "Sequences in a micro-batch; 0: as many as the memory plan allows. Halved"
@@ -420,6 +425,14 @@ class ChatEval:
     tasks: tuple[str, ...] = setting(
         (),
         "Question files by stem; empty: all that this trainer can score.",
+    )
+    hours: float = setting(
+        0,
+        "Hours planned for the questions. A slow card then asks as many of them, drawn at random, "
+        "as the time left allows; 0: all questions, or the stage fails at the deadline.",
+        unit="h",
+        low=0,
+        high=168,
     )
     max_per_task: int = setting(
         -1,

@@ -33,6 +33,12 @@ def problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
             f"found {pretrain['num_steps']} with hours {pretrain['hours']}",
             "exactly one of num_steps and hours is above 0",
         )
+    if pretrain["fill_budget"] and not pretrain["hours"]:
+        yield Problem(
+            "pretrain.fill_budget",
+            "found with num_steps",
+            "needs hours, the time that pretraining is planned to take",
+        )
 
 
 def _head_problems(model: Section) -> Iterator[Problem]:

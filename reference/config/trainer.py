@@ -72,13 +72,18 @@ class ReferenceTrainer:
             of more than plain new text.
         """
         from reference.model.cost import RunCost
+        from reference.model.day import longest_pretraining_s
 
         pretrain, stages = recipe["pretrain"], ("pretrain", "sft")
         hours = {stage: recipe[stage].get("hours", 0) for stage in stages}
         cost = RunCost.from_recipe(self._model(recipe, None), pretrain)
         levers = asked_for(pretrain)
         return {
-            "stage_s": {stage: 3600.0 * value for stage, value in hours.items() if value},
+            "stage_s": {
+                stage: longest_pretraining_s(recipe) if stage == "pretrain" else 3600.0 * value
+                for stage, value in hours.items()
+                if value
+            },
             "steps": {
                 stage: recipe[stage]["num_steps"]
                 for stage in stages

@@ -7,12 +7,10 @@ Peaks are `reference.model.cost.PEAK_BF16_FLOPS`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from reference.config.model import ModelConfig
 from reference.errors import TrainerError
-from reference.model.cost import ASSUMED_MFU, PEAK_BF16_FLOPS, count_flops
-from reference.model.step_time import COMPILED, RATES, Work, fitted_share, predict
+from reference.model.cost import ASSUMED_MFU, PEAK_BF16_FLOPS
 
 
 @dataclass(frozen=True)
@@ -56,15 +54,6 @@ def _card(
     peak = PEAK_BF16_FLOPS[device]
     low, high = mfu_range or (ASSUMED_RANGE[0] * mfu, ASSUMED_RANGE[1] * mfu)
     return Card(name, vram_gib, peak, mfu * peak, source, (low / mfu, high / mfu), modelled)
-
-
-def at_shape(card: Card, config: ModelConfig, micro_batch: int, step_tokens: int) -> Card:
-    """`card` with the speed that the time model predicts for a shape, if it is `modelled`."""
-    if not card.modelled:
-        return card
-    work = Work.of(config, micro_batch, step_tokens)
-    found = predict(work, COMPILED, RATES[card.name], fitted_share())
-    return replace(card, flops_per_s=found.tokens_per_s * count_flops(config).nanochat)
 
 
 _LIKE_4090 = f"{ASSUMED_MFU:.0%}: assumed like the RTX 4090's, no measurement known"

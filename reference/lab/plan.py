@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from reference.config.model import ModelConfig
 from reference.errors import TrainerError
-from reference.lab.cards import CARDS, Card, at_shape
+from reference.lab.cards import CARDS, Card
 from reference.lab.points import Point
 from reference.lab.scaling import (
     CORE_SPREAD,
@@ -29,24 +29,20 @@ from reference.lab.scaling import (
     interval,
     refit_from,
 )
-from reference.model.cost import ASSUMED_MFU, count_flops, count_parameters, plan_vram
+from reference.model.cost import count_flops, count_parameters, plan_vram
+from reference.model.day import Day, plan_day
+from reference.model.step_time import predict_recipe
 
 TARGET_CORE = 0.256525
 CORE_REACH = 0.1  # of the smallest run with CORE: below, its line says nothing
 DEPTHS = range(2, 41, 2)  # odd ones are as wide as the next even one
 HEAD_DIM = 128
 VRAM_SHARE = 0.9  # the rest: CUDA context, allocator's gaps, the desktop
-# Hours of a 24 h day that do not depend on the model, and work that does: the plan in
-# reference/plans/01-compute-budget-and-target-architecture.md.
-TOKENIZER_SHARE = 0.2 / 24
+# Hours of a budget that a recipe gives its last stages (plans/01); the rest follows from the speed.
 CHAT_EVAL_SHARE = 0.5 / 24
-SLACK_SHARE = 1.0 / 24
 SFT_SHARE = 0.85 / 24
-SFT_OVERHEAD = 1.1  # of its steps' time: evaluation and checkpoints
-# kit/core_eval/COST.md: 905 s for d20 on an RTX 4090 at half its matrix peak, eager.
-CORE_EVAL_S, CORE_EVAL_LOAD = 905.0, 2.886e9 / 165.2e12  # s of peak for a training token
-CORE_ITEMS, CORE_TASKS = 91_037, 22
 BASE_BATCH_TOKENS = 1 << 19  # of a step, where a candidate's speed is predicted
+EVALUATIONS = {"eval_every": 500, "eval_tokens": 10485760}  # where the base recipe says nothing
 BATCH_HORIZON = 10.5 * 110.1e6  # d12's, where nanochat's batch rule has 2^19 tokens
 
 
@@ -106,9 +102,7 @@ class Candidate:
     config: ModelConfig
     parameters: int
     flops_per_token: int
-    hours: dict[str, float]
-    tokens: float
-    sft_tokens: float
+    day: Day
     flops: float
     device_batch_size: int
     total_batch_size: int
@@ -117,6 +111,20 @@ class Candidate:
     fits: bool
     val_bpb: float
     core: float | None
+
+    @property
+    def tokens(self) -> float:
+        """Trained on in pretraining."""
+        return self.day.tokens
+
+    @property
+    def hours(self) -> dict[str, float]:
+        """Of each stage, and the margin."""
+        return self.day.hours
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.flops_per_s / self.flops_per_token
 
     @property
     def ratio(self) -> float:
@@ -149,27 +157,35 @@ class Setting:
     """What a plan takes as given from the base recipe.
 
     Args:
-        core_share: Of all CORE items, those it scores.
-        batch: Tokens a step, where its rates were tuned for that batch; None: by the rule.
+        recipe: The base recipe, as written or resolved.
+        batch: The largest step in tokens: nanochat's rule asks for 2^20 at d20, and runs with half
+            of it were better (pull requests 516 and 747). Where `fixed_batch`, the step itself.
     """
 
     vocab_size: int
     seq_len: int
-    core_share: float = 1.0
     batch: int | None = None
+    fixed_batch: bool = False
+    recipe: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, recipe: Mapping[str, Any]) -> Setting:
         """The setting of a recipe, as written or resolved."""
-        cap = recipe.get("core", {}).get("max_per_task", -1)
         pretrain = recipe.get("pretrain", {})
-        tuned = pretrain.get("total_batch_size") if pretrain.get("scale_lr") is False else None
         return cls(
             recipe.get("tokenizer", {}).get("vocab_size", 32768),
             recipe.get("model", {}).get("seq_len", 2048),
-            1.0 if cap < 0 else min(1.0, cap * CORE_TASKS / CORE_ITEMS),
-            tuned,
+            pretrain.get("total_batch_size"),
+            pretrain.get("scale_lr") is False,
+            recipe,
         )
+
+    def step_tokens(self, tokens: float) -> int:
+        """Tokens of a step for a training of `tokens`."""
+        if self.batch is not None and self.fixed_batch:
+            return self.batch
+        by_rule = total_batch_tokens(tokens)
+        return by_rule if self.batch is None else min(by_rule, self.batch)
 
 
 def candidates(
@@ -205,54 +221,74 @@ def _cost(
     laws: Laws,
     setting: Setting,
 ) -> Candidate | None:
-    per_token = count_flops(config).nanochat
-    parameters = count_parameters(config).scaling
-    batch, vram, fits = largest_batch(config, vram_gib)
-    card = at_shape(card, config, batch, BASE_BATCH_TOKENS)
-    split = stage_hours(per_token, card, hours, setting.core_share)
-    if split["pretrain"] <= 0:
+    batch, _, _ = largest_batch(config, vram_gib)
+    device = "cpu" if card.peak_flops is None else "cuda"
+    step_tokens = setting.batch or BASE_BATCH_TOKENS
+    recipe = {**sized_recipe(setting, config, hours, batch, step_tokens), "device": device}
+    first = plan_day(recipe, speed_of(recipe, card))
+    if first.hours["pretrain"] <= 0:
         return None
-    flops = split["pretrain"] * 3600 * card.flops_per_s
-    tokens = flops / per_token
-    wanted = setting.batch or total_batch_tokens(tokens)
+    wanted = setting.step_tokens(first.tokens)
     batch = max(1, min(batch, wanted // config.seq_len))
     micro = batch * config.seq_len
     total = max(1, round(wanted / micro)) * micro
-    point = Point("", laws.family, "", parameters, tokens, flops)
+    recipe = {**sized_recipe(setting, config, hours, batch, total), "device": device}
+    return candidate_of(recipe, card, laws, vram_gib=vram_gib)
+
+
+def sized_recipe(
+    setting: Setting, config: ModelConfig, hours: float, sequences: int, step_tokens: int
+) -> dict[str, Any]:
+    """The base recipe with another model, budget, micro-batch and step: what a plan decides."""
+    base = setting.recipe
+    batches = {"device_batch_size": sequences, "total_batch_size": step_tokens}
+    pretrain = {k: v for k, v in base.get("pretrain", {}).items() if k != "num_steps"}
+    written = {name: value for name, value in base.items() if name != "stages"}
+    return {
+        **written,
+        "budget_s": 3600 * hours,
+        "tokenizer": {**base.get("tokenizer", {}), "vocab_size": config.vocab_size},
+        "model": {**base.get("model", {}), **config.to_json()},
+        "pretrain": {**EVALUATIONS, **pretrain, **batches, "fill_budget": True, "hours": hours},
+        "sft": {**base.get("sft", {}), "hours": SFT_SHARE * hours},
+        "chat_eval": {**base.get("chat_eval", {}), "hours": CHAT_EVAL_SHARE * hours},
+    }
+
+
+def speed_of(recipe: Mapping[str, Any], card: Card) -> float:
+    """Tokens a second that a recipe is expected to train on a card."""
+    if card.modelled:
+        return predict_recipe(recipe, card.name).tokens_per_s
+    config = ModelConfig.from_recipe(recipe["model"], recipe["tokenizer"]["vocab_size"])
+    return card.flops_per_s / count_flops(config).nanochat
+
+
+def candidate_of(
+    recipe: Mapping[str, Any], card: Card, laws: Laws, *, vram_gib: float
+) -> Candidate:
+    """What a recipe, resolved or made by `sized_recipe`, will do on a card."""
+    config = ModelConfig.from_recipe(recipe["model"], recipe["tokenizer"]["vocab_size"])
+    pretrain, tokens_per_s = recipe["pretrain"], speed_of(recipe, card)
+    per_token = count_flops(config).nanochat
+    parameters = count_parameters(config).scaling
+    day = plan_day(recipe, tokens_per_s)
+    flops = day.tokens * per_token
+    vram = sum(plan_vram(config, pretrain["device_batch_size"], pretrain).values())
+    point = Point("", laws.family, "", parameters, day.tokens, flops)
     return Candidate(
         config=config,
         parameters=parameters,
         flops_per_token=per_token,
-        hours=split,
-        tokens=tokens,
+        day=day,
         flops=flops,
-        device_batch_size=batch,
-        total_batch_size=total,
-        flops_per_s=card.flops_per_s,
+        device_batch_size=pretrain["device_batch_size"],
+        total_batch_size=pretrain["total_batch_size"],
+        flops_per_s=tokens_per_s * per_token,
         vram_bytes=vram,
-        fits=fits,
-        sft_tokens=split["sft"] * 3600 * card.flops_per_s / per_token / SFT_OVERHEAD,
-        val_bpb=laws.loss.loss(parameters, tokens, laws.family),
+        fits=vram <= VRAM_SHARE * vram_gib * 2**30,
+        val_bpb=laws.loss.loss(parameters, day.tokens, laws.family),
         core=_core(point, laws),
     )
-
-
-def stage_hours(
-    flops_per_token: float, card: Card, hours: float, core_share: float = 1.0
-) -> dict[str, float]:
-    """How a budget divides among the stages; pretraining gets what the others leave."""
-    peak = card.peak_flops or card.flops_per_s / ASSUMED_MFU
-    load = flops_per_token / peak / CORE_EVAL_LOAD
-    split = {
-        "tokenizer": TOKENIZER_SHARE * hours,
-        "pretrain": 0.0,
-        "core": core_share * load * CORE_EVAL_S / 3600,
-        "sft": SFT_SHARE * hours,
-        "chat_eval": CHAT_EVAL_SHARE * hours,
-        "slack": SLACK_SHARE * hours,
-    }
-    split["pretrain"] = hours - sum(split.values())
-    return split
 
 
 def largest_batch(config: ModelConfig, vram_gib: float) -> tuple[int, int, bool]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ import tomlkit
 
 from reference.config.resolve import resolve_recipe
 from reference.errors import TrainerError
-from reference.lab.plan import Candidate
+from reference.lab.cards import CARDS, Card
+from reference.lab.plan import Candidate, speed_of
+from reference.model.day import plan_day
+from reference.model.step_time import card_of
 from reference.rows.documents import write_whole
 
 RECIPES = Path(__file__).parent.parent / "recipes"
-TRAINED_TOKENS_PER_SHARD = 35e6  # ClimbMix: recipe `reference`, 120 shards for 4.26 B tokens
 
 
 def base_recipe(name: str) -> dict[str, Any]:
@@ -36,7 +39,7 @@ def recipe_document(
     config = best.config
     data = dict(base.get("data", {}))
     if data.get("kind") == "hub":
-        data["shards"] = max(1, -(-int(best.tokens) // int(TRAINED_TOKENS_PER_SHARD)))
+        data["shards"] = best.day.shards
     return {
         **base,
         "name": name,
@@ -56,16 +59,44 @@ def recipe_document(
         },
         "pretrain": {
             **{k: v for k, v in base.get("pretrain", {}).items() if k != "num_steps"},
-            "hours": round(best.hours["pretrain"], 4),
+            "hours": round(best.hours["pretrain"], 2),
+            "fill_budget": True,
             "device_batch_size": best.device_batch_size,
             "total_batch_size": best.total_batch_size,
         },
         "sft": {
             **base.get("sft", {}),
-            "num_steps": max(1, round(best.sft_tokens / best.total_batch_size)),
+            "hours": round(best.hours["sft"], 2),
+            "num_steps": max(1, round(best.day.sft_tokens / best.total_batch_size)),
             "device_batch_size": best.device_batch_size,
             "total_batch_size": best.total_batch_size,
         },
+        "chat_eval": {
+            **base.get("chat_eval", {}),
+            "hours": round(best.hours["chat_eval"], 2),
+        },
+    }
+
+
+# Recipes whose numbers are planned for another card than their track's (`card_of`).
+PLANNED_FOR = {"reference-16g": "rtx4080", "reference-12g": "rtx4070"}
+
+
+def planned_card(recipe: Mapping[str, Any]) -> Card:
+    """The card that a recipe's numbers are planned for."""
+    return CARDS[PLANNED_FOR.get(str(recipe.get("name")), card_of(recipe))]
+
+
+def planned_fields(recipe: Mapping[str, Any]) -> dict[str, float]:
+    """The fields of a recipe that follow from the plan, by dotted name, for `recipe` resolved.
+
+    A shipped recipe states these numbers; pytest tests/reference/test_day.py compares them.
+    """
+    day = plan_day(recipe, speed_of(recipe, planned_card(recipe)))
+    return {
+        "pretrain.hours": round(day.hours["pretrain"], 2),
+        "data.shards": day.shards,
+        "sft.num_steps": max(1, round(day.sft_tokens / recipe["sft"]["total_batch_size"])),
     }
 
 

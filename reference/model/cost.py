@@ -172,6 +172,7 @@ def estimate(recipe: Mapping[str, Any]) -> dict[str, Any]:
         `rtx4090` (`tokens_per_s`, `pretrain_hours`, `assumptions`). Where the recipe trains for
         a time instead of a number of steps, `tokens` follows from the predicted speed.
     """
+    from reference.model.day import plan_day
     from reference.model.step_time import predict_recipe  # which counts FLOPs with this module
 
     config = ModelConfig.from_recipe(recipe["model"], recipe["tokenizer"]["vocab_size"])
@@ -185,8 +186,10 @@ def estimate(recipe: Mapping[str, Any]) -> dict[str, Any]:
     tokens_per_s = predict_recipe(recipe).tokens_per_s * flops.nanochat / mean.nanochat
     if pretrain.get("num_steps"):
         tokens = pretrain["num_steps"] * pretrain["total_batch_size"]
+        hours = tokens / tokens_per_s / 3600
     else:
-        tokens = int(tokens_per_s * 3600 * pretrain.get("hours", 0))
+        day = plan_day(recipe, tokens_per_s)
+        tokens, hours = int(day.tokens), day.hours["pretrain"]
     cap = pretrain.get("vram_cap_gib") or 0
     memory = min(VRAM_BYTES, int(cap * GIB)) if cap else VRAM_BYTES
     micro_batch = fitting_micro_batch(config, pretrain, memory)
@@ -211,7 +214,7 @@ def estimate(recipe: Mapping[str, Any]) -> dict[str, Any]:
         },
         "rtx4090": {
             "tokens_per_s": tokens_per_s,
-            "pretrain_hours": tokens / tokens_per_s / 3600,
+            "pretrain_hours": hours,
             "assumptions": list(ASSUMPTIONS),
         },
     }

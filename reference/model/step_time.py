@@ -336,6 +336,12 @@ def rates_of(card: str) -> Rates:
     return RATES[card]
 
 
+def card_of(recipe: Mapping[str, Any]) -> str:
+    """The card that a recipe is planned for: its track's, else an RTX 4090."""
+    track = str(recipe.get("track", ""))
+    return next((card for card in RATES if track.startswith(f"{card}-")), "rtx4090")
+
+
 def predict_recipe(recipe: Mapping[str, Any], card: str = "rtx4090") -> Prediction:
     """The prediction for a resolved recipe's pretraining at its own micro-batch.
 

@@ -26,6 +26,7 @@ from reference.config.model import ModelConfig
 from reference.errors import TrainerError
 from reference.events import Events
 from reference.model.cost import count_flops, count_parameters, peak_flops
+from reference.model.step_time import card_of, predict_recipe
 from reference.request import Request
 from reference.rows.documents import Documents, token_folder
 from reference.rows.mixing import MixedLoader
@@ -65,7 +66,7 @@ def run(request: Request, events: Events) -> None:
     report.model()
     if saved["step"]:
         state.load_state_dict(saved)
-    horizon, step = Horizon(request), saved["step"]
+    horizon, step = Horizon(request, planned_per_s=planned_speed(request)), saved["step"]
     rows = open_rows(
         request, state, tokenizer, horizon.progress(step), saved["loader"], report.note
     )
@@ -98,6 +99,7 @@ def run(request: Request, events: Events) -> None:
                 go_back(state, made, request, report)
                 continue  # the step is made again, with other data
             report.step(made, first=step == first_step)
+            horizon.saw(made.tokens, made.dt_s)
             report.saved(saver.finished())
             collector.set_aside()
             step += 1
@@ -112,6 +114,14 @@ def run(request: Request, events: Events) -> None:
         report.saved(saver.wait())
 
     finish(state, request, report, step, rows)
+
+
+def planned_speed(request: Request) -> float:
+    """Tokens a second that the recipe's plan expects of its card; 0 where nobody asks."""
+    recipe = request.recipe
+    if not recipe["pretrain"].get("fill_budget"):
+        return 0.0
+    return predict_recipe(recipe, card_of(recipe)).tokens_per_s
 
 
 def due(step: int, every: int, *, first: bool = False) -> bool:

@@ -333,10 +333,11 @@ def test_stage_writes_outcomes_and_reports_the_files_digest(
         assert len(result["ended"]) == (result["n"] if generated else 0)
         assert (result["baseline"] is None) == (result["kind"] == "free")
     evals = [data for ev, data in events.seen if ev == "eval"]
-    assert [e["task"] for e in evals[:-2]] == sorted(document["tasks"])
+    assert [e["task"] for e in evals[1:-1]] == sorted(document["tasks"])
+    assert document["asked_share"] == 1.0
     answers = document["behaviour"].pop("answers")
     assert len(answers) == 32
-    assert evals[-2] == {
+    assert evals[0] == {
         "name": "behaviour",
         "value": document["behaviour"]["followed"],
         **document["behaviour"],

@@ -135,7 +135,8 @@ def test_an_estimate_by_steps_and_one_by_hours():
     speed = by_time["rtx4090"]["tokens_per_s"]
     assert speed == predict_recipe(recipe).tokens_per_s  # of the time model
     assert speed == pytest.approx(38_300, rel=0.05)
-    assert by_time["tokens"] == pytest.approx(speed * 20.75 * 3600, abs=1)
+    # Compiling and three last evaluations' worth of reserve are not trained in.
+    assert by_time["tokens"] == pytest.approx(speed * (20.75 * 3600 - 300), abs=1)
     assert by_time["rtx4090"]["pretrain_hours"] == pytest.approx(20.75)
     assert by_time["vram_bytes"]["fits_24gb"]
     parts = {k: v for k, v in by_time["vram_bytes"].items() if k not in ("total", "fits_24gb")}

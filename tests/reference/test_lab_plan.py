@@ -236,7 +236,6 @@ def test_a_measured_cpu_gets_a_plan_of_its_own(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     told = json.loads(done.output)
     assert told["card"]["name"] == "cpu"
-    assert told["flops"] == pytest.approx(
-        told["card"]["flops_per_s"] * 3600 * told["hours"]["pretrain"]
-    )
+    whole = told["card"]["flops_per_s"] * 3600 * told["hours"]["pretrain"]
+    assert 0.85 * whole < told["flops"] < whole, "evaluations take a part of it"
     assert any("extrapolation" in note for note in told["notes"])
