@@ -25,7 +25,7 @@ from kit.verify.thresholds import (
     STEP_TIME_SHARE,
     STEP_TIME_SLACK_S,
 )
-from kit.verify.weights import read_weights
+from kit.verify.weights import BrokenWeights, read_weights
 
 # How far the trainer's own count of FLOPs may be from the plain one: gates, padding, causality.
 _FLOPS_TOLERANCE = 0.06
@@ -181,7 +181,10 @@ def _flops_of_published_weights(evidence: Evidence) -> float | None:
     path = evidence.folder / relative
     if not path.is_file():
         return None
-    return matrix_flops(read_weights(path).shapes.values(), vocabulary)
+    try:
+        return matrix_flops(read_weights(path).shapes.values(), vocabulary)
+    except BrokenWeights:
+        return None  # V21 says so
 
 
 def matrix_flops(shapes: Iterable[tuple[int, ...]], vocab_size: int) -> float:
