@@ -80,6 +80,7 @@ CARDS = {
             0.85,
             "85 %: d12 at 55.7 k tokens/s (lzwjava's blog)",
         ),
+        _card("rtx4060", "NVIDIA GeForce RTX 4060", 8, ASSUMED_MFU, _LIKE_4090),
         _card(
             "h100",
             "NVIDIA H100 80GB HBM3",

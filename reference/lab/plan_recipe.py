@@ -79,7 +79,7 @@ def recipe_document(
 
 
 # Recipes whose numbers are planned for another card than their track's (`card_of`).
-PLANNED_FOR = {"reference-16g": "rtx4080", "reference-12g": "rtx4070"}
+PLANNED_FOR = {"reference-16g": "rtx4080", "reference-12g": "rtx4070", "reference-8g": "rtx4060"}
 
 
 def planned_card(recipe: Mapping[str, Any]) -> Card:

@@ -37,6 +37,7 @@ __all__ = [
 # sheets. A "*" stands for any form factor of the same peak.
 PEAK_BF16_FLOPS = {
     "NVIDIA GeForce RTX 3090": 71e12,
+    "NVIDIA GeForce RTX 4060": 30.2e12,
     "NVIDIA GeForce RTX 4070": 58.3e12,
     "NVIDIA GeForce RTX 4080": 97.5e12,
     "NVIDIA GeForce RTX 4090": 165.2e12,

@@ -19,7 +19,14 @@ from reference.request import Request
 from reference.train.horizon import Horizon
 from reference.train.pretrain import planned_speed
 
-PLANNED = ("reference", "reference-1h", "reference-4h", "reference-16g", "reference-12g")
+PLANNED = (
+    "reference",
+    "reference-1h",
+    "reference-4h",
+    "reference-16g",
+    "reference-12g",
+    "reference-8g",
+)
 
 
 @pytest.mark.parametrize("name", PLANNED)
