@@ -103,8 +103,9 @@ def _print_table(result: dict[str, Any]) -> None:
 
     plain = result["plain"] or {}
     table = Table(title=f"bench train {result['recipe']}: {result['steps']} steps", box=None)
-    for heading, justify in (("", "left"), ("this trainer", "right"), ("plain PyTorch", "right")):
-        table.add_column(heading, justify=justify)
+    table.add_column("", justify="left")
+    for heading in ("this trainer", "plain PyTorch"):
+        table.add_column(heading, justify="right")
     for label, field, form in (
         ("tokens/s", "tokens_per_s", "{:,.0f}"),
         ("step, median ms", "step_ms_median", "{:,.1f}"),

@@ -153,8 +153,8 @@ def print_prediction(recipe: Mapping[str, Any], card: str, *, as_json: bool) -> 
         pad_edge=False,
     )
     for heading in ("run", "published", "predicted", "error"):
-        justify = "left" if heading == "run" else "right"
-        errors.add_column(heading, justify=justify, header_style="dim")
+        left = heading == "run"
+        errors.add_column(heading, justify="left" if left else "right", header_style="dim")
     for row in told["leave_one_out"]:
         errors.add_row(
             row["name"],

@@ -123,7 +123,7 @@ def bench_training(
     rows = GivenRows(micro_batch)
     state = TrainState.constant(
         model,
-        new_optimizer(model, section, None),
+        new_optimizer(model, section, config),
         ScheduleConfig.from_recipe(section),
         rows,
         batch_tokens=tokens_per_step,

@@ -7,7 +7,7 @@ outgrows the context, its oldest exchanges are dropped.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,7 +75,7 @@ class Session:
         model, _ = load_model(folder, device, dtype)
         return cls(model, Tokenizer.load(folder), sampling, system)
 
-    def ask(self, text: str) -> Iterator[str]:
+    def ask(self, text: str) -> Generator[str, None, None]:
         """The answer to `text`, in pieces as they are generated.
 
         Stopping to iterate breaks the answer off.

@@ -15,6 +15,7 @@ import tempfile
 import time
 from bisect import bisect_right, insort
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,10 +94,14 @@ def made_texts(documents: int) -> list[str]:
     ]
 
 
-def time_steps(texts: Sequence[str], core: Path | None) -> dict[str, dict[str, float]]:
-    """Each step alone, over all texts."""
+def _judged(rule: Callable[[Any], Any], texts: Sequence[str]) -> list[Any]:
     from datatrove.data import Document
 
+    return [rule(Document(text=text, id="")) for text in texts]
+
+
+def time_steps(texts: Sequence[str], core: Path | None) -> dict[str, dict[str, float]]:
+    """Each step alone, over all texts."""
     language = LanguageFilter(Language(keep=("en",)))
     language(texts[0])  # loads its model
     word_hashes("é")
@@ -110,7 +115,7 @@ def time_steps(texts: Sequence[str], core: Path | None) -> dict[str, dict[str, f
     clean = measure("normalise", lambda: [normalise(text) for text in texts])
     measure("language", lambda: [language(text) for text in clean])
     for name, rule in rules(Filters(c4=True)):
-        measure(name, lambda rule=rule: [rule(Document(text=text, id="")) for text in clean])
+        measure(name, partial(_judged, rule, clean))
     words = measure("hash words", lambda: [word_hashes(text) for text in clean])
     measure(
         "minhash", lambda: [minhash.band_keys(s) for w in words if len(s := shingles(w, NGRAM))]

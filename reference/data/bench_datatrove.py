@@ -56,8 +56,8 @@ def beside_datatrove(texts: Sequence[str]) -> dict[str, Any]:
 
     texts = [text for text in texts if text.strip()][:150]
     theirs = [GopherQualityFilter(), FineWebQualityFilter(), GopherRepetitionFilter()]
-    ours = dict(rules(Filters()))
-    ours = [ours["gopher_quality"], ours["fineweb"], ours["gopher_repetition"]]
+    by_name = dict(rules(Filters()))
+    ours = [by_name[name] for name in ("gopher_quality", "fineweb", "gopher_repetition")]
 
     def judge(judges: Sequence[Callable[[Any], Any]]) -> list[bool]:
         kept = []

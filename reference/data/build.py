@@ -224,7 +224,8 @@ class _Build:
         record = self.work / "models.json"
         if record.is_file():
             return dict(json.loads(record.read_text()))
-        spec, found = self.spec, {}
+        spec = self.spec
+        found: dict[str, Any] = {}
         self.progress("learning models", 0, 1)
         if spec.quality.clean:
             found["quality"] = learn_quality(spec.quality, self.work / "quality.npz")
@@ -245,7 +246,11 @@ class _Build:
         self._all("reading and filtering", workers, process_part, jobs)
 
     def _all(
-        self, step: str, workers: Workers, function: Callable[..., Any], jobs: Sequence[tuple]
+        self,
+        step: str,
+        workers: Workers,
+        function: Callable[..., Any],
+        jobs: Sequence[tuple[Any, ...]],
     ) -> None:
         self.progress(step, 0, len(jobs))
         for done, _ in enumerate(workers.run(function, jobs), start=1):

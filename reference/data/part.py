@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -105,7 +105,7 @@ class _PartWork:
         self.steps, self.number, self.stem = steps, number, stem
         self.part = steps.parts[number]
         self.source = steps.spec.source[self.part.source]
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self.seen: dict[str, list[int]] = {}  # step -> [documents, bytes] that reached it
         self.removed: dict[str, dict[str, Any]] = {}
         self.problems: list[str] = []

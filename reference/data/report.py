@@ -242,7 +242,7 @@ def _domains(manifest: dict[str, Any]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: -row["bytes"]["train"])
 
 
-def _languages(manifest: dict[str, Any]) -> list[dict[str, float]]:
+def _languages(manifest: dict[str, Any]) -> list[dict[str, Any]]:
     found: dict[str, int] = {}
     for entry in manifest["sources"].values():
         for code, count in entry["languages"].items():

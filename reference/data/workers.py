@@ -6,10 +6,11 @@ worker that dies costs the jobs it had in hand, nothing else.
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Protocol
 
@@ -81,7 +82,7 @@ class Processes:
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(self.count, context, initializer=_quiet_threads)
         waiting = list(order)[::-1]
-        running = {}
+        running: dict[Future[Any], int] = {}
         try:
             while waiting or running:
                 while waiting and len(running) < 2 * self.count:
@@ -115,9 +116,11 @@ class RayCluster:
                 "bad_input", "--ray needs the package ray", "in the checkout: pip install '.[ray]'"
             ) from error
         self._ray = ray
-        local = {"num_cpus": count, "include_dashboard": False} if address == "local" else {}
+        local: dict[str, Any] = (
+            {"num_cpus": count, "include_dashboard": False} if address == "local" else {}
+        )
         try:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR", **local)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise TrainerError(
                 "bad_input",

@@ -111,6 +111,7 @@ def _write_gguf(
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, config.n_layer)
     for theirs, tensor in mapping.qwen3_tensors(model).items():
         key = names.get_name(theirs, try_suffixes=(".weight",))
+        assert key is not None, f"llama.cpp has no tensor {theirs}"
         if bf16 and tensor.dim() > 1:
             data = gguf.quantize(tensor.numpy(), gguf.GGMLQuantizationType.BF16)
             writer.add_tensor(key, data, raw_dtype=gguf.GGMLQuantizationType.BF16)

@@ -154,7 +154,7 @@ def _typed_options() -> str:
             continue  # the bench says what machine it was
         if not typed and option.name not in ("gpu", "hours"):
             continue
-        if option.is_flag:
+        if isinstance(option, click.Option) and option.is_flag:
             words.append(option.opts[0] if value else option.secondary_opts[0])
             continue
         for item in value if option.multiple else (value,):
@@ -252,8 +252,8 @@ def _print_findings(name: str, findings: Any) -> None:
     shown = verdict_table(findings)
     table = Table(title=f"study {name}", title_justify="left", box=None, pad_edge=False)
     for index, heading in enumerate(shown["headings"]):
-        justify = "right" if index in shown["numeric"] else "left"
-        table.add_column(heading, header_style="dim", justify=justify)
+        numeric = index in shown["numeric"]
+        table.add_column(heading, header_style="dim", justify="right" if numeric else "left")
     colours = {"better": "green", "worse": "red"}
     for row in shown["rows"]:
         table.add_row(*row, style=colours.get(row[1]))

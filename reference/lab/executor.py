@@ -113,7 +113,7 @@ class RayExecutor:
             )
         total = ray.cluster_resources()
         on_gpu = device == "cuda" or (device == "auto" and total.get("GPU", 0) > 0)
-        need = {"num_gpus": 1} if on_gpu else {"num_cpus": threads}
+        need: dict[str, Any] = {"num_gpus": 1} if on_gpu else {"num_cpus": threads}
         have = total.get("GPU", 0) if on_gpu else total.get("CPU", 0) / threads
         if have < 1:
             raise TrainerError(
@@ -122,7 +122,8 @@ class RayExecutor:
                 "Add a machine with `ray start --address=…`.",
             )
         self._jobs = int(have)
-        self._remote = ray.remote(max_retries=0, **need)(run)
+        remote: Any = ray.remote
+        self._remote = remote(max_retries=0, **need)(run)
         self._running: dict[Any, Trial] = {}
 
     def free(self) -> bool:

@@ -43,7 +43,7 @@ def draw(
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    style = {
+    style: Any = {
         "svg.fonttype": "none",
         "svg.hashsalt": "n4090-kit",
         "font.family": "sans-serif",

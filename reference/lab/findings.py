@@ -118,11 +118,11 @@ def find(study: Study, progress: Progress, flops: Mapping[str, float], jobs: int
             wanted = len(study.seeds_at(scale))
             if arm not in found or gain.seeds >= min(wanted, found[arm][1].seeds):
                 found[arm] = (scale, gain, multiplier(gain, rungs, flops[scale]))
-        for arm in study.arms[1:]:
-            reason = _breakage(arm.name, scale, study.seeds_at(scale), outcomes)
+        for change in study.arms[1:]:
+            reason = _breakage(change.name, scale, study.seeds_at(scale), outcomes)
             if reason:
-                broken[arm.name] = (scale, reason)
-                found.pop(arm.name, None)
+                broken[change.name] = (scale, reason)
+                found.pop(change.name, None)
     rows = [
         _row(next(a for a in study.arms if a.name == verdict.arm), verdict, outcomes)
         for verdict in judge(found, broken, alpha=study.alpha)

@@ -158,10 +158,11 @@ def _values(
 def _rate(name: str, cost: float, share: float, proxy: np.ndarray, target: np.ndarray) -> Proxy:
     rng = np.random.default_rng(0)
     n, seeds = proxy.shape
-    correlations, agreements = [], []
+    correlations: list[float] = []
+    agreements: list[float] = []
     while len(correlations) < DRAWS:
         arms = rng.integers(0, n, n)
-        if len(set(arms.tolist())) < 3:
+        if len(np.unique(arms)) < 3:
             continue
         # Seeds of proxy and target are drawn apart: the proxy's luck is not the target's.
         x = proxy[:, rng.integers(0, seeds, seeds)].mean(axis=1)[arms]

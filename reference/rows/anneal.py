@@ -13,7 +13,7 @@ from typing import Any
 
 from reference.errors import TrainerError
 from reference.rows.documents import Documents
-from reference.rows.packing import Batch, PackedLoader
+from reference.rows.packing import Batch, DocumentBatch, PackedLoader
 from reference.tokenizer.bpe import Tokenizer
 
 MakeLoader = Callable[[Documents, dict[str, Any] | None], PackedLoader]
@@ -76,7 +76,7 @@ class AnnealedLoader:
         """Chooses the part for the batches that follow."""
         self._now = int(progress >= self.begin)
 
-    def next_batch(self) -> Batch:
+    def next_batch(self) -> Batch | DocumentBatch:
         return self._loaders[self._now].next_batch()
 
     def state_dict(self) -> dict[str, Any]:

@@ -130,8 +130,8 @@ def read_shard(path: Path, column: str = "text") -> Iterator[RowGroup]:
                     f"{first_line(error)}",
                     FILE_HINT,
                 ) from error
-        rows = [row for row, text in enumerate(values) if text and not text.isspace()]
-        yield RowGroup([values[row] for row in rows], len(values) - len(rows), rows)
+        kept = {row: text for row, text in enumerate(values) if text and not text.isspace()}
+        yield RowGroup(list(kept.values()), len(values) - len(kept), list(kept))
 
 
 def _texts(chunk: pa.Array) -> list[str | None]:

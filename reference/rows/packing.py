@@ -357,6 +357,7 @@ class PackedLoader:
                 piece = self._buffer.take(space, or_shortest=True)
             else:
                 piece = self._buffer.take_first()
+            assert piece is not None  # the shortest piece is taken where none fits
             length = int(self._lengths[piece])
             taken = min(length, space)
             row[filled] = bos

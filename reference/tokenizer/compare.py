@@ -14,7 +14,7 @@ References:
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +147,7 @@ def measure_speed(tokenizer: Tokenizer, texts: Sequence[str], repeats: int) -> d
     size = sum(len(text.encode()) for text in texts)
     encoding = tokenizer._encoding
     # Two items make it a batch; one thread each.
-    modes = {
+    modes: dict[str, Callable[[], Any]] = {
         "tiktoken": lambda: encoding.encode_ordinary_batch(list(texts), num_threads=1),
         "encode": lambda: tokenizer.encode(texts),
         "arrays": lambda: tokenizer.encode_arrays(texts),

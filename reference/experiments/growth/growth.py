@@ -51,7 +51,7 @@ class Axis(NamedTuple):
     is divided among the copies); "shared": they add up to it (an input); "picked": other layers.
     """
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]
     mode: Literal["copied", "shared", "picked"]
 
     @property

@@ -100,7 +100,8 @@ def first_bases(state: State) -> None:
         covariance, basis = state[side], state[side + "_basis"]
         try:
             vectors = torch.linalg.eigh(covariance).eigenvectors.flip(-1)
-        except torch.linalg.LinAlgError:  # no convergence: as good a start, found by iteration
+        # No convergence: as good a start, found by iteration.
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             vectors = torch.linalg.qr(covariance).Q
         basis.copy_(vectors)
 
