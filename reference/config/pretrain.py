@@ -254,7 +254,8 @@ class Pretrain:
             "attention",
             "mlp",
         ),
-        "Maps whose products take 8-bit factors; of the head only the logits.",
+        "Maps whose products take 8-bit factors; of the head only the logits, with "
+        "int8 all three products.",
         choices=("attention", "mlp", "head"),
     )
     matmul_until: float = setting(

@@ -25,6 +25,7 @@ def problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
             )
     yield from _ramp_problems(model, pretrain)
     yield from _mixing_problems(pretrain)
+    yield from _factor_problems(pretrain)
     for experiment in experiments():
         yield from experiment.problems(model, pretrain)
     if "pretrain" in stages and (pretrain["num_steps"] > 0) == (pretrain["hours"] > 0):
@@ -104,3 +105,18 @@ def _mixing_problems(pretrain: Section) -> Iterator[Problem]:
                 f"found {begin:g}",
                 f"seq_len_ramp reaches its end at {full:g}: not before that",
             )
+
+
+def _factor_problems(pretrain: Section) -> Iterator[Problem]:
+    """The int8 loss has no version in which only some of its products are rounded."""
+    passes = ("forward", "input_grad", "weight_grad")
+    if (
+        pretrain["matmul"] == "int8"
+        and "head" in pretrain["matmul_layers"]
+        and set(pretrain["matmul_passes"]) != set(passes)
+    ):
+        yield Problem(
+            "pretrain.matmul_passes",
+            f"found {list(pretrain['matmul_passes'])} with the head in int8",
+            f"must be all of {', '.join(passes)}, or matmul_layers must not hold head",
+        )

@@ -43,7 +43,7 @@ def decide(
 
     Returns:
         `attention`: backends for whole windows and for narrower ones; `products`: by shape; `int8`:
-        parts of the blocks whose maps take int8 factors.
+        parts of the model whose maps take int8 factors.
     """
     if known is not None:
         return dict(known)
@@ -71,7 +71,7 @@ def apply(
     int8 = [name for name in decisions.get("int8", ()) if name in layers]
     use_int8(model, int8, int8_passes(section))
     kind = section["matmul"]
-    model.head_kind = kind if "head" in layers and kind != "fastest" else "bf16"
+    model.head_kind = kind if "head" in layers and kind not in ("fastest", "int8") else "bf16"
     model.full_loss = not section["fused_loss"]
     if phase.tied:
         model.tie()
@@ -166,8 +166,8 @@ def _decide_products(
 
 
 def _decide_int8(model: GPT, section: Mapping[str, Any], micro_batch: int, say: Say) -> list[str]:
-    """The parts of the blocks that take int8 factors: as asked for, where they are faster."""
-    layers = [name for name in section["matmul_layers"] if name in ("attention", "mlp")]
+    """The parts of the model that take int8 factors: as asked for, where they are faster."""
+    layers = list(section["matmul_layers"])
     if section["matmul"] != "int8":
         return []
     if model.device.type != "cuda" or section["deterministic"]:
@@ -181,8 +181,8 @@ def _decide_int8(model: GPT, section: Mapping[str, Any], micro_batch: int, say: 
     )
     told = [f"{row.part} {row.kind}: {row.reason or f'{row.ms:.2f} ms'}" for row in rows]
     say(
-        f"maps in int8: {', '.join(chosen) or 'none'}; the others stay in bf16; forward and"
-        f" backward pass of a block's part: {'; '.join(told)}"[:1000],
+        f"maps in int8: {', '.join(chosen) or 'none'}; all others in bf16; forward and"
+        f" backward pass: {'; '.join(told)}"[:1000],
         int8_trial=[row._asdict() for row in rows],
     )
     return chosen

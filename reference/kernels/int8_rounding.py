@@ -102,15 +102,21 @@ def round_both_plain(
     """`round_both` in PyTorch operations."""
     y = produce(x, producer, gate)
     M, N = y.shape
-    row_scale = y.abs().amax(dim=1, keepdim=True).clamp_min(SMALLEST) / LARGEST
+    row_scale = finite_or_nan(y.abs().amax(dim=1, keepdim=True).clamp_min(SMALLEST) / LARGEST)
     rows = _to_int8(y, row_scale)
     blocks = -(-M // TOKENS)
     padded = torch.zeros((blocks * TOKENS, N))
     padded[:M] = y
     tiles = padded.view(blocks, TOKENS, N)
-    scale = tiles.abs().amax(dim=1).clamp_min(SMALLEST) / LARGEST  # (blocks, N)
+    amax = tiles.abs().amax(dim=1)  # (blocks, N)
+    scale = finite_or_nan(amax.clamp_min(SMALLEST) / LARGEST)
     columns = _to_int8(tiles, scale[:, None]).view(-1, N)[:M].T.contiguous()
     return Rounded(rows, row_scale, columns, scale.T.contiguous())
+
+
+def finite_or_nan(scale: Tensor) -> Tensor:
+    """Scales with NaN for infinity: a value that is not finite must show in every product."""
+    return torch.where(scale.isfinite(), scale, torch.nan)
 
 
 def _to_int8(y: Tensor, scale: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The Triton kernels behind `rounding`: row statistics, both int8 layouts, block-scaled product.
+"""The Triton kernels behind `int8_rounding`: row statistics, both layouts, block-scaled product.
 
 Numbers are combined in the order and with the roundings of the PyTorch formulas; products and sums
 are kept apart (`enable_fp_fusion=False` where that matters), so results agree to the bit.
@@ -41,11 +41,15 @@ def statistics_kernel(
     x_ptr, gate_ptr, scale_ptr, root_ptr, N, epsilon, smallest,
     PRODUCER: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Of each row of x (M, N): the int8 scale of f(x), and for the norm 1 / RMS."""
+    """Of each row of x (M, N): the int8 scale of f(x), and for the norm 1 / RMS.
+
+    A row with a value that is not finite gets the scale NaN, so that it is seen in the products.
+    """
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     squares = tl.zeros((BLOCK,), dtype=tl.float32)
     largest = tl.zeros((BLOCK,), dtype=tl.float32)
+    zeros = tl.zeros((BLOCK,), dtype=tl.float32)  # or NaN
     for start in range(0, N, BLOCK):
         at = start + columns
         x = tl.load(x_ptr + row * N + at, mask=at < N, other=0.0).to(tl.float32)
@@ -57,12 +61,14 @@ def statistics_kernel(
             largest = tl.maximum(largest, tl.abs(x))
         else:
             largest = tl.maximum(largest, tl.abs(_produced(x, gate, 1.0, PRODUCER)))
+        # Of the inputs, because a maximum on a GPU drops NaN.
+        zeros += x * 0.0 + gate * 0.0
     amax = tl.max(largest)
     if PRODUCER == 1:
         root = tl.rsqrt(tl.sum(squares) / N + epsilon)
         tl.store(root_ptr + row, root)
         amax = amax * root
-    tl.store(scale_ptr + row, tl.div_rn(tl.maximum(amax, smallest), 127.0))
+    tl.store(scale_ptr + row, tl.div_rn(tl.maximum(amax, smallest), 127.0) + tl.sum(zeros))
 
 
 @triton.jit
@@ -94,7 +100,7 @@ def tile_kernel(
     row_scale = tl.load(scale_ptr + m, mask=m < M, other=1.0)[:, None]
     tl.store(rows_ptr + at, _to_int8(y, row_scale, rounding), mask=inside)
     amax = tl.max(tl.abs(y), axis=0)  # (CHANNELS,)
-    scale = tl.div_rn(tl.maximum(amax, smallest), 127.0)
+    scale = tl.div_rn(tl.maximum(amax, smallest), 127.0) + tl.sum(x * 0.0 + gate * 0.0, axis=0)
     tl.store(column_scale_ptr + n.to(tl.int64) * blocks + block, scale, mask=n < N)
     turned = tl.trans(_to_int8(y, scale[None, :], rounding))  # (CHANNELS, TOKENS)
     to = n[:, None].to(tl.int64) * M + m[None, :]
@@ -136,7 +142,7 @@ def block_mm_kernel(
 
 
 def launch_round_both(x: Tensor, producer: int, gate: Tensor | None) -> Rounded:
-    """`rounding.round_both` on a GPU, or in Triton's interpreter."""
+    """`int8_rounding.round_both` on a GPU, or in Triton's interpreter."""
     M, N = x.shape
     blocks = triton.cdiv(M, TOKENS)
     new = torch.empty
@@ -179,7 +185,7 @@ def configs() -> list[triton.Config]:
 def launch_block_mm(
     a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, into: Tensor | None
 ) -> Tensor:
-    """`rounding.block_mm` on a GPU."""
+    """`int8_rounding.block_mm` on a GPU."""
     add = into is not None
     if add not in _tuned:  # a trial run must not add to the caller's matrix
         restore = ["c_ptr"] if add else None

@@ -1,9 +1,10 @@
-"""Whether the maps of a model's blocks are faster in int8 than in bf16 on the GPU at hand.
+"""Whether the maps of a model are faster in int8 than in bf16 on the GPU at hand.
 
-A forward and a backward pass of a block's MLP, and of its attention's maps without attention
-itself, are timed in both types: rounding included, compiled as in training, at the micro-batch of
-training. Before that, the int8 results are compared with the bf16 results. A part that is not
-faster, whose kernels are missing or fail, or whose results are wrong stays in bf16.
+A forward and a backward pass of a block's MLP, of its attention's maps without attention itself,
+and of the loss with the head are timed in both types: rounding included, compiled as in training,
+at the micro-batch of training. Before that, the int8 results are compared with the bf16 results. A
+part that is not faster, whose kernels are missing or fail, or whose results are wrong stays in
+bf16.
 """
 
 from __future__ import annotations
@@ -16,15 +17,17 @@ from torch import Tensor, nn
 
 from reference.kernels.attention_trial import Timer, short_reason
 from reference.kernels.compiling import compiled_alone
+from reference.kernels.int8_rounding import round_both
 from reference.model.gpt import GPT, MLP, Attention
 from reference.model.int8_maps import Passes, RoundedMaps, inner, outer, round_weight
+from reference.model.loss import softcapped_cross_entropy
 
 # Of a result's norm, between int8 and bf16: rounding explains a few hundredths.
 TOLERANCE = 0.15
 
 
 class Row(NamedTuple):
-    """A part of a block ("attention" or "mlp"), its type, milliseconds or the reason for none."""
+    """A part ("attention", "mlp" or "head"), its type, milliseconds or the reason for none."""
 
     part: str
     kind: str
@@ -62,11 +65,29 @@ def choose_int8(
 def time_part(
     model: GPT, part: str, tokens: tuple[int, int], passes: Passes, timer: Timer
 ) -> dict[str, float]:
-    """Milliseconds of a forward and backward pass of a part of a block, by type.
+    """Milliseconds of a forward and backward pass of a part of the model, by type.
 
     Raises:
         ValueError: The int8 results differ from the bf16 results by more than `TOLERANCE`.
     """
+    passing = _head_pass(model, tokens) if part == "head" else _block_pass(model, part, tokens)
+    times, results = {}, {}
+    for kind, chosen in (("bf16", None), ("int8", passes)):
+        function = passing(chosen)
+        results[kind] = function()
+        times[kind] = timer(function)
+    for name, plain in results["bf16"].items():
+        error = float((results["int8"][name] - plain).norm() / plain.norm())
+        if not error < TOLERANCE:
+            raise ValueError(f"{name} differs from bf16 by {error:.3g} of its norm")
+    return times
+
+
+Pass = Callable[[], dict[str, Tensor]]  # returns the output and all gradients
+
+
+def _block_pass(model: GPT, part: str, tokens: tuple[int, int]) -> Callable[[Passes | None], Pass]:
+    """Makes passes of a block's part with made-up weights: in int8, or for None in bf16."""
     config, device = model.config, model.device
     module: Attention | MLP = Attention(config, 0) if part == "attention" else MLP(config)
     generator = torch.Generator().manual_seed(0)
@@ -84,20 +105,45 @@ def time_part(
         H, G = config.n_head, config.n_kv_head
         return module.output((q + (k + v).repeat_interleave(H // G, dim=2)).flatten(2))
 
-    times, results = {}, {}
-    for kind in ("bf16", "int8"):
-        if kind == "int8":
-            module.int8 = RoundedMaps(
-                round_weight(torch.cat(inner(module))), round_weight(outer(module)), passes
-            )
+    def make(passes: Passes | None) -> Pass:
+        if passes is not None:
+            whole = round_weight(torch.cat(inner(module)))
+            module.int8 = RoundedMaps(whole, round_weight(outer(module)), passes)
         function = compiled_alone(run) if device.type == "cuda" else run
-        results[kind] = _pass(function, module, x)
-        times[kind] = timer(lambda f=function: _pass(f, module, x))  # type: ignore[misc]
-    for name, plain in results["bf16"].items():
-        error = float((results["int8"][name] - plain).norm() / plain.norm())
-        if not error < TOLERANCE:
-            raise ValueError(f"{name} differs from bf16 by {error:.3g} of its norm")
-    return times
+        return lambda: _pass(function, module, x)
+
+    return make
+
+
+def _head_pass(model: GPT, tokens: tuple[int, int]) -> Callable[[Passes | None], Pass]:
+    """Makes passes of the loss with a made-up head: in int8, or for None in bf16."""
+    config, device = model.config, model.device
+    generator = torch.Generator().manual_seed(0)
+    N = tokens[0] * tokens[1]
+    hidden = torch.randn((N, config.n_embd), generator=generator).to(device, model.dtype)
+    size = (config.padded_vocab_size, config.n_embd)
+    weight = (torch.randn(size, generator=generator) * config.n_embd**-0.5).to(device)
+    targets = torch.randint(0, config.vocab_size, (N,), generator=generator).to(device)
+
+    def make(passes: Passes | None) -> Pass:
+        rounded = None if passes is None else round_both(weight)
+
+        def function() -> dict[str, Tensor]:
+            h, w = hidden.detach().requires_grad_(), weight.detach().requires_grad_()
+            loss = softcapped_cross_entropy(
+                h,
+                w,
+                targets,
+                vocab_size=config.vocab_size,
+                softcap=config.softcap,
+                int8=rounded,
+            )
+            loss.backward()
+            return {"loss": loss.detach(), "d_hidden": h.grad, "d_weight": w.grad}  # type: ignore[dict-item]
+
+        return function
+
+    return make
 
 
 def _pass(function: Callable[[Tensor], Tensor], module: nn.Module, x: Tensor) -> dict[str, Tensor]:

@@ -25,9 +25,12 @@ _LOWEST = tl.constexpr(-1e30)  # stands for minus infinity where inf - inf would
 @triton.jit
 def loss_kernel(
     logits_ptr, targets_ptr, row_scale_ptr, losses_ptr, visible, padded, softcap,
-    CAPPED: tl.constexpr, GRADIENT: tl.constexpr, BLOCK: tl.constexpr,
+    CAPPED: tl.constexpr, GRADIENT: tl.constexpr, STATISTICS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Loss of each row; with GRADIENT the row of logits becomes row_scale * dloss/dlogits.
+
+    With STATISTICS `losses` is (3, rows): losses, log of the sum of exp(capped logit - cap), and
+    the cap's slope at the target.
 
     Logits are (rows, padded), contiguous. Columns from `visible` on are padding: they take no part
     in the softmax, and their gradient is zero. A target below 0 gives loss 0 and gradient 0.
@@ -57,8 +60,16 @@ def loss_kernel(
     else:
         highest = tl.max(top)
         log_sum = tl.log(tl.sum(total * tl.exp(top - highest))) + highest
-    loss = tl.where(target >= 0, log_sum - tl.sum(picked), 0.0)
-    tl.store(losses_ptr + row, loss)
+    at_target = tl.sum(picked)
+    tl.store(losses_ptr + row, tl.where(target >= 0, log_sum - at_target, 0.0))
+    if STATISTICS:
+        rows = tl.num_programs(0)
+        tl.store(losses_ptr + rows + row, log_sum)
+        slope = log_sum * 0.0 + 1.0
+        if CAPPED:
+            s = at_target / (-2.0 * softcap)
+            slope = 4.0 * s * (1.0 - s)
+        tl.store(losses_ptr + 2 * rows + row, slope)
     if GRADIENT:
         scale = tl.load(row_scale_ptr + row)
         for start in range(0, padded, BLOCK):
@@ -97,6 +108,22 @@ def losses_(
     loss_kernel[(n,)](
         logits, targets, targets if row_scale is None else row_scale, losses,
         vocab_size, padded, float(softcap or 1.0),
-        CAPPED=bool(softcap), GRADIENT=row_scale is not None, BLOCK=block or BLOCK, num_warps=WARPS,
+        CAPPED=bool(softcap), GRADIENT=row_scale is not None, STATISTICS=False,
+        BLOCK=block or BLOCK, num_warps=WARPS,
     )  # fmt: skip
     return losses
+
+
+def statistics(logits: Tensor, targets: Tensor, *, vocab_size: int, softcap: float) -> Tensor:
+    """(3, n) fp32: losses, log of the sum of exp(capped logit - cap), the cap's slope at targets.
+
+    Args:
+        logits, targets, vocab_size, softcap: As in `losses_`.
+    """
+    n, padded = logits.shape
+    found = torch.empty((3, n), dtype=torch.float32, device=logits.device)
+    loss_kernel[(n,)](
+        logits, targets, targets, found, vocab_size, padded, float(softcap or 1.0),
+        CAPPED=bool(softcap), GRADIENT=False, STATISTICS=True, BLOCK=BLOCK, num_warps=WARPS,
+    )  # fmt: skip
+    return found

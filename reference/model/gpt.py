@@ -474,6 +474,7 @@ class GPT(nn.Module):
             count=count,
             kind=self.head_kind if torch.is_grad_enabled() else "bf16",
             each=None if each is None else each.view(-1),
+            int8=None if self.step_weights is None else self.step_weights.head,
         )
         return losses.view(targets.shape) if reduction == "none" else losses
 

@@ -86,12 +86,18 @@ class StepWeights:
     """The int8 weights of a model's blocks. They are rounded again when a weight has changed.
 
     Args:
-        layers: "attention", "mlp": the parts of a block whose maps take int8 factors. Maps whose
-            sizes are no multiples of 16 keep the activations' type.
+        layers: "attention", "mlp": the parts of a block whose maps take int8 factors; "head", which
+            takes them in all three products. Maps whose sizes are no multiples of 16 keep the
+            activations' type.
+
+    Attributes:
+        head: The head's weight in int8 (see `reference.kernels.int8_loss`), if "head" is named.
     """
 
     def __init__(self, model: GPT, layers: Sequence[str], passes: Passes = ALL_PASSES) -> None:
         self.layers, self.passes = tuple(layers), passes
+        self.head: Rounded | None = None
+        self._model = model
         self._modules = list(_modules(model, layers))
         self._versions: list[int] = []
 
@@ -101,9 +107,13 @@ class StepWeights:
     @torch.no_grad()
     def refresh(self) -> None:
         """Rounds the weights if one of them has changed since the last call."""
+        head = self._model.head[0]
         versions = [p._version for m in self._modules for p in (*inner(m), outer(m))]
+        versions += [id(head), head._version]
         if versions == self._versions:
             return
+        if "head" in self.layers and not any(n % FACTOR_MULTIPLE for n in head.shape):
+            self.head = round_both(head.detach())
         for module in self._modules:
             new = (round_weight(_merged(inner(module))), round_weight(outer(module)))
             if module.int8 is None:
@@ -125,7 +135,7 @@ def use_int8(model: GPT, layers: Sequence[str], passes: Passes = ALL_PASSES) -> 
     """Gives the maps of the named layers int8 factors in training; all others lose theirs.
 
     Args:
-        layers: "attention", "mlp"; empty: no map.
+        layers: "attention", "mlp", "head"; empty: no map.
     """
     held = model.step_weights
     if held is not None:

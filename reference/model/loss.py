@@ -21,9 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from reference.kernels import int8_loss
 from reference.kernels.compiling import has_triton
 from reference.kernels.cpu import add_matmul_, linear, matmul
 from reference.kernels.eight_bit import FACTOR_MULTIPLE, Factor, Kind, multiply, quantize
+from reference.kernels.int8_rounding import Rounded
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -60,6 +62,7 @@ def softcapped_cross_entropy(
     kind: Kind = "bf16",
     each: Tensor | None = None,
     soft: SoftTargets | None = None,
+    int8: Rounded | None = None,
 ) -> Tensor:
     """Cross-entropy in nats of softcap * tanh(hidden @ weight.T / softcap) against `targets`.
 
@@ -74,6 +77,7 @@ def softcapped_cross_entropy(
         each: (N,) fp32 to be filled with each target's loss on the way, 0 where ignored; not for
             "none", whose result that is.
         soft: A teacher's targets, of a share in the gradient; the value stays the cross-entropy.
+        int8: The weight in int8 for all three products; not with `soft`.
 
     Returns:
         fp32 scalar, or (N,) for "none". With no target at all "mean" is 0.
@@ -86,7 +90,9 @@ def softcapped_cross_entropy(
         if each is not None:
             each.copy_(losses)
         return losses.sum() * scale
-    return _TotalLoss.apply(hidden, weight, targets, vocab_size, softcap, scale, kind, each, soft)
+    return _TotalLoss.apply(
+        hidden, weight, targets, vocab_size, softcap, scale, kind, each, soft, int8
+    )
 
 
 def full_cross_entropy(
@@ -100,10 +106,11 @@ def full_cross_entropy(
     count: Tensor | int | None = None,
     kind: Kind = "bf16",
     each: Tensor | None = None,
+    int8: Rounded | None = None,
 ) -> Tensor:
     """`softcapped_cross_entropy` by the plain formula, with all logits in memory at once.
 
-    What nanochat does; here to be measured against. Ignores `kind`.
+    What nanochat does; here to be measured against. Ignores `kind` and `int8`.
     """
     logits = softcapped_logits(hidden, weight, vocab_size=vocab_size, softcap=softcap)
     losses = F.cross_entropy(
@@ -328,11 +335,17 @@ class _TotalLoss(torch.autograd.Function):
         kind: Kind,
         each: Tensor | None,
         soft: SoftTargets | None,
+        int8: Rounded | None,
     ) -> Tensor:
         row_scale = (targets >= 0) * scale
-        losses, d_hidden, d_weight = _loss_and_gradients(
-            hidden, weight, targets, row_scale, vocab_size, softcap, kind, soft
-        )
+        if int8 is not None and soft is None:
+            losses, d_hidden, d_weight = int8_loss.loss_and_gradients(
+                hidden, weight, int8, targets, row_scale, vocab_size, softcap
+            )
+        else:
+            losses, d_hidden, d_weight = _loss_and_gradients(
+                hidden, weight, targets, row_scale, vocab_size, softcap, kind, soft
+            )
         ctx.save_for_backward(d_hidden, d_weight)
         if each is not None:
             each.copy_(losses)
@@ -342,9 +355,9 @@ class _TotalLoss(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         d_hidden, d_weight = ctx.saved_tensors
         if grad.device.type == "cpu" and grad.item() == 1.0:  # the usual case, spared two passes
-            return d_hidden, d_weight, None, None, None, None, None, None, None
+            return d_hidden, d_weight, *[None] * 8
         d_hidden, d_weight = d_hidden * grad.to(d_hidden.dtype), d_weight * grad
-        return d_hidden, d_weight, None, None, None, None, None, None, None
+        return d_hidden, d_weight, *[None] * 8
 
 
 class _EachLoss(torch.autograd.Function):

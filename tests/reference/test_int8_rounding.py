@@ -47,6 +47,16 @@ for M, N in ((300, 96), (128, 64), (5, 70)):
                 else:
                     assert torch.allclose(a, b, rtol=1e-6)
 
+# A value that is not finite is seen in its row and its columns, and nowhere else.
+x[2, 9] = float("inf")
+x[4, 11] = float("nan")
+for name, number in r.PRODUCERS.items():
+    second = gate.abs() + 1 if name == "relu2_backward" else None
+    for both in (r.round_both_plain(x, name, second), k.launch_round_both(x, number, second)):
+        assert both.row_scale.isnan().flatten().nonzero().flatten().tolist() == [2, 4], name
+        seen = set(both.column_scale.isnan().any(1).nonzero().flatten().tolist())
+        assert {9, 11} <= seen and (name == "norm" or seen == {9, 11}), name
+
 a = r.round_both_plain(torch.randn(300, 96))
 b = r.round_both_plain(torch.randn(300, 70))
 expected = r.block_mm(b.columns, a.columns, b.column_scale, a.column_scale)

@@ -68,7 +68,7 @@ types = {
 }
 for capability in (89, 90):
     for capped in (True,):
-        const = {"CAPPED": capped, "GRADIENT": True, "BLOCK": t.BLOCK}
+        const = {"CAPPED": capped, "GRADIENT": True, "STATISTICS": False, "BLOCK": t.BLOCK}
         source = ASTSource(
             fn=t.loss_kernel,
             signature={**types, **{name: "constexpr" for name in const}},
