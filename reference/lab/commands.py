@@ -37,6 +37,12 @@ OTHER_CARDS = ("rtx3090", "rtx4090", "rtx5090", "h100")
 )
 @click.option("--published/--no-published", default=True, help="Fit the published points as well.")
 @click.option("--base", default="reference", show_default=True, help="Recipe for all the rest.")
+@click.option("--recipe", help="Predict this recipe, by name or file, instead of choosing a depth.")
+@click.option(
+    "--register",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="With --recipe: write the prediction to this file, to be held against the first run.",
+)
 @click.option(
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -54,11 +60,13 @@ def plan(
     runs: tuple[Path, ...],
     published: bool,
     base: str,
+    recipe: str | None,
+    register: Path | None,
     out: Path | None,
     no_files: bool,
     as_json: bool,
 ) -> None:
-    """Choose depth, tokens and batch for a card and a number of hours.
+    """Choose depth, tokens and batch for a card and a number of hours, or predict a recipe.
 
     Fits scaling laws to published runs (and yours), predicts val_bpb and CORE with intervals, and
     writes a recipe and a page with plots.
@@ -70,18 +78,36 @@ def plan(
     from reference.lab.plan import (
         TARGET_CORE,
         Setting,
+        candidate_of,
         candidates,
         choose,
         compare_cards,
+        compare_shapes,
         fit_laws,
         forecast,
         notes,
     )
-    from reference.lab.plan_recipe import base_recipe, recipe_document, write_recipe
-    from reference.lab.plan_text import measured_card, plan_json, print_plan
+    from reference.lab.plan_recipe import (
+        base_recipe,
+        planned_card,
+        recipe_document,
+        write_recipe,
+    )
+    from reference.lab.plan_text import measured_card, plan_json, print_plan, print_shapes
     from reference.lab.points import OWN_FAMILY, own_points, published_points
 
+    if register is not None and recipe is None:
+        raise click.UsageError("--register needs --recipe, the recipe that will run")
+    resolved = None
+    if recipe is not None:
+        from reference.config.resolve import resolve_recipe
+
+        resolved, no_files, base = resolve_recipe(recipe), True, recipe
+        hours = resolved["budget_s"] / 3600
+    typed = click.get_current_context().get_parameter_source("gpu")
     card = find_card(gpu)
+    if resolved is not None and typed is not ParameterSource.COMMANDLINE:
+        card = planned_card(resolved)
     if mfu is not None and card.peak_flops:
         source = f"{mfu:.0%}: as given"
         speed = mfu * card.peak_flops
@@ -99,10 +125,15 @@ def plan(
     points = (published_points() if published else []) + own_points(list(runs))
     laws = fit_laws(points, OWN_FAMILY if runs else "climbmix")
     room = vram or card.vram_gib
-    options = candidates(card, hours, laws, setting, vram_gib=room)
-    best = choose(options)
+    if resolved is not None:
+        best = candidate_of(resolved, card, laws, vram_gib=room)
+        options = [best]
+    else:
+        options = candidates(card, hours, laws, setting, vram_gib=room)
+        best = choose(options)
     expected = forecast(best, laws)
     cards = compare_cards(hours, laws, setting, OTHER_CARDS)
+    shapes = compare_shapes(card, hours, laws, setting, vram_gib=room)
     remarks = notes(best, laws)
     levers = [lever for lever in known_levers() if lever.is_on(written)]
     odds = simulate(best, card, laws, levers, target=TARGET_CORE)
@@ -128,14 +159,19 @@ def plan(
         )
         write_recipe(recipe_path, document, comment)
         write_plan_page(page_path, title, best, expected, options, laws, cards, remarks)
+    document = plan_json(card, best, expected, laws, cards, remarks, odds, levers)
+    document["shapes"] = shapes
+    if register is not None and recipe is not None:
+        from reference.lab.registration import registration, write_registration
+
+        write_registration(register, registration(recipe, document))
     if as_json:
-        click.echo(
-            json.dumps(
-                plan_json(card, best, expected, laws, cards, remarks, odds, levers), indent=2
-            )
-        )
+        click.echo(json.dumps(document, indent=2))
         return
     print_plan(card, hours, best, expected, options, laws, cards, remarks, odds, levers)
+    print_shapes(shapes)
+    if register is not None:
+        click.echo(f"\nregistered: {register}")
     if not no_files:
         click.echo(
             f"\nrecipe: {recipe_path}\npage:   {page_path}\n"
@@ -277,10 +313,21 @@ def _print_findings(name: str, findings: Any) -> None:
 @click.option(
     "--html", type=click.Path(dir_okay=False, path_type=Path), help="Also write a page here."
 )
+@click.option(
+    "--against",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A registration (`plan --recipe NAME --register FILE`): also says whether the run, even "
+    "an unfinished one, is where it was predicted to be.",
+)
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @explained("train,lab")
 def report(
-    run: Path, target_bpb: float | None, study: Path | None, html: Path | None, as_json: bool
+    run: Path,
+    target_bpb: float | None,
+    study: Path | None,
+    html: Path | None,
+    against: Path | None,
+    as_json: bool,
 ) -> None:
     """Fill the five containers of metrics from RUN, a run folder or its result.json.
 
@@ -293,16 +340,33 @@ def report(
     findings = _findings_of(study) if study else None
     facts = read_facts(run, _recipe_of(run))
     found = containers(facts, target_bpb=target_bpb, study=findings)
+    course = _course_of(facts, against) if against is not None else []
     if html is not None:
         write_report_page(html, facts, found)
     if as_json:
-        click.echo(json.dumps([container.to_json() for container in found], indent=2))
+        told: list[Any] = [container.to_json() for container in found]
+        if against is not None:
+            told.append({"against": against.name, "compared": [row.to_json() for row in course]})
+        click.echo(json.dumps(told, indent=2))
         return
     from rich.console import Console
 
     from reference.lab.plan_text import table_of
 
     console = Console()
+    if against is not None:
+        from reference.lab.on_course import verdict
+
+        table = table_of("against the registration", "", "run", "predicted", "")
+        for row in course:
+            table.add_row(
+                row.figure,
+                f"{row.measured:,.5g}",
+                f"{row.predicted:,.5g}",
+                verdict(row) + (f"; {row.note}" if row.note else ""),
+            )
+        console.print(table)
+        console.print()
     for container in found:
         table = table_of(f"{container.number}. {container.title}", "", "", "")
         table.show_header = False
@@ -311,6 +375,30 @@ def report(
             table.add_row(figure.label, figure.text, figure.note)
         console.print(table)
         console.print()
+
+
+def _course_of(facts: Any, against: Path) -> list[Any]:
+    """The run beside its registration.
+
+    Raises:
+        TrainerError: The registration is of another recipe.
+    """
+    import hashlib
+
+    from reference.errors import TrainerError
+    from reference.lab.on_course import compare
+    from reference.lab.registration import read_registration
+
+    document, text = read_registration(against), facts.run.recipe_text or ""
+    digest = "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+    if digest != document["recipe_digest"]:
+        raise TrainerError(
+            "bad_input",
+            f"{against} registers recipe {document['recipe']} ({document['recipe_digest'][:17]}), "
+            f"the run's recipe is another ({digest[:17]})",
+            "Compare a run with the registration of its own recipe.",
+        )
+    return compare(facts, document)
 
 
 def _findings_of(study: Path) -> dict[str, Any]:

@@ -365,6 +365,44 @@ def compare_cards(
     return rows
 
 
+# Depth and heads of 128 channels: nanochat's family, and shallower, wider models of like size.
+SHAPES = ((18, 9), (20, 10), (22, 11), (18, 10), (16, 11), (16, 12), (18, 11))
+
+
+def compare_shapes(
+    card: Card, hours: float, laws: Laws, setting: Setting, *, vram_gib: float
+) -> list[dict[str, Any]]:
+    """What shapes around the day's optimum reach in the same predicted hours.
+
+    The law knows a model's size alone: that a wider, shallower one learns as well from a token is
+    an assumption, and only its speed is predicted here.
+    """
+    rows = []
+    for depth, heads in SHAPES:
+        config = ModelConfig(
+            vocab_size=setting.vocab_size,
+            n_layer=depth,
+            n_embd=HEAD_DIM * heads,
+            n_head=heads,
+            n_kv_head=heads,
+            seq_len=setting.seq_len,
+        )
+        found = _cost(config, card, hours, vram_gib, laws, setting)
+        if found is not None:
+            rows.append(
+                {
+                    "depth": depth,
+                    "width": config.n_embd,
+                    "parameters": found.parameters,
+                    "tokens_per_s": found.tokens_per_s,
+                    "tokens": found.tokens,
+                    "val_bpb": found.val_bpb,
+                    "fits": found.fits,
+                }
+            )
+    return rows
+
+
 def notes(candidate: Candidate, laws: Laws) -> list[str]:
     """What a reader should know before believing the forecast."""
     said = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,7 @@ def plan_json(
         "card": {"name": card.name, "flops_per_s": best.flops_per_s, "assumes": card.source},
         "model": best.config.to_json(),
         "parameters": best.parameters,
+        "tokens_per_s": best.tokens_per_s,
         "tokens": best.tokens,
         "tokens_per_parameter": best.ratio,
         "flops": best.flops,
@@ -116,7 +117,11 @@ def print_plan(
         f"{best.tokens / 1e9:.3g} B, {best.ratio:.1f} a parameter "
         f"(best at this budget: {expected.ratio.low:.1f} to {expected.ratio.high:.1f})",
     )
-    table.add_row("FLOPs", f"{best.flops:.3g} at {best.flops_per_s / 1e12:.3g} TFLOP/s")
+    table.add_row(
+        "FLOPs",
+        f"{best.flops:.3g} at {best.flops_per_s / 1e12:.3g} TFLOP/s, "
+        f"{best.tokens_per_s:,.0f} tokens/s",
+    )
     table.add_row(
         "batch",
         f"{best.total_batch_size:,} tokens, micro-batch {best.device_batch_size} x "
@@ -161,6 +166,25 @@ def print_plan(
             row["card"], f"d{row['depth']}", f"{row['flops']:.3g}", core, row["assumes"]
         )
     console.print(compared)
+
+
+def print_shapes(shapes: Sequence[Mapping[str, Any]]) -> None:
+    """The table of `compare_shapes`."""
+    from rich.console import Console
+
+    table = table_of(
+        "other shapes in the same hours; that a wide one learns as well is assumed",
+        *("shape", "N", "tokens/s", "tokens", "val_bpb"),
+    )
+    for row in shapes:
+        table.add_row(
+            f"d{row['depth']} x {row['width']}" + ("" if row["fits"] else " (too large)"),
+            f"{row['parameters'] / 1e6:,.0f} M",
+            f"{row['tokens_per_s']:,.0f}",
+            f"{row['tokens'] / 1e9:.2f} B",
+            f"{row['val_bpb']:.4f}",
+        )
+    Console().print(table)
 
 
 def _two_columns(title: str) -> Any:

@@ -21,6 +21,7 @@ from reference.train.pretrain import planned_speed
 
 PLANNED = (
     "reference",
+    "reference-safe",
     "reference-1h",
     "reference-4h",
     "reference-16g",
