@@ -72,10 +72,8 @@ def compare(facts: Facts, registration: Mapping[str, Any]) -> list[Compared]:
 def _loss(row: Mapping[str, Any], facts: Facts, registration: Mapping[str, Any]) -> Compared:
     """The last evaluation against the law at the tokens that were trained until then."""
     law = registration["law"]
-    family = law["family"]
-    expected = LossLaw(
-        *(law[name] for name in ("E", "A", "alpha", "B", "beta")), factors=law["factors"]
-    ).loss(registration["parameters"], row["tokens"], family)
+    constants = {name: law[name] for name in ("E", "A", "alpha", "B", "beta", "factors")}
+    expected = LossLaw(**constants).loss(registration["parameters"], row["tokens"], law["family"])
     before = [step for step in facts.steps if step["step"] < row["step"]]
     rate = float(before[-1].get("lr", 1.0)) if before else 1.0
     gap, sd = FULL_RATE_GAP * rate, END_SD + (FULL_RATE_SD - END_SD) * rate
