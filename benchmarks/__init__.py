@@ -1,4 +1,4 @@
-"""Benchmarks of this project: `python -m benchmarks.verify`, `python -m benchmarks.board`."""
+"""Benchmarks of this project: `python -m benchmarks.verify`, `… .board`, `… .data_study`."""
 
 import sys
 from pathlib import Path

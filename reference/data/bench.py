@@ -140,9 +140,24 @@ def time_tokenizer(texts: Sequence[str]) -> dict[str, float]:
     return measure_speed(tokenizer, texts, repeats=5)
 
 
+class TokenizedTexts:
+    """Documents of tokens in memory, for the loader."""
+
+    def __init__(self, texts: Sequence[str], tokenizer: Any) -> None:
+        bos = np.array([tokenizer.bos_id], dtype=np.uint32)
+        self._documents = [np.concatenate([bos, ids]) for ids in tokenizer.encode_arrays(texts)]
+        self.lengths = np.array([len(document) for document in self._documents])
+        self.digest = "in memory"
+
+    def __len__(self) -> int:
+        return len(self._documents)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self._documents[index]
+
+
 def packing(texts: Sequence[str], seq_len: int = 2048) -> dict[str, float]:
     """Tokens dropped to fill rows: our loader's, and nanochat's rule on the same documents."""
-    from reference.data.study import TokenizedTexts
     from reference.rows.packing import PackedLoader
     from reference.tokenizer.bpe import Tokenizer
 

@@ -210,46 +210,6 @@ def spec() -> None:
     click.echo(source[begin:end].replace("@dataclass(frozen=True)\n", ""))
 
 
-@data.command()
-@click.option(
-    "--texts",
-    "texts",
-    type=FOLDER,
-    required=True,
-    help="Folder of Parquet files, each named after its source.",
-)
-@click.option("--out", type=FOLDER, default=Path("data-study"), show_default=True)
-@click.option("--seeds", default=3, show_default=True, type=click.IntRange(min=2))
-@click.option("--steps", default=200, show_default=True, type=click.IntRange(min=1))
-@click.option("--core", type=FOLDER, help="CORE bundle, to decontaminate against.")
-@click.option("--threads", default=0, help="For torch; 0: its own choice.")
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
-def study(
-    texts: Path, out: Path, seeds: int, steps: int, core: Path | None, threads: int, as_json: bool
-) -> None:
-    """Train small models on raw, filtered, deduplicated and mixed text, and compare val_bpb.
-
-    All see the same number of tokens and are scored on the same clean held-out text. A
-    stopped study resumes when you run the command again.
-    """
-    with explained("data"):
-        from reference.data.study import print_table, run_study
-
-        found = run_study(
-            texts,
-            out,
-            seeds=seeds,
-            steps=steps,
-            core=core,
-            threads=threads,
-            say=lambda line: click.echo(line, err=True),
-        )
-    if as_json:
-        click.echo(json.dumps(found, indent=2))
-    else:
-        print_table(found)
-
-
 @click.command("data")
 @click.option("--texts", type=FOLDER, help="Parquet files with a column `source`.")
 @click.option("--core", type=FOLDER, help="CORE bundle, to time the overlap check.")

@@ -15,6 +15,7 @@ import pytest
 pytest.importorskip("duckdb")
 pytest.importorskip("datatrove")
 
+from benchmarks.data_study import STUDENT, comparisons, interval, markdown
 from reference.data import build as build_module
 from reference.data import linear, minhash
 from reference.data.bench import (
@@ -28,7 +29,6 @@ from reference.data.filters import rules
 from reference.data.index import sampling_rates
 from reference.data.overlap import OverlapIndex, build_index
 from reference.data.spec import Decontaminate, Filters, Mix, ShardRules, Source, Spec
-from reference.data.study import STUDENT, comparisons, interval, markdown
 from reference.data.words import ngram_hashes, normalise, shingles, word_hashes
 from reference.data.workers import Processes
 from reference.errors import TrainerError

@@ -1,4 +1,6 @@
-"""`data study`: does each step of the pipeline help a model that sees equally many tokens?
+"""Does each step of `data build` help a model that sees equally many tokens?
+
+`python -m benchmarks.data_study --texts DIR --core DIR`
 
 Six corpora come from the same sources: web text raw, filtered, deduplicated, both, both and mixed
 with curated text, and the curated text mixed into raw web text (so that the gain of mixing and the
@@ -22,9 +24,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import click
 import pyarrow.parquet as pq
 
+from reference.command_errors import explained
+from reference.data.bench import TokenizedTexts
 from reference.data.build import Options, build_corpus
 from reference.data.manifest import read_manifest
 from reference.data.spec import (
@@ -247,22 +251,6 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return mean, STUDENT.get(len(values) - 1, 1.96 + 2.5 / len(values)) * spread
 
 
-class TokenizedTexts:
-    """Documents of tokens in memory, for the loader."""
-
-    def __init__(self, texts: Sequence[str], tokenizer: Any) -> None:
-        bos = np.array([tokenizer.bos_id], dtype=np.uint32)
-        self._documents = [np.concatenate([bos, ids]) for ids in tokenizer.encode_arrays(texts)]
-        self.lengths = np.array([len(document) for document in self._documents])
-        self.digest = "in memory"
-
-    def __len__(self) -> int:
-        return len(self._documents)
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        return self._documents[index]
-
-
 def _tokenizer(texts: Path, out: Path) -> Any:
     from reference.rows.documents import find_shards, sample_texts
     from reference.tokenizer.bpe import FILE_NAME, Tokenizer
@@ -415,3 +403,38 @@ def print_table(found: dict[str, Any]) -> None:
             row["verdict"],
         )
     console.print(table)
+
+
+FOLDER = click.Path(file_okay=False, path_type=Path)
+
+
+@click.command("data_study")
+@click.option(
+    "--texts", type=FOLDER, required=True, help="Parquet files, each named after its source."
+)
+@click.option("--out", type=FOLDER, default=Path("data-study"), show_default=True)
+@click.option("--seeds", default=3, show_default=True, type=click.IntRange(min=2))
+@click.option("--steps", default=200, show_default=True, type=click.IntRange(min=1))
+@click.option("--core", type=FOLDER, help="CORE bundle, to decontaminate against.")
+@click.option("--threads", default=0, help="For torch; 0: its own choice.")
+def main(texts: Path, out: Path, seeds: int, steps: int, core: Path | None, threads: int) -> None:
+    """Train small models on raw, filtered, deduplicated and mixed text, and compare val_bpb.
+
+    All see the same number of tokens and are scored on the same clean held-out text. A
+    stopped study resumes when you run the command again.
+    """
+    with explained("data"):
+        found = run_study(
+            texts,
+            out,
+            seeds=seeds,
+            steps=steps,
+            core=core,
+            threads=threads,
+            say=lambda line: click.echo(line, err=True),
+        )
+    print_table(found)
+
+
+if __name__ == "__main__":
+    main()
