@@ -16,7 +16,7 @@ from typing import IO, Any, NamedTuple
 from kit.board.decisions import Decisions
 from kit.board.documents import read_checked
 from kit.board.layout import TEXT_LIMITS, Layout, Settings, SubmissionPath, refuse_newer
-from kit.board.load import read_document
+from kit.board.load import read_document, read_result
 from kit.board.ranking import Ranked, rank_rows
 from kit.board.row import Facts, facts_of, reference_row, submission_row
 from kit.board.statistics import figures_of
@@ -54,7 +54,7 @@ class Rows:
             One of `kit.board.row.MALFORMED`.
         """
         folder = layout.submission(path)
-        result = json.loads((folder / "result.json").read_bytes())
+        result = read_result(folder)
         pin = json.loads((folder / "submission.json").read_bytes())
         row = submission_row(path, result, pin)
         facts = facts_of(path, result, pin, row, folder)

@@ -21,7 +21,7 @@ from kit.board.layout import (
     SubmissionPath,
     refuse_newer,
 )
-from kit.board.load import read_document
+from kit.board.load import read_document, read_result
 from kit.board.row import MALFORMED, Facts, facts_of, submission_row
 from kit.board.tree import NO_TREE, TreeCache, tree_of
 from kit.errors import KitError
@@ -184,7 +184,7 @@ def inspect(
         reason = f"{report.verdict} by {', '.join(report.refused_by)}: {first.message}"
         return Inspection(path, report, False, reason, tree)
     try:
-        result = read_document(folder / "result.json", TEXT_LIMITS["result.json"])
+        result = read_result(folder)
         row = submission_row(path, result, pin)
         facts = facts_of(path, result, pin, row, folder)
         filled = {**row, "verdict": report.verdict, "tier": "T0"}
@@ -223,7 +223,7 @@ def _bring(source: Path, target: Path) -> None:
 def _facts(layout: Layout, path: SubmissionPath, folder: Path) -> Facts | None:
     """What a result says of itself before it was checked; None when it cannot be read."""
     try:
-        result = read_document(folder / "result.json", TEXT_LIMITS["result.json"])
+        result = read_result(folder)
         pin = read_document(folder / "submission.json", TEXT_LIMITS["submission.json"])
         return facts_of(path, result, pin, submission_row(path, result, pin), folder)
     except (*MALFORMED, OSError):

@@ -22,6 +22,7 @@ from kit.board.layout import (
     refuse_newer,
 )
 from kit.errors import PrerequisiteError, SchemaError
+from kit.result_form import Result
 from kit.run_log import RunLog
 from kit.trust.board_record import EVENTS_KIND
 from kit.trust.canonical import parse_strict
@@ -166,6 +167,11 @@ def read_document(path: Path, max_bytes: int) -> Document:
     if not isinstance(document, dict):
         raise SchemaError(f"`{path.name}` is no JSON object")
     return document
+
+
+def read_result(folder: Path) -> Result:
+    """The result of the submission in `folder`. Raises `SchemaError` if it is not one."""
+    return Result.of(read_document(folder / "result.json", TEXT_LIMITS["result.json"]))
 
 
 def _open(path: Path) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from kit.errors import KitError
+from kit.result_form import Submitter
 from kit.trust import sshsig
 from kit.trust.keys import Signer
 from kit.trust.sign import sign_document, signed_bytes
@@ -23,22 +24,21 @@ def sign_submission(pin: Document, signer: Signer) -> Document:
     return sign_document({**pin, "signatures": []}, signer, SUBMISSION_NAMESPACE)
 
 
-def named_account(result: Document) -> str | None:
+def named_account(submitter: Submitter) -> str | None:
     """The account on the Hub that the signed result names, case-folded."""
-    named = (result["submitter"].get("identities") or {}).get("hf")
-    return None if named is None else str(named["user"]).casefold()
+    account = submitter.identities.hf
+    return account.user.casefold() if account else None
 
 
-def names_submitter(pin: Document, result: Document, submitter: str) -> bool:
+def names_submitter(pin: Document, owner: Submitter, submitter: str) -> bool:
     """Whether the run's key names `submitter`: by a signed submission.json, or in the result."""
-    if named_account(result) == submitter.casefold():
+    if named_account(owner) == submitter.casefold():
         return True
-    key = result["submitter"]["public_key"]
     for entry in pin.get("signatures", ()):
         try:
             found = sshsig.verify(signed_bytes(pin), entry["signature"], SUBMISSION_NAMESPACE)
         except KitError:
             continue
-        if found.line == key and pin["submitter"] == submitter:
+        if found.line == owner.public_key and pin["submitter"] == submitter:
             return True
     return False

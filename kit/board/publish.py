@@ -19,7 +19,7 @@ from kit.board.derive import Derivation, DocumentJudgement
 from kit.board.documents import now
 from kit.board.inspect import Inspection, Known, check_weights, inspect
 from kit.board.layout import TEXT_LIMITS, Layout, Settings, SubmissionPath
-from kit.board.load import read_document
+from kit.board.load import read_document, read_result
 from kit.board.memory import SeenChains
 from kit.board.ownership import names_submitter
 from kit.board.rescore import CannotScore, Scorer
@@ -221,8 +221,7 @@ def _is_bound(layout: Layout, path: SubmissionPath) -> bool:
     folder = layout.submission(path)
     try:
         pin = read_document(folder / "submission.json", TEXT_LIMITS["submission.json"])
-        result = read_document(folder / "result.json", TEXT_LIMITS["result.json"])
-        return names_submitter(pin, result, path.submitter)
+        return names_submitter(pin, read_result(folder).submitter, path.submitter)
     except (*MALFORMED, OSError):
         return False
 
@@ -230,9 +229,8 @@ def _is_bound(layout: Layout, path: SubmissionPath) -> bool:
 def _key_of(layout: Layout, path: SubmissionPath) -> str | None:
     """The public key of a submission's result; None when it cannot be read."""
     try:
-        result = read_document(layout.submission(path) / "result.json", TEXT_LIMITS["result.json"])
-        return str(result["submitter"]["public_key"])
-    except (KitError, OSError, KeyError, TypeError):
+        return read_result(layout.submission(path)).submitter.public_key
+    except (KitError, OSError):
         return None
 
 

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterator
+from dataclasses import fields, replace
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kit import result_form
 from kit.board.layout import SubmissionPath
 from kit.board.ownership import named_account, names_submitter
+from kit.board.row_form import Core, Gpu, ModelPin, RecipeName, Row, Score, Task, Training
 from kit.core_eval.naming import PARTIAL_SCORE, is_core, score_name
 from kit.errors import KitError
+from kit.result_form import Result
 from kit.text import plain
 from kit.trust.canonical import parse_strict
 from kit.trust.sshsig import PublicKey
+from kit.typed import to_json
 
 Document = dict[str, Any]
 MALFORMED = (AttributeError, IndexError, KeyError, TypeError, ValueError, RecursionError, KitError)
@@ -56,108 +61,97 @@ class Facts(NamedTuple):
         return self.path.submitter.casefold()
 
 
-def submission_row(path: SubmissionPath, result: Document, pin: Document) -> Document:
-    """The row of a submission whose result fits its schema; what the board adds is still empty.
+def _empty() -> Row:
+    """A row that says nothing yet: each field null, or empty where it may not be null."""
+    nothing: dict[str, Any] = {field.name: None for field in fields(Row)}
+    nothing |= {"schema_version": 1, "state": "listed", "tier_reason": "", "ties": 0, "checks": {}}
+    nothing |= dict.fromkeys(("why_not_ranked", "reproductions", "statements"), ())
+    return Row(**nothing)
+
+
+def submission_row(path: SubmissionPath, result: Result, pin: Document) -> Document:
+    """The row of a submission; what the board adds is still empty.
 
     Raises:
         KitError, KeyError, …: One of `MALFORMED`, for a fingerprint that is none.
     """
-    timing, training, quality = result["timing"], result["training"], result["quality"]
-    core, bpb, chat = quality["core"], quality["val_bpb"], quality["chat"]
-    before = result["hardware"]["before"] or {}
-    recipe = result["recipe"]
-    model = pin["model"]
-    return {
-        "schema_version": 1,
-        "kind": "submission",
-        "id": path.result_id,
-        "path": str(path),
-        "state": "listed",
-        "tier": None,
-        "tier_reason": "",
-        "rank": None,
-        "rank_in_division": None,
-        "ties": 0,
-        "why_not_ranked": [],
-        "title": title_of(recipe),
-        "submitter": path.submitter,
-        "key": _fingerprint(result["submitter"]["public_key"]),
-        "submitted_at": None,
-        "started_at": timing["started_at"],
-        "track": plain(recipe["track"], 40),
-        "division": plain(recipe["division"], 40),
-        "recipe": {"name": plain(recipe["name"], 120), "digest": recipe["digest"]},
-        "status": result["claims"]["status"],
-        "total_s": timing["total_s"],
-        "budget_s": timing["budget_s"],
-        "pretrain_s": timing["pretrain_s"],
-        "nanochat_s": timing["nanochat_s"],
-        "core": _core(core) if is_core(core) else None,
-        "score": None if core is None or is_core(core) else _other_score(core),
-        "pooled": None,
-        "reaches_target": None,
-        "standing": None,
-        "val_bpb": bpb and bpb["last"],
-        "chat": chat and chat["value"],
-        "training": {
-            name: training.get(name)
-            for name in (
-                "parameters",
-                "tokens",
-                "steps",
-                "flops",
-                "tokens_per_s",
-                "mfu",
-                "peak_memory_bytes",
-            )
-        },
-        "gpu": _gpu(before),
-        "cpu": _text((before.get("host") or {}).get("cpu_model"), 200),
-        "kwh": _number(result["energy"]["kwh"]),
-        "seed": result["seed"]["value"],
-        "kit": plain(result["kit"]["version"], 40),
-        "image": _text(result["image"].get("digest"), 200),
-        "model": model
-        and {"repository": plain(model["repository"], 200), "revision": model["revision"]},
-        "verdict": None,
-        "checks": {},
-        "reproductions": [],
-        "statements": [],
-        "source": None,
-    }
+    timing, training, quality = result.timing, result.training, result.quality
+    before = result.hardware.before or {}
+    recipe, model, core = result.recipe, pin["model"], quality.core
+    whole = core is not None and is_core(to_json(core))
+    row = replace(
+        _empty(),
+        kind="submission",
+        id=path.result_id,
+        path=str(path),
+        title=_title(recipe.text) or plain(recipe.name, 300),
+        submitter=path.submitter,
+        key=_fingerprint(result.submitter.public_key),
+        started_at=timing.started_at,
+        track=plain(recipe.track, 40),
+        division=plain(recipe.division, 40),
+        recipe=RecipeName(plain(recipe.name, 120), recipe.digest),
+        status=result.claims.status,
+        total_s=timing.total_s,
+        budget_s=timing.budget_s,
+        pretrain_s=timing.pretrain_s,
+        nanochat_s=timing.nanochat_s,
+        core=Core(**_score(core)) if core and whole else None,
+        score=Score(score_name(to_json(core)), **_score(core)) if core and not whole else None,
+        val_bpb=quality.val_bpb.last if quality.val_bpb else None,
+        chat=quality.chat.value if quality.chat else None,
+        training=Training(
+            parameters=training.parameters,
+            tokens=training.tokens,
+            steps=training.steps,
+            flops=training.flops,
+            tokens_per_s=training.tokens_per_s,
+            mfu=training.mfu,
+            peak_memory_bytes=training.peak_memory_bytes,
+        ),
+        gpu=_gpu(before),
+        cpu=_text((before.get("host") or {}).get("cpu_model"), 200),
+        kwh=result.energy.kwh,
+        seed=result.seed.value,
+        kit=plain(result.kit.version, 40),
+        image=_text(result.image.digest, 200),
+        model=model and ModelPin(plain(model["repository"], 200), model["revision"]),
+    )
+    document: Document = to_json(row)
+    return document
 
 
 def facts_of(
-    path: SubmissionPath, result: Document, pin: Document, row: Document, folder: Path
+    path: SubmissionPath, result: Result, pin: Document, row: Document, folder: Path
 ) -> Facts:
     """What other rows need to know of this one, whose log lies in `folder`."""
-    claims, core, score = result["claims"], row["core"], row["score"]
+    claims, core, score = result.claims, row["core"], row["score"]
     return Facts(
         id=path.result_id,
         path=path,
-        key=result["submitter"]["public_key"],
-        recipe_digest=result["recipe"]["digest"],
+        key=result.submitter.public_key,
+        recipe_digest=result.recipe.digest,
         track=row["track"],
         division=row["division"],
-        group=result["runs"]["group"],
-        group_index=result["runs"]["index"],
-        group_runs=_registered(folder) if result["runs"]["group"] else None,
-        status=claims["status"],
-        claimed_ranked=claims["ranked"],
-        why_not=tuple(plain(reason, 300) for reason in claims["why_not_ranked"]),
+        group=result.runs.group,
+        group_index=result.runs.index,
+        group_runs=_registered(folder) if result.runs.group else None,
+        status=claims.status,
+        claimed_ranked=claims.ranked,
+        why_not=tuple(plain(reason, 300) for reason in claims.why_not_ranked),
         gpu_class=row["gpu"]["class"] if row["gpu"] else "none",
         gpu_hash=row["gpu"]["hash"] if row["gpu"] else None,
-        seed=result["seed"]["value"],
-        log_head=result["log"]["head"],
+        seed=result.seed.value,
+        log_head=result.log.head,
         prints=tuple(_prints(result)),
         val_bpb=row["val_bpb"],
         core=core["value"] if core else None,
         score=core["value"] if core else score["value"] if score else None,
         total_s=row["total_s"],
         has_model=pin["model"] is not None,
-        started_s=_seconds_since_1970(result["timing"]["started_at"]),
-        bound=names_submitter(pin, result, path.submitter),
-        identity=named_account(result),
+        started_s=_seconds_since_1970(result.timing.started_at),
+        bound=names_submitter(pin, result.submitter, path.submitter),
+        identity=named_account(result.submitter),
     )
 
 
@@ -173,18 +167,14 @@ def _registered(folder: Path) -> int | None:
     return runs if isinstance(runs, int) else None
 
 
-def _prints(result: Document) -> Iterator[str]:
+def _prints(result: Result) -> Iterator[str]:
     """Digests that two different runs do not have in common, and the card's."""
-    yield result["log"]["head"]
-    for part in ("base", "chat"):
-        if artifact := result["checkpoint"][part]:
-            yield artifact["digest"]
-    for name in ("core", "chat"):
-        if section := result["quality"][name]:
-            yield section["digest"]
-    if result["telemetry"]["digest"]:
-        yield result["telemetry"]["digest"]
-    for gpu in (result["hardware"]["before"] or {}).get("gpus") or []:
+    yield result.log.head
+    checkpoint, quality = result.checkpoint, result.quality
+    for part in (checkpoint.base, checkpoint.chat, quality.core, quality.chat, result.telemetry):
+        if part is not None and part.digest:
+            yield part.digest
+    for gpu in (result.hardware.before or {}).get("gpus") or []:
         if isinstance(gpu.get("uuid_hash"), str):
             yield gpu["uuid_hash"]
 
@@ -208,35 +198,33 @@ def _fingerprint(public_key: str) -> str:
     return PublicKey.parse(public_key).fingerprint
 
 
-def _core(core: Document) -> Document:
-    low, high = core["interval"] or (None, None)
-    tasks = [{**task, "task": plain(task["task"], 80)} for task in core["tasks"]]
+def _score(core: result_form.Core) -> dict[str, Any]:
+    """The fields that `Core` and `Score` of a row share."""
+    low, high = core.interval or (None, None)
     return {
-        "value": core["value"],
+        "value": core.value,
         "low": low,
         "high": high,
-        "partial": core["partial"],
-        "bundle": core["bundle"],
-        "tasks": tasks,
+        "partial": core.partial,
+        "bundle": core.bundle,
+        "tasks": tuple(
+            Task(plain(task.task, 80), task.n, task.accuracy, task.centered) for task in core.tasks
+        ),
     }
 
 
-def _other_score(core: Document) -> Document:
-    return {"name": score_name(core), **_core(core)}
-
-
-def _gpu(before: Document) -> Document | None:
+def _gpu(before: Document) -> Gpu | None:
     gpus = before.get("gpus")
     if not gpus:
         return None
     first = gpus[0]
-    return {
-        "name": _text(first.get("name"), 200),
-        "class": plain(before["class"]["name"], 60),
-        "count": len(gpus),
-        "power_limit_w": _number(first.get("power_limit_w")),
-        "hash": first.get("uuid_hash"),
-    }
+    return Gpu(
+        name=_text(first.get("name"), 200),
+        class_=plain(before["class"]["name"], 60),
+        count=len(gpus),
+        power_limit_w=_number(first.get("power_limit_w")),
+        hash=first.get("uuid_hash"),
+    )
 
 
 def _text(value: Any, limit: int) -> str | None:
@@ -257,49 +245,19 @@ def reference_row(entry: Document) -> Document:
         "bundle": "core",
         "tasks": entry.get("tasks", []),
     }
-    return {
-        "schema_version": 1,
-        "kind": "reference",
-        "id": f"ref-{entry['id']}",
-        "path": None,
-        "state": "listed",
-        "tier": None,
-        "tier_reason": "cited from its source; not run, checked or ranked here",
-        "rank": None,
-        "rank_in_division": None,
-        "ties": 0,
-        "why_not_ranked": ["a published figure, shown for comparison"],
-        "title": plain(entry["title"], 300),
-        "submitter": plain(entry["by"], 96),
-        "key": None,
-        "submitted_at": None,
-        "started_at": None,
-        "track": None,
-        "division": None,
-        "recipe": None,
-        "status": None,
-        "total_s": entry.get("total_s"),
-        "budget_s": None,
-        "pretrain_s": None,
-        "nanochat_s": entry.get("nanochat_s"),
-        "core": None if core["partial"] else core,
-        "score": {"name": PARTIAL_SCORE, **core} if core["partial"] else None,
-        "pooled": None,
-        "reaches_target": None,
-        "standing": None,
-        "val_bpb": entry.get("val_bpb"),
-        "chat": None,
-        "training": None,
-        "gpu": entry.get("gpu"),
-        "cpu": None,
-        "kwh": None,
-        "seed": None,
-        "kit": None,
-        "image": None,
-        "model": None,
-        "verdict": None,
-        "checks": {},
-        "reproductions": [],
-        "statements": [],
-        "source": entry["source"],
-    }
+    row = replace(
+        _empty(),
+        kind="reference",
+        id=f"ref-{entry['id']}",
+        tier_reason="cited from its source; not run, checked or ranked here",
+        why_not_ranked=("a published figure, shown for comparison",),
+        title=plain(entry["title"], 300),
+        submitter=plain(entry["by"], 96),
+        total_s=entry.get("total_s"),
+        nanochat_s=entry.get("nanochat_s"),
+        val_bpb=entry.get("val_bpb"),
+    )
+    name = "score" if core["partial"] else "core"
+    shown = {"name": PARTIAL_SCORE, **core} if core["partial"] else core
+    document: Document = to_json(row)
+    return {**document, name: shown, "gpu": entry.get("gpu"), "source": entry["source"]}

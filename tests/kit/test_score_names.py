@@ -23,6 +23,7 @@ from kit.cli import progress
 from kit.cli.main import cli
 from kit.cli.run import summary
 from kit.core_eval.naming import is_core, score_name
+from kit.result_form import Result
 from kit.verify import verify_result
 from kit.verify.html import page
 
@@ -52,7 +53,7 @@ def smaller(whole: dict[str, Any], request: pytest.FixtureRequest) -> dict[str, 
 def published(result: dict[str, Any]) -> dict[str, str]:
     """What a card, a board and a command show of a result."""
     path = SubmissionPath(2026, "me", "0123456789abcdef")
-    row = submission_row(path, result, {"model": None})
+    row = submission_row(path, Result.of(result), {"model": None})
     shown = index_row(row)
     return {
         "model index": model_index(result),
