@@ -5,8 +5,8 @@
 Needs no data, no network and no kit: numerics of every kernel against formulas, single kernels,
 then whole training steps of d12 and d20 held to 24 GB: nanochat's own way (`baseline`) beside this
 trainer with each of its kinds of factors. Parts run in the order of their worth and stop when the
-time is up; what was not reached is named. DIR gets `gpu_check.json` and `gpu_check.md`, written
-anew after every part.
+time is up; the same command again does what was not reached. DIR gets `gpu_check.json` and
+`gpu_check.md`, replaced after every figure, with a table of what was predicted and whether it held.
 
 `--device cpu` rehearses the same parts at toy sizes: it shows that the script runs, no figure of it
 means anything.
@@ -15,18 +15,20 @@ means anything.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import platform
 import sys
-import time
-import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from reference.bench.gpu_predictions import judged
+from reference.bench.gpu_report import OtherReport, Report
 from reference.bench.kernels import bench_attention, bench_matmuls, nanochat_config
 from reference.bench.levers import measure
 from reference.config.trainer import section_defaults
@@ -40,7 +42,7 @@ from reference.train.metrics import mfu
 CAP_GIB = 24.0
 SECONDS = 560.0
 # Of each part, in seconds: it begins only when this much is left.
-NEEDED_S = {"numerics": 20, "train": 45, "kernels": 30, "attention": 30}
+NEEDED_S = {"numerics": 20, "train": 45, "products": 30, "attention": 30}
 # `[pretrain]` of the runs below: every default, except these.
 PRETRAIN: dict[str, Any] = {
     **section_defaults("pretrain"),
@@ -141,104 +143,94 @@ def check_loss(device: torch.device, tokens: int, vocabulary: int) -> dict[str, 
     return {"check": "chunked loss", "error": max(errors), "ok": max(errors) < 1e-3}
 
 
-class Report:
-    """Collects parts, keeps the files up to date, and knows how much time is left."""
-
-    def __init__(self, out: Path, seconds: float) -> None:
-        self.out, self._ends = out, time.perf_counter() + seconds
-        self.parts: dict[str, Any] = {}
-        self.not_reached: list[str] = []
-        out.mkdir(parents=True, exist_ok=True)
-
-    @property
-    def left_s(self) -> float:
-        return self._ends - time.perf_counter()
-
-    def part(self, name: str, needed_s: float, make: Callable[[], Any]) -> None:
-        """Runs a part if its time is left; its failure is a row of the report, not the end."""
-        if self.left_s < needed_s:
-            self.not_reached.append(name)
-        else:
-            began = time.perf_counter()
-            try:
-                result = make()
-            except Exception as error:  # every part stands for itself
-                traceback.print_exc()
-                result = {"failed": f"{type(error).__name__}: {error}"[:500]}
-            self.parts[name] = {"seconds": time.perf_counter() - began, "result": result}
-            print(f"{name}: {time.perf_counter() - began:.0f} s, {self.left_s:.0f} s left")
-        self.write()
-
-    def write(self) -> None:
-        document = {"parts": self.parts, "not_reached": self.not_reached}
-        for name, text in (
-            ("gpu_check.json", json.dumps(document, indent=2, default=str)),
-            ("gpu_check.md", markdown(document)),
-        ):
-            temporary = self.out / f"{name}.tmp"
-            temporary.write_text(text + "\n")
-            temporary.replace(self.out / name)
+def kernels_of(found: Any) -> tuple[str, str]:
+    """Attention kernels for whole and narrower windows, as the report's trial chose them."""
+    chosen = {
+        row["window"]: row["backend"]
+        for row in (found if isinstance(found, list) else ())
+        if row["chosen"] and not row["documents"]
+    }
+    if not chosen:
+        return "auto", "auto"
+    return chosen[max(chosen)], chosen[min(chosen)]
 
 
-def train(depth: int, name: str, device: torch.device, *, steps: int, toy: bool) -> dict[str, Any]:
-    """One variant's figures, with both counts of MFU."""
-    recipe = recipe_of(depth, VARIANTS[name], toy=toy)
-    row = measure(recipe, device=str(device), steps=steps)
-    if row.get("tokens_per_s") and device.type == "cuda":
-        flops, peak = count_flops(nanochat_config(depth)), peak_flops(torch.cuda.get_device_name())
-        row["mfu_nanochat"] = mfu(flops.nanochat, row["tokens_per_s"], peak)
-        row["mfu_causal"] = mfu(flops.causal, row["tokens_per_s"], peak)
-    return row
+def code_digest() -> str:
+    """Of this package's source files: figures of other code are not taken over."""
+    found = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        found.update(path.read_bytes())
+    return found.hexdigest()[:16]
 
 
-def markdown(document: dict[str, Any]) -> str:
-    """The report as tables: one of whole steps, one of checks, the kernels that were timed."""
-    parts = document["parts"]
-    lines = ["# GPU check", ""]
-    for name, value in (parts.get("environment", {}).get("result") or {}).items():
-        lines.append(f"- {name}: {value}")
-    lines += ["", "| steps of | tokens/s | against baseline | MFU (nanochat's) | MFU (causal) |"
-              " peak GiB | plan GiB | last loss | held-out | prepared in |",
-              "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|"]  # fmt: skip
-    for name, part in parts.items():
-        row = part["result"]
-        if not name.startswith("d") or not isinstance(row, dict):
-            continue
-        base = parts.get(f"{name.split()[0]} baseline", {}).get("result", {}).get("tokens_per_s")
-        if not row.get("tokens_per_s"):
-            lines.append(f"| {name} | {row.get('reason') or row.get('failed')} |" + " |" * 8)
-            continue
-        ratio = f"{row['tokens_per_s'] / base:.2f}" if base else "-"
-        shares = [f"{row[k]:.1%}" if row.get(k) else "-" for k in ("mfu_nanochat", "mfu_causal")]
-        sizes = [
-            f"{row[k] / 2**30:.2f}" if row[k] else "-" for k in ("peak_bytes", "planned_bytes")
-        ]
-        cells = [
-            f"{row['tokens_per_s']:,.0f}",
-            ratio,
-            *shares,
-            *sizes,
-            f"{row['loss_last']:.4f}",
-            f"{row['made_bpb']:.4f}",
-            f"{row['prepare_s']:.0f} s",
-        ]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    for row in (parts.get("numerics", {}).get("result") or {}).get("rows", []):
-        lines.append(f"- {'ok' if row['ok'] else 'WRONG'}: {row['check']}, {row['error']}")
-    for name, columns in (
-        ("attention", ("depth", "window", "backend", "documents", "ms", "reason", "chosen")),
-        ("kernels", ("depth", "map", "which", "kind", "ms", "tflops", "speed", "reason")),
-    ):
-        rows = parts.get(name, {}).get("result")
-        if isinstance(rows, list) and rows:
-            lines += ["", "| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-            for row in rows:
-                cells = [f"{v:.3f}" if isinstance(v, float) else str(v)
-                         for v in (row[c] for c in columns)]  # fmt: skip
-                lines.append("| " + " | ".join(cells) + " |")
-    if document["not_reached"]:
-        lines += ["", "Not reached in time: " + ", ".join(document["not_reached"])]
-    return "\n".join(lines)
+class Check:
+    """The parts at the sizes of a device; each is a method that returns or yields figures."""
+
+    def __init__(self, device: torch.device, *, steps: int, toy: bool) -> None:
+        self.device, self.steps, self.toy = device, steps, toy
+        self.report: Report | None = None
+
+    def numerics(self) -> dict[str, Any]:
+        rows = check_products(self.device, 64 if self.toy else 1024)
+        rows.append(check_loss(self.device, 128 if self.toy else 4096, 512 if self.toy else 32768))
+        return {"rows": rows, "ok": all(row["ok"] for row in rows)}
+
+    def attention(self, documents: bool) -> Iterator[dict[str, Any]]:
+        shape = {"seq_len": 256, "batch": 1} if self.toy else {"seq_len": 2048, "batch": 4}
+        depths = [2] if self.toy else [20]
+        return bench_attention(
+            depths, device=self.device, documents=documents, enough=self._enough, **shape
+        )
+
+    def products(self, depth: int, map_: str) -> Iterator[dict[str, Any]]:
+        tokens, depth = (64, 2) if self.toy else (8192, depth)
+        return bench_matmuls(
+            [depth], tokens=tokens, device=self.device, maps=(map_,), enough=self._enough
+        )
+
+    def train(self, depth: int, name: str) -> dict[str, Any]:
+        """One variant's figures, with both counts of MFU."""
+        assert self.report is not None
+        recipe = recipe_of(depth, VARIANTS[name], toy=self.toy)
+        attention = kernels_of(self.report.result("attention"))
+        row = measure(
+            recipe,
+            device=str(self.device),
+            steps=self.steps,
+            attention=None if recipe["pretrain"]["matmul"] == "fastest" else attention,
+        )
+        if row.get("tokens_per_s") and self.device.type == "cuda":
+            flops = count_flops(nanochat_config(depth))
+            peak = peak_flops(torch.cuda.get_device_name())
+            row["mfu_nanochat"] = mfu(flops.nanochat, row["tokens_per_s"], peak)
+            row["mfu_causal"] = mfu(flops.causal, row["tokens_per_s"], peak)
+        return row
+
+    def _enough(self) -> bool:
+        return self.report is not None and self.report.left_s < 5
+
+
+# By worth: is anything wrong, how fast is a step of `reference`, what do 8-bit products bring.
+PARTS: tuple[tuple[str, str, int, str], ...] = (
+    ("numerics", "numerics", 0, ""),
+    ("attention", "attention", 0, ""),
+    ("d20 ours, bf16", "train", 20, "ours, bf16"),
+    ("products d20 up", "products", 20, "up"),
+    ("d20 ours, int8", "train", 20, "ours, int8"),
+    ("d20 ours, fp8", "train", 20, "ours, fp8"),
+    ("d20 baseline", "train", 20, "baseline"),
+    ("d20 ours, fastest", "train", 20, "ours, fastest"),
+    ("d12 ours, bf16", "train", 12, "ours, bf16"),
+    ("d12 baseline", "train", 12, "baseline"),
+    ("d12 ours, fp8", "train", 12, "ours, fp8"),
+    ("products d20 down", "products", 20, "down"),
+    ("products d20 q k v proj", "products", 20, "q k v proj"),
+    ("d20 ours, fp8 rows", "train", 20, "ours, fp8 rows"),
+    ("products d12 up", "products", 12, "up"),
+    ("products d12 down", "products", 12, "down"),
+    ("products d12 q k v proj", "products", 12, "q k v proj"),
+    ("attention, documents", "attention", 0, "documents"),
+)
 
 
 def main(argv: list[str]) -> int:
@@ -248,59 +240,46 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seconds", type=float, default=SECONDS)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--toy", action="store_true", help="toy sizes, as always on a CPU")
     options = parser.parse_args(argv)
-    toy = options.device == "cpu"
-    if not toy and not torch.cuda.is_available():
-        print("no GPU can be seen; --device cpu rehearses the script", file=sys.stderr)
-        return 2
-    device = torch.device(options.device)
-    if not toy:
+    toy = options.toy or options.device == "cpu"
+    if options.device == "cuda":
+        if not torch.cuda.is_available():
+            print("no GPU can be seen; --device cpu rehearses the script", file=sys.stderr)
+            return 2
         torch.set_float32_matmul_precision("high")
-    report = Report(options.out, options.seconds)
-    tokens, depths = (64, [2]) if toy else (8192, [20, 12])
-    shape = {"seq_len": 256 if toy else 2048, "batch": 1 if toy else 4}
-
-    def numerics() -> dict[str, Any]:
-        rows = check_products(device, 64 if toy else 1024)
-        rows.append(check_loss(device, 128 if toy else 4096, 512 if toy else 32768))
-        return {"rows": rows, "ok": all(row["ok"] for row in rows)}
-
-    def attention(documents: bool) -> list[dict[str, Any]]:
-        return list(
-            bench_attention(
-                depths[:1], device=device, documents=documents,
-                enough=lambda: report.left_s < 5, **shape,
-            )
-        )  # fmt: skip
-
-    def steps_of(depth: int, name: str) -> None:
-        def make() -> dict[str, Any]:
-            return train(depth, name, device, steps=options.steps, toy=toy)
-
-        report.part(f"d{depth} {name}", 1 if toy else NEEDED_S["train"], make)
-
-    report.part("environment", 0, lambda: environment(device))
-    report.part("numerics", 0 if toy else NEEDED_S["numerics"], numerics)
-    for name in ("baseline", "ours, bf16", "ours, fp8"):
-        steps_of(12, name)
-    for name in ("baseline", "ours, bf16", "ours, fp8", "ours, fastest"):
-        steps_of(20, name)
-    needed = 0 if toy else NEEDED_S["attention"]
-    report.part("attention", needed, lambda: attention(False))
-    for name in ("ours, int8", "ours, fp8 rows"):
-        steps_of(20, name)
-    report.part(
-        "kernels",
-        0 if toy else NEEDED_S["kernels"],
-        lambda: list(
-            bench_matmuls(
-                depths, tokens=tokens, device=device, enough=lambda: report.left_s < 5
-            )
-        ),
-    )  # fmt: skip
-    report.part("attention, documents", needed, lambda: attention(True))
+    device = torch.device(options.device)
+    check = Check(device, steps=options.steps, toy=toy)
+    found = environment(device)
+    key = {**found, "code": code_digest(), "steps": options.steps, "toy": toy}
+    recipes = {
+        name: recipe_of(depth, VARIANTS[variant], toy=toy)
+        for name, kind, depth, variant in PARTS
+        if kind == "train"
+    }
+    try:
+        report = Report(
+            options.out,
+            options.seconds,
+            json.loads(json.dumps(key, default=str)),
+            lambda parts: judged(parts, recipes),
+        )
+    except OtherReport as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    check.report = report
+    report.part("environment", 0, lambda: found)
+    for name, kind, depth, which in PARTS:
+        makers: dict[str, Callable[[], Any]] = {
+            "numerics": check.numerics,
+            "attention": partial(check.attention, bool(which)),
+            "products": partial(check.products, depth, which),
+            "train": partial(check.train, depth, which),
+        }
+        report.part(name, 1 if toy else NEEDED_S[kind], makers[kind])
+    report.write()
     print((report.out / "gpu_check.md").read_text())
-    return 0 if report.parts.get("numerics", {}).get("result", {}).get("ok") else 1
+    return 0 if (report.result("numerics") or {}).get("ok") else 1
 
 
 if __name__ == "__main__":

@@ -41,14 +41,21 @@ def bench_matmuls(
     tokens: int,
     device: torch.device,
     kinds: Sequence[Kind] = KINDS,
+    maps: Sequence[str] = (),
     timer: Timer | None = None,
     enough: Callable[[], bool] = lambda: False,
 ) -> Iterator[dict[str, Any]]:
-    """A row for each depth, map, product and kind of factors; stops early once `enough`."""
+    """A row for each depth, map, product and kind of factors; stops early once `enough`.
+
+    Args:
+        maps: Names of `map_shapes`; empty: all.
+    """
     timer = timer or timer_of(device)
     kernels = profiled_kernels if device.type == "cuda" else None
     for depth in depths:
         for name, (n, k) in map_shapes(nanochat_config(depth)).items():
+            if maps and name not in maps:
+                continue
             for which in PASSES:
                 base = None
                 for kind in kinds:

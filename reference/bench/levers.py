@@ -116,13 +116,28 @@ def bench_levers(
 
 
 def measure(
-    recipe: Mapping[str, Any], *, device: str, steps: int, compile_setting: str | None = None
+    recipe: Mapping[str, Any],
+    *,
+    device: str,
+    steps: int,
+    compile_setting: str | None = None,
+    attention: tuple[str, str] | None = None,
 ) -> dict[str, Any]:
-    """The figures of one configuration as plain JSON, or the reason why it does not run."""
+    """The figures of one configuration as plain JSON, or the reason why it does not run.
+
+    Args:
+        attention: As of `trial_run`.
+    """
     if recipe["pretrain"]["deterministic"]:
         make_deterministic()
     try:
-        run = trial_run(recipe, device=device, steps=steps, compile_setting=compile_setting)
+        run = trial_run(
+            recipe,
+            device=device,
+            steps=steps,
+            compile_setting=compile_setting,
+            attention=attention,
+        )
     except Exception as error:  # whatever a lever does, the table goes on with the next one
         return {"reason": short_reason(error)}
     finally:

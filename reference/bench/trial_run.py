@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from reference.config.model import ModelConfig
+from reference.kernels.autotune import decided
 from reference.model.gpt import GPT
 from reference.rows.packing import PackedLoader
 from reference.train.curriculum import rows_at
@@ -82,11 +83,16 @@ def trial_run(
     steps: int,
     warmup: int = 2,
     compile_setting: str | None = None,
+    attention: tuple[str, str] | None = None,
 ) -> TrialRun:
     """Makes `steps` steps of a resolved recipe after `warmup` untimed ones.
 
     The phases of the recipe's ramps are passed through in these few steps. Losses are those of all
     steps; times leave the untimed ones out.
+
+    Args:
+        attention: Kernels for whole windows and for narrower ones, known from an earlier trial:
+            these and the recipe's factors are taken as by a resumed run. None: by the run's trials.
     """
     section, where = recipe["pretrain"], torch.device(device)
     config = ModelConfig.from_recipe(recipe["model"], recipe["tokenizer"]["vocab_size"])
@@ -103,6 +109,8 @@ def trial_run(
     def say(text: str, **_: Any) -> None:
         notes.append(text)
 
+    if attention is not None:
+        state.decisions = decided(state.model, section, attention)
     state.prepare(say, compile_setting=compile_setting, bos=BOS)
     text = MadeText(config.vocab_size, min(1 << 20, total * section["total_batch_size"]))
     rows = rows_at(state.phase, state.micro_batch, config.seq_len)

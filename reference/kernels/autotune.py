@@ -79,6 +79,25 @@ def apply(
         model.untie()
 
 
+def decided(model: GPT, section: Mapping[str, Any], attention: tuple[str, str]) -> dict[str, Any]:
+    """Decisions as of `decide` without measuring: the recipe's kind of factors for every product.
+
+    Args:
+        attention: Backends for whole windows and for narrower ones.
+
+    Raises:
+        ValueError: The recipe leaves the factors to the clock.
+    """
+    kind, products = section["matmul"], Products.of(section["matmul"], section["matmul_passes"])
+    if kind == "fastest":
+        raise ValueError('matmul = "fastest" is decided by measuring')
+    shapes = {tuple(map_.weight.shape) for _, map_ in eligible(model, section["matmul_layers"])}
+    return {
+        "attention": attention,
+        "products": {} if kind == "bf16" else {f"{n}x{k}": tuple(products) for n, k in shapes},
+    }
+
+
 def _decide_attention(
     model: GPT, section: Mapping[str, Any], micro_batch: int, say: Say
 ) -> tuple[str, str]:

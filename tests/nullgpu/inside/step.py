@@ -1,7 +1,8 @@
 """A few optimizer steps of a recipe on the null device: step.py SPEC.json OUT.json
 
-SPEC: `recipe` (a recipe's name) or `depth`, and changes in `model`, `pretrain`, `vocab_size`. OUT:
-what `trial_run` reports, the allocator's peaks, graph breaks and counts of compiled graphs.
+SPEC: `recipe` (a recipe's name) or `depth`, and changes in `model`, `pretrain`, `vocab_size`;
+`decided`: take the recipe's kernels and factors as a resumed run does, without a trial. OUT: what
+`trial_run` reports, the allocator's peaks, graph breaks and counts of compiled graphs.
 The last step stands between two `mark` lines of the device's log.
 """
 
@@ -54,7 +55,11 @@ def main() -> None:
         return loss
 
     training_step.Stepper.step = marked_step
-    run = trial.trial_run(recipe_from(spec), device="cuda", steps=1, warmup=spec.get("warmup", 1))
+    recipe = recipe_from(spec)
+    attention = (recipe["pretrain"]["attention"],) * 2 if spec.get("decided") else None
+    run = trial.trial_run(
+        recipe, device="cuda", steps=1, warmup=spec.get("warmup", 1), attention=attention
+    )
     found = {
         "peak_bytes": run.peak_bytes,
         "planned_bytes": run.planned_bytes,
