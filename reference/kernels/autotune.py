@@ -88,14 +88,15 @@ def decided(model: GPT, section: Mapping[str, Any], attention: tuple[str, str]) 
     Raises:
         ValueError: The recipe leaves the factors to the clock.
     """
-    kind, products = section["matmul"], Products.of(section["matmul"], section["matmul_passes"])
+    kind, layers, products = section["matmul"], section["matmul_layers"], {}
     if kind == "fastest":
         raise ValueError('matmul = "fastest" is decided by measuring')
-    shapes = {tuple(map_.weight.shape) for _, map_ in eligible(model, section["matmul_layers"])}
-    return {
-        "attention": attention,
-        "products": {} if kind == "bf16" else {f"{n}x{k}": tuple(products) for n, k in shapes},
-    }
+    if kind not in ("bf16", "int8"):
+        kinds = tuple(Products.of(kind, section["matmul_passes"]))
+        shapes = {tuple(map_.weight.shape) for _, map_ in eligible(model, layers)}
+        products = {f"{n}x{k}": kinds for n, k in shapes}
+    int8 = [name for name in layers if name in ("attention", "mlp")] if kind == "int8" else []
+    return {"attention": attention, "products": products, "int8": int8}
 
 
 def _decide_attention(

@@ -14,9 +14,11 @@ from reference.config.experiment import VramPlan, asked_for
 from reference.config.model import ModelConfig
 from reference.model.structure import (
     Parameters,
+    attention_maps,
     block_activations,
     count_parameters,
     matrix_shapes,
+    mlp_maps,
 )
 from reference.optim.rules import MatrixRule, rules
 
@@ -27,18 +29,33 @@ VRAM_BYTES = 24 * GIB
 USABLE_SHARE = 0.90
 LOGITS_CHUNK_BYTES = 256 << 20  # of bf16 logits at a time on a GPU (`reference.model.loss`)
 MUON_CHUNK_ELEMENTS = 64 << 20  # matrices that Muon works off at once
+BLOCK_PARTS = ("attention", "mlp")
 CPU_SEQUENCES = 8  # the micro-batch of a recipe that leaves it open, where there is no GPU
 
 
 def plan_vram(
     config: ModelConfig, device_batch_size: int, pretrain: Mapping[str, Any] | None = None
 ) -> dict[str, int]:
-    """Bytes of GPU memory by purpose while training in bf16.
+    """Bytes of GPU memory by purpose while training.
+
+    Products whose factors the clock decides ("fastest") count as bf16 ones, which keep more.
 
     Args:
         pretrain: The recipe's section, for its switches that move memory; None: all at default.
     """
-    section = pretrain or {}
+    section = dict(pretrain or {})
+    plan = _plan_phase(config, device_batch_size, section)
+    if _eight_bit_layers(section) and section.get("matmul_until", 1.0) < 1.0:
+        # The last part of the run has bf16 products, and the larger of both has to fit.
+        last = _plan_phase(config, device_batch_size, {**section, "matmul": "bf16"})
+        plan = max(plan, last, key=lambda phase: sum(phase.values()))
+    return plan
+
+
+def _plan_phase(
+    config: ModelConfig, device_batch_size: int, section: Mapping[str, Any]
+) -> dict[str, int]:
+    """`plan_vram` while the recipe's kind of products is in force."""
     p = count_parameters(config)
     tables = p.value_embedding + (0 if config.tied_until else p.embedding)  # in bf16
     fp32 = p.total - tables
@@ -58,7 +75,7 @@ def plan_vram(
         "weights": weights,
         "gradients": weights,
         "optimizer": _optimizer_bytes(config, p, section),
-        "activations": tokens * _activations_per_token(config) * 2,
+        "activations": tokens * _activation_bytes(config, section),
         "logits": logits + 4 * head,
         "workspace": _workspace(config, p, tokens, section),
         **added,
@@ -92,15 +109,50 @@ def _matrix_rule(section: Mapping[str, Any]) -> MatrixRule | None:
     return None if rule is None else rule(rule.settings(section))
 
 
-def _activations_per_token(config: ModelConfig) -> int:
-    """Elements that compiled code keeps for the backward pass, a token."""
+def _activation_bytes(config: ModelConfig, section: Mapping[str, Any]) -> int:
+    """Bytes a token that compiled code keeps for the backward pass."""
     gated = sum(config.has_value_embedding(layer) for layer in range(config.n_layer))
-    layers = config.n_layer * block_activations(config)
-    return layers + gated * config.kv_dim + 4 * config.n_embd
+    layers = config.n_layer * (2 * block_activations(config) - _saved_by_rounding(config, section))
+    return layers + 2 * (gated * config.kv_dim + 4 * config.n_embd)
+
+
+def _eight_bit_layers(section: Mapping[str, Any]) -> tuple[str, ...]:
+    """The parts of the blocks whose maps have 8-bit factors."""
+    if section.get("matmul", "bf16") in ("bf16", "fastest"):
+        return ()
+    return tuple(name for name in section.get("matmul_layers", BLOCK_PARTS) if name in BLOCK_PARTS)
+
+
+def _saved_by_rounding(config: ModelConfig, section: Mapping[str, Any]) -> int:
+    """Bytes a token and block that 8-bit factors spare, by what PyTorch's partitioner keeps.
+
+    Normed inputs are kept as 8-bit factors. The MLP's bent activations are worked out again for
+    fp8, and kept as 8-bit factors for int8, as the attention's result is beside itself.
+    """
+    if "weight_grad" not in section.get("matmul_passes", ("weight_grad",)):
+        return 0  # a bf16 product of the weight's gradient needs its factor in bf16
+    spared, int8, C = 0, section.get("matmul") == "int8", config.n_embd
+    for part in _eight_bit_layers(section):
+        spared += C
+        if part == "mlp":
+            spared += config.ffn_dim if int8 else 2 * config.ffn_dim
+        elif int8:
+            spared -= C
+    return spared
+
+
+def _copied_entries(config: ModelConfig, p: Parameters, section: Mapping[str, Any]) -> int:
+    """Weights with a copy of 2 bytes: in bf16, or in int8 in both layouts. fp8 keeps none."""
+    if section.get("matmul") == "int8":
+        return p.scaling
+    parts, layer = _eight_bit_layers(section), config.n_layer - 1
+    maps = {"attention": attention_maps(config, layer), "mlp": mlp_maps(config)}
+    rounded = sum(rows * columns for part in parts for rows, columns in maps[part].values())
+    return p.scaling - config.n_layer * rounded
 
 
 def _workspace(config: ModelConfig, p: Parameters, tokens: int, section: Mapping[str, Any]) -> int:
-    """The bf16 copies of all matrices, and the larger of a chunk of them and a block's gradients.
+    """The copies of all matrices, and the larger of a chunk of them and a block's gradients.
 
     How often such a chunk is alive at once is the rule's to say.
     """
@@ -110,10 +162,7 @@ def _workspace(config: ModelConfig, p: Parameters, tokens: int, section: Mapping
     muon = largest * (10 if rule is None else rule.workspace_bytes())
     widest = max(config.ffn_dim, C + 2 * config.kv_dim)
     backward = tokens * 3 * widest * 2
-    if section.get("matmul", "bf16") != "bf16":
-        # Both factors of a product in 8 bits, and a turned copy of each.
-        backward += 2 * (tokens * (C + config.ffn_dim) + C * config.ffn_dim)
-    return max(muon, backward) + 2 * p.scaling
+    return max(muon, backward) + 2 * _copied_entries(config, p, section)
 
 
 def fitting_micro_batch(

@@ -20,6 +20,7 @@ from reference.model.gpt import GPT
 from reference.model.int8_maps import use_int8
 from reference.model.linear import Products, set_products
 from reference.model.structure import block_activations
+from reference.train.memory import plan_vram
 
 CONFIG = ModelConfig(64, n_layer=2, n_embd=32, n_head=2, n_kv_head=1, seq_len=16, short_window=8,
                      window_pattern="L")  # fmt: skip
@@ -141,3 +142,57 @@ def test_the_memory_plan_counts_what_the_compiler_keeps(changes):
     gate_input, gate = 12, config.n_kv_head
     planned = block_activations(config) + config.kv_dim + gate_input + gate
     assert kept == pytest.approx(planned, rel=0.03), sorted(seen)
+
+
+def kept_bytes(config: ModelConfig, kind: str, rows: int) -> int:
+    """Bytes of all tokens that the partitioner keeps of a block with one kind of factors."""
+    saved: list[torch.fx.Node] = []
+
+    def look(graph, _):
+        outputs = next(node for node in graph.graph.nodes if node.op == "output").args[0]
+        saved.extend(node for node in outputs[1:] if isinstance(node, torch.fx.Node))
+        return make_boxed_func(graph)
+
+    model = GPT(config)
+    model.init_weights(0)
+    model.place("cpu", "bfloat16")
+    if kind == "int8":
+        use_int8(model, ["attention", "mlp"])
+    else:
+        set_products(model, ("attention", "mlp"), Products.of(kind))
+    partition = aot_autograd(
+        fw_compiler=look,
+        bw_compiler=lambda graph, _: make_boxed_func(graph),
+        partition_fn=min_cut_rematerialization_partition,
+        decompositions=select_decomp_table(),
+    )
+    model.blocks[0].compile(dynamic=False, fullgraph=True, backend=partition)
+    tokens = torch.randint(0, 64, (rows, config.seq_len))
+    model.loss(tokens, tokens).backward()
+    kept = 0
+    for node in saved:
+        value = node.meta.get("val")
+        if not isinstance(value, torch.Tensor) or value.numel() % tokens.numel():
+            continue  # weights: their sizes are no multiples of the tokens
+        # A scale a row is 4 bytes a token; in bf16 attention's result is kept under two shapes.
+        if value.element_size() <= 2 and not (kind == "bf16" and node.name.startswith("alias")):
+            kept += value.numel() * value.element_size()
+    return kept
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning",
+                            "ignore:The .grad attribute of a Tensor:UserWarning")  # fmt: skip
+@pytest.mark.parametrize("kind", ["fp8", "fp8_rowwise", "int8"])
+def test_the_memory_plan_counts_what_8_bit_factors_spare(kind):
+    config = dataclasses.replace(
+        CONFIG, n_layer=1, n_embd=64, n_kv_head=2, seq_len=40, short_window=16
+    )
+    plain, rounded = kept_bytes(config, "bf16", 2), kept_bytes(config, kind, 2)
+    plans = [plan_vram(config, 2, {"matmul": matmul})["activations"] for matmul in ("bf16", kind)]
+    assert plain - rounded == pytest.approx(plans[0] - plans[1], rel=0.03)
+
+
+def test_a_run_that_ends_in_bf16_is_planned_for_the_larger_of_both():
+    sections = [{"matmul": "fp8", "matmul_until": until} for until in (0.95, 1.0)]
+    changing, fp8 = (sum(plan_vram(CONFIG, 64, section).values()) for section in sections)
+    assert fp8 < changing == sum(plan_vram(CONFIG, 64, {}).values())
