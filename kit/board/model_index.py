@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
+from kit.conversations import conversation_sources
 from kit.core_eval.naming import OWN_SCORE, PARTIAL_SCORE, score_key, score_name
+from kit.errors import SchemaError
 from kit.text import plain
 
 Document = dict[str, Any]
@@ -103,14 +106,22 @@ def _origin(result: Document, facts: CardFacts) -> Iterator[str]:
     stories = data.get("kind", "stories") == "stories"
     corpus = "stories" if stories else str(data.get("repo", ""))
     licence, language = _CORPORA.get(corpus, ("unknown", None))
+    licence = str(data.get("licence") or licence)
     yield f"license: {_quoted(facts.license or licence)}"
     if spoken := facts.language or language:
         yield f"language: {_quoted(spoken)}"
-    named = [] if stories else [corpus, *map(str, data.get("sft") or ())]
-    repositories = dict.fromkeys(name.split(":")[0] for name in named if "/" in name)
+    repositories = dict.fromkeys([] if stories else _repositories(data))
     if repositories:
         yield "datasets:"
         yield from (f"  - {_quoted(name)}" for name in repositories)
+
+
+def _repositories(data: Mapping[str, Any]) -> Iterator[str]:
+    """Datasets that a recipe's `data` section names; nothing of entries that cannot be read."""
+    with contextlib.suppress(SchemaError, KeyError, TypeError, AttributeError, ValueError):
+        yield str(data["natural_repo"] if data.get("natural_only") else data["repo"])
+        yield from (entry["repo"] for entry in data.get("text") or ())
+        yield from (entry.repository for entry in conversation_sources(data.get("sft") or ()))
 
 
 def _emissions(result: Document, facts: CardFacts) -> Iterator[str]:

@@ -106,7 +106,7 @@ def prepare(
         lock = preparing.check(recipe, work, [])
         if not fetched and parts:
             click.echo("Everything is there and as its lock says; nothing was fetched.", err=True)
-    _report(work, prepared_folder(work, recipe), lock, parts)
+    _report(recipe, work, lock, parts)
     if kind == "folder" and not only:
         raise PrerequisiteError(
             f"recipe `{recipe.name}` trains on a folder of yours, which `prepare` cannot fetch",
@@ -180,8 +180,25 @@ def _mirror(mirror: str | None) -> str | Path | None:
     return Path(mirror).resolve()
 
 
-def _report(work: Path, folder: Path, lock: Lock, parts: Sequence[str]) -> None:
+_WRITTEN = {
+    "": "not stated whether a model wrote it",
+    "none": "natural text",
+    "part": "a model wrote part of it",
+    "all": "a model wrote it",
+}
+
+
+def _report(recipe: Recipe, work: Path, lock: Lock, parts: Sequence[str]) -> None:
     """What lies where, on stdout."""
+    from kit.conversations import conversation_sources
+    from kit.prepare.inputs import prepared_folder
+    from kit.text_mix import text_mix
+
+    folder, data = prepared_folder(work, recipe), recipe.section("data")
+    written: dict[str, str] = {}
+    if data["kind"] == "hub":
+        written = {item.repository: item.synthetic for item in conversation_sources(data["sft"])}
+        written |= {item.repository: item.synthetic for item in text_mix(data).sources}
     for name, part in lock.items():
         size = sum(file.bytes or 0 for file in part.files)
         rows = sum(file.rows or 0 for file in part.files)
@@ -191,7 +208,10 @@ def _report(work: Path, folder: Path, lock: Lock, parts: Sequence[str]) -> None:
         for repository in part.repositories:
             commit = repository.commit or f"no commit ({repository.commit_reason})"
             licence = repository.licence or f"no licence stated ({repository.licence_reason})"
-            click.echo(f"  {repository.repository} at {commit}, {licence}")
+            line = f"  {repository.repository} at {commit}, {licence}"
+            if name != "chat_eval":
+                line += f"; {_WRITTEN[written.get(repository.repository, '')]}"
+            click.echo(line)
         if name == "pretrain":
             click.echo(f'  data.digest = "{_data_digest(work, folder)}"')
         for file in part.files:

@@ -12,6 +12,7 @@ Too long a conversation is cut at the end, never at the beginning: what is left 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -117,13 +118,26 @@ def read_conversations(path: Path) -> Iterator[list[Message]]:
             raise TrainerError("bad_input", message, FILE_HINT) from error
 
 
+def source_times(names: Sequence[str]) -> dict[str, int]:
+    """How often each named file is read for each time of the others: NAME*3 is NAME three times."""
+    split = [re.fullmatch(r"(.+)\*(\d{1,3})", name) for name in names]
+    return {
+        match[1] if match else name: int(match[2]) if match else 1
+        for name, match in zip(names, split, strict=True)
+    }
+
+
 def find_sources(folder: Path, names: Sequence[str] = ()) -> list[Path]:
     """The conversation files in `folder`: those named (by stem), or all, in the order of names.
+
+    Args:
+        names: `sft.sources`; NAME*3 is NAME here (see `source_times`).
 
     Raises:
         TrainerError: None there, or a named one is missing.
     """
     files = files_by_stem(folder)
+    names = list(source_times(names))
     missing = [name for name in names if name not in files]
     if missing or not files:
         raise TrainerError(

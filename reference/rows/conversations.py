@@ -15,7 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from reference.chat.conversation import Message, Rendered, read_conversations, render
+from reference.chat.conversation import (
+    Message,
+    Rendered,
+    read_conversations,
+    render,
+    source_times,
+)
 from reference.errors import TrainerError
 from reference.rows.packing import Batch, ShuffledBuffer
 from reference.tokenizer.bpe import Tokenizer
@@ -28,22 +34,35 @@ BUFFER_CONVERSATIONS = 200
 
 
 class Conversations(NamedTuple):
-    """Rendered conversations, and what did not fit into a row."""
+    """Rendered conversations, and what did not fit into a row.
+
+    `times` says how often each is read for each time of the others.
+    """
 
     rendered: list[Rendered]
     truncated: int
     dropped: int
+    times: list[int]
 
 
 def load_conversations(
-    sources: Sequence[Path], tokenizer: Tokenizer, seq_len: int, threads: int
+    sources: Sequence[Path],
+    tokenizer: Tokenizer,
+    seq_len: int,
+    threads: int,
+    names: Sequence[str] = (),
 ) -> Conversations:
     """The conversations of `sources`, in order, each at most seq_len + 1 tokens.
+
+    Args:
+        names: `sft.sources`: a file named NAME*3 is read three times.
 
     Raises:
         TrainerError: A line is no conversation, or none is left to learn from.
     """
     rendered: list[Rendered] = []
+    times: list[int] = []
+    repeated = source_times(names)
     truncated = dropped = 0
 
     def compact(talk: list[Message]) -> tuple[Rendered, bool]:
@@ -58,6 +77,7 @@ def load_conversations(
                 truncated += cut
                 if any(item.mask):
                     rendered.append(item)
+                    times.append(repeated.get(path.stem, 1))
                 else:
                     dropped += 1
     if len(rendered) < 2:
@@ -67,7 +87,7 @@ def load_conversations(
             + ", ".join(str(path) for path in sources),
             "Add conversations to the sft folder, or raise model.seq_len.",
         )
-    return Conversations(rendered, truncated, dropped)
+    return Conversations(rendered, truncated, dropped, times)
 
 
 def hold_out_seed(recipe: Mapping[str, Any], stage_seed: int) -> int:
@@ -78,11 +98,22 @@ def hold_out_seed(recipe: Mapping[str, Any], stage_seed: int) -> int:
     return SHARED_HOLD_OUT_SEED if recipe["pretrain"].get("sft_share") else stage_seed
 
 
-def hold_out(conversations: Sequence[Rendered], seed: int) -> tuple[list[Rendered], list[Rendered]]:
-    """(to learn from, held out): a function of the arguments alone."""
+def hold_out(
+    conversations: Sequence[Rendered], seed: int, times: Sequence[int] = ()
+) -> tuple[list[Rendered], list[Rendered]]:
+    """(to learn from, held out): a function of the arguments alone.
+
+    Args:
+        times: How often each is learnt from; empty: once. What is held out is never among them.
+    """
     count = min(MAX_HELD_OUT, max(1, int(HELD_OUT_SHARE * len(conversations))))
     chosen = set(random.Random(seed).sample(range(len(conversations)), count))
-    train = [item for i, item in enumerate(conversations) if i not in chosen]
+    train = [
+        item
+        for i, item in enumerate(conversations)
+        if i not in chosen
+        for _ in range(times[i] if times else 1)
+    ]
     return train, [conversations[i] for i in sorted(chosen)]
 
 

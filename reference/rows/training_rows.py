@@ -118,9 +118,11 @@ def _talks(
             "pretrain.sft_share is above 0, and no conversations were given",
             "Give them with --sft DIR, or set pretrain.sft_share to 0.",
         )
-    sources = find_sources(request.path("sft"), request.recipe["sft"]["sources"])
-    found = load_conversations(sources, tokenizer, seq_len, request.threads)
-    train, held_out = hold_out(found.rendered, hold_out_seed(request.recipe, request.seed))
+    names = request.recipe["sft"]["sources"]
+    sources = find_sources(request.path("sft"), names)
+    found = load_conversations(sources, tokenizer, seq_len, request.threads, names)
+    seed = hold_out_seed(request.recipe, request.seed)
+    train, held_out = hold_out(found.rendered, seed, found.times)
     say(
         f"from {section['sft_from']:.0%} on, {section['sft_share']:.0%} of the rows are of"
         f" {len(train)} conversations from {', '.join(path.name for path in sources)};"

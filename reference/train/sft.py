@@ -67,8 +67,12 @@ def run(request: Request, events: Events) -> None:
     model.train()
 
     sources = find_sources(request.path("sft"), section["sources"])
-    conversations = load_conversations(sources, tokenizer, config.seq_len, request.threads)
-    train, held_out = hold_out(conversations.rendered, hold_out_seed(request.recipe, request.seed))
+    conversations = load_conversations(
+        sources, tokenizer, config.seq_len, request.threads, section["sources"]
+    )
+    train, held_out = hold_out(
+        conversations.rendered, hold_out_seed(request.recipe, request.seed), conversations.times
+    )
     batch_size, T = section["device_batch_size"], config.seq_len
     step_tokens = sft_batch_tokens(section, T)
     events.emit(

@@ -330,3 +330,22 @@ def test_held_out_conversations_are_apart_from_the_others() -> None:
     assert sorted(item.ids[1] for item in [*train, *held_out]) == list(range(200))
     assert sft.hold_out(made, 5) == (train, held_out)
     assert sft.hold_out(made, 6)[1] != held_out
+
+
+def test_a_source_can_be_read_several_times_and_never_what_is_held_out(
+    world: Path, tmp_path: Path
+) -> None:
+    tokenizer = Tokenizer.load(world / "tokenizer")
+    for name in ("a", "b"):
+        talk = [{"role": "user", "content": name}, {"role": "assistant", "content": name}]
+        (tmp_path / f"{name}.jsonl").write_text((json.dumps(talk) + "\n") * 20)
+    names = ["a", "b*3"]
+    paths = sft.find_sources(tmp_path, names)
+    assert [path.stem for path in paths] == ["a", "b"]
+    found = sft.load_conversations(paths, tokenizer, 31, 1, names)
+    train, held_out = sft.hold_out(found.rendered, 5, found.times)
+    assert (len(found.rendered), len(held_out)) == (40, 1)
+    assert len(train) == 80 - (3 if held_out[0] in found.rendered[20:] else 1)
+    assert not any(item is held_out[0] for item in train)
+    with pytest.raises(TrainerError, match=r"has no c\.jsonl"):
+        sft.find_sources(tmp_path, ["c*2"])
