@@ -19,6 +19,7 @@ import click
 import numpy as np
 from jinja2 import StrictUndefined, Template
 from scipy.stats import t as student
+from scipy.stats import ttest_1samp
 
 from benchmarks.answers import FILE as ANSWERS
 from benchmarks.answers import model_table, pair_table, pairs_of, summary
@@ -138,7 +139,11 @@ def noise_of(study: Study, rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def change_table(study: Study, rows: Sequence[Row]) -> list[list[str]]:
-    """For each change and rung: pairs, difference of bpb with 95 % interval, compute multiplier."""
+    """Each change at each rung: pairs, difference of bpb, interval, p, compute multiplier.
+
+    Interval and p (not corrected for the number of changes) are of a t test of its own pairs; the
+    multiplier's interval takes the noise that `reference.lab.statistics` pools over all changes.
+    """
     outcomes, flops = outcomes_of(rows), budgets(study)
     rungs = baseline_rungs(study, outcomes, flops)
     table = []
@@ -148,10 +153,11 @@ def change_table(study: Study, rows: Sequence[Row]) -> list[list[str]]:
             pairs = np.array([mine[s] - base[s] for s in sorted({*base} & {*mine})])
             if not len(pairs):
                 continue
-            cells = [arm.name, scale.name, str(len(pairs)), f"{pairs.mean():+.4f}", "-", "-"]
+            cells = [arm.name, scale.name, str(len(pairs)), f"{pairs.mean():+.4f}", "-", "-", "-"]
             if len(pairs) > 1:
                 reach = student.ppf(0.975, len(pairs) - 1) * pairs.std(ddof=1) / len(pairs) ** 0.5
                 cells[4] = f"{pairs.mean() - reach:+.4f} to {pairs.mean() + reach:+.4f}"
+                cells[5] = f"{ttest_1samp(pairs, 0.0).pvalue:.2g}"
             losses = {
                 (slot.arm, slot.seed): outcome.loss
                 for slot, outcome in outcomes.items()
@@ -160,7 +166,7 @@ def change_table(study: Study, rows: Sequence[Row]) -> list[list[str]]:
             gain = gains(losses, BASELINE).get(arm.name)
             times = multiplier(gain, rungs, flops[scale.name]) if gain else None
             if times:
-                cells[5] = f"{times.value:.3f} ({times.low:.3f} to {times.high:.3f})"
+                cells[6] = f"{times.value:.3f} ({times.low:.3f} to {times.high:.3f})"
             table.append(cells)
     return table
 
@@ -257,7 +263,7 @@ def report(
         ]
         for scale, known in noise["smallest_visible_with_5_pairs"].items()
     ]
-    changed = ("change", "rung", "pairs", "bpb", "95 %", "compute multiplier (95 %)")
+    changed = ("change", "rung", "pairs", "bpb", "95 %", "p", "compute multiplier (95 %)")
     template = Template(TEMPLATE.read_text(), undefined=StrictUndefined, trim_blocks=True)
     return (
         template.render(
