@@ -26,7 +26,7 @@ import click
 from support.synthetic import gpu_run, safetensors
 
 import kit
-from kit.board.decisions import Decisions, Minutes
+from kit.board.decisions import DecisionLog, Decisions
 from kit.board.documents import now
 from kit.board.layout import REPRODUCTION_NAMESPACE, Layout, SubmissionPath
 from kit.board.package import document_items, pack
@@ -95,7 +95,7 @@ def _generate(template: Path, root: Path, rows: int, signers: list[Signer]) -> N
     base = json.loads((template / "result.json").read_bytes())
     pin = json.loads((template / "submission.json").read_bytes())
     rng = random.Random(BENCH_SEED)
-    minutes = Minutes(layout, Decisions(), "a generated board", kit.__version__, now())
+    decision_log = DecisionLog(layout, Decisions(), "a generated board", kit.__version__, now())
     checks = {f"V{number:02}": "pass" for number in range(1, 22)}
     earlier: tuple[str, Document] | None = None
     for number in range(rows):
@@ -110,7 +110,7 @@ def _generate(template: Path, root: Path, rows: int, signers: list[Signer]) -> N
         for name in _LINKED:
             if (template / name).is_file():
                 _link(template / name, folder / name, root.parent)
-        minutes.append(
+        decision_log.append(
             "submission",
             path.result_id,
             "consistent: 21 checks passed",
@@ -127,7 +127,7 @@ def _generate(template: Path, root: Path, rows: int, signers: list[Signer]) -> N
             statement = _reproduction(earlier, path.result_id, result, signers[who], who)
             place(root, document_items([statement]))
         earlier = (path.result_id, result)
-    minutes.close()
+    decision_log.close()
 
 
 def _link(source: Path, target: Path, work: Path) -> None:

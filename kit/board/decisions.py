@@ -137,7 +137,7 @@ class Decisions:
                 self.states[row_id] = data["to"]
 
 
-class Minutes:
+class DecisionLog:
     """Appends events to the board's chain, and keeps `decisions` up to date with them."""
 
     def __init__(self, layout: Layout, decisions: Decisions, name: str, kit: str, at: str) -> None:

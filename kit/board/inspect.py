@@ -55,7 +55,7 @@ class Inspection:
 
 
 @dataclass
-class Known:
+class BoardIndex:
     """What earlier submissions were, for finding copies without reading them all again."""
 
     keys: dict[str, set[str]] = field(default_factory=dict)  # submitter -> public keys
@@ -115,7 +115,7 @@ class Known:
 def inspect(
     layout: Layout,
     path: SubmissionPath,
-    known: Known,
+    known: BoardIndex,
     *,
     author: str | None = None,
     extra: Mapping[str, Path] | None = None,

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import kit
-from kit.board.decisions import Decisions, Minutes, shorten
+from kit.board.decisions import DecisionLog, Decisions, shorten
 from kit.board.derive import Derivation, DocumentJudgement
 from kit.board.documents import now
-from kit.board.inspect import Inspection, Known, check_weights, inspect
+from kit.board.inspect import BoardIndex, Inspection, check_weights, inspect
 from kit.board.layout import TEXT_LIMITS, Layout, Settings, SubmissionPath
 from kit.board.load import read_document, read_result
 from kit.board.memory import SeenChains
@@ -90,18 +90,18 @@ def publish(
         seen.check(name, layout.events)
     decisions = Decisions.read(layout)
     done = Published()
-    minutes = Minutes(layout, decisions, settings.name, kit.__version__, now())
+    decision_log = DecisionLog(layout, decisions, settings.name, kit.__version__, now())
     derivation = Derivation(layout, settings, decisions)
     try:
-        _judge_submissions(derivation, minutes, done, origin, cache, recheck, tell)
-        _note_accounts(accounts, minutes)
+        _judge_submissions(derivation, decision_log, done, origin, cache, recheck, tell)
+        _note_accounts(accounts, decision_log)
         if scorer is not None:
             for facts in derivation.rows.facts.values():
                 new = rescore is None and decisions.score_of(facts.id) is None
                 if facts.has_model and (new or facts.id == rescore):
-                    score_row(facts, scorer, minutes, tell)
+                    score_row(facts, scorer, decision_log, tell)
         judgements = list(derivation.judge_documents())
-        _note_documents(judgements, minutes, done)
+        _note_documents(judgements, decision_log, done)
         standings = derivation.standings(judgements)
         for row_id, stands in standings.items():
             for what, to, reason, before in (
@@ -109,27 +109,27 @@ def publish(
                 ("state", stands.state, stands.state_reason, decisions.states.get(row_id)),
             ):
                 if to != before:
-                    minutes.append(what, row_id, reason, **{"from": before, "to": to})
+                    decision_log.append(what, row_id, reason, **{"from": before, "to": to})
                     done.moved.append((row_id, what, to))
-        if anchor is not None and minutes.written:
-            minutes.append("anchor", None, "published from this commit", commit=anchor)
-        minutes.close()
+        if anchor is not None and decision_log.written:
+            decision_log.append("anchor", None, "published from this commit", commit=anchor)
+        decision_log.close()
         rows = derivation.table(judgements, standings)
         done.rows = write_table(rows, layout.leaderboard, layout.parquet)
     finally:
-        minutes.close()
+        decision_log.close()
         derivation.rows.close()
         if cache is not None:
             cache.save()
     if seen is not None:
         seen.note(name, decisions.count, decisions.head)
-    done.events = minutes.written
+    done.events = decision_log.written
     return done
 
 
 def _judge_submissions(
     derivation: Derivation,
-    minutes: Minutes,
+    decision_log: DecisionLog,
     done: Published,
     origin: Callable[[SubmissionPath], Origin] | None,
     cache: TreeCache | None,
@@ -137,7 +137,7 @@ def _judge_submissions(
     tell: Tell,
 ) -> None:
     layout, decisions, rows = derivation.layout, derivation.decisions, derivation.rows
-    known = Known()
+    known = BoardIndex()
     revoked = read_revoked(layout.root / REVOKED_NAME)
     for problem in revoked.problems:
         tell(problem)
@@ -163,7 +163,7 @@ def _judge_submissions(
         found = _inspect(derivation, path, came, known, cache)
         if found.accepted:
             known.add(rows.add(layout, path))
-        minutes.append(
+        decision_log.append(
             "submission",
             path.result_id,
             plain(found.reason, 4000),
@@ -180,7 +180,7 @@ def _judge_submissions(
         tell(f"{path}: {'accepted' if found.accepted else 'rejected'}, {found.reason}")
     for row_id, decided in list(decisions.submissions.items()):
         if decided.accepted and row_id not in there:
-            _note_loss(row_id, decided, minutes)
+            _note_loss(row_id, decided, decision_log)
             tell(f"{decided.path}: its folder is gone")
 
 
@@ -234,26 +234,26 @@ def _key_of(layout: Layout, path: SubmissionPath) -> str | None:
         return None
 
 
-def score_row(facts: Facts, scorer: Scorer, minutes: Minutes, tell: Tell) -> None:
+def score_row(facts: Facts, scorer: Scorer, decision_log: DecisionLog, tell: Tell) -> None:
     """Draws questions for a row, scores its weights on them and notes what they answered."""
-    decided = minutes.decisions.submissions[facts.id]
+    decided = decision_log.decisions.submissions[facts.id]
     told = f"{scorer.items} items drawn for weights that were fixed before"
     nonce = secrets.token_hex(32)
-    seed = minutes.append(
+    seed = decision_log.append(
         "draw", facts.id, told, tree=decided.tree, items=scorer.items, nonce=nonce
     )
     data: Document = {"draw": seed, "tree": decided.tree, "kit": kit.__version__}
     try:
         scored = scorer.score(facts.path, seed)
     except CannotScore as error:
-        minutes.append("score", facts.id, plain(error.message, 4000), agrees=None, **data)
+        decision_log.append("score", facts.id, plain(error.message, 4000), agrees=None, **data)
         tell(f"{facts.path}: {error.message}")
         return
     except KitError as error:  # a network, a disk: the next pass draws again
         tell(f"{facts.path}: not scored now: {error.message}")
         return
     found = scored.comparison
-    minutes.append(
+    decision_log.append(
         "score",
         facts.id,
         str(found),
@@ -266,19 +266,19 @@ def score_row(facts: Facts, scorer: Scorer, minutes: Minutes, tell: Tell) -> Non
     tell(f"{facts.path}: {'scored' if found.agrees else 'contradicted'}, {found}")
 
 
-def _note_accounts(accounts: Iterable[Document], minutes: Minutes) -> None:
+def _note_accounts(accounts: Iterable[Document], decision_log: DecisionLog) -> None:
     for shown in accounts:
-        known = minutes.decisions.accounts.get((shown["service"], shown["user"].casefold()))
+        known = decision_log.decisions.accounts.get((shown["service"], shown["user"].casefold()))
         keys = tuple(shown["keys"])
         if known and (known.created_at, known.keys) == (shown["created_at"], keys):
             continue
         told = f"{shown['service']} shows this account and its keys"
         fields = ("service", "user", "created_at", "keys")
-        minutes.append("account", None, told, **{name: shown[name] for name in fields})
+        decision_log.append("account", None, told, **{name: shown[name] for name in fields})
 
 
-def _note_loss(row_id: str, decided: Any, minutes: Minutes) -> None:
-    minutes.append(
+def _note_loss(row_id: str, decided: Any, decision_log: DecisionLog) -> None:
+    decision_log.append(
         "submission",
         row_id,
         "its files are no longer on the board",
@@ -297,7 +297,7 @@ def _inspect(
     derivation: Derivation,
     path: SubmissionPath,
     came: Origin,
-    known: Known,
+    known: BoardIndex,
     cache: TreeCache | None,
 ) -> Inspection:
     layout = derivation.layout
@@ -341,9 +341,11 @@ def _beside(layout: Layout, path: SubmissionPath) -> tuple[dict[str, Path], list
     return ({"telemetry.jsonl": telemetry} if aside else {}), found
 
 
-def _note_documents(judgements: list[DocumentJudgement], minutes: Minutes, done: Published) -> None:
+def _note_documents(
+    judgements: list[DocumentJudgement], decision_log: DecisionLog, done: Published
+) -> None:
     for one in judgements:
-        decided = minutes.decisions.documents.get(one.path)
+        decided = decision_log.decisions.documents.get(one.path)
         judged = one.judged
         reason = plain(judged.reason, 4000)
         if decided and (decided.digest, decided.accepted, decided.verdict, decided.reason) == (
@@ -358,7 +360,7 @@ def _note_documents(judgements: list[DocumentJudgement], minutes: Minutes, done:
             kind = "run" if folder == "reproductions" else "dispute"
         else:
             kind = one.document["kind"] if one.document else "dispute"
-        minutes.append(
+        decision_log.append(
             folder.removesuffix("s"),
             about,
             reason,

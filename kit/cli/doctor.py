@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from kit.cli import doctor_container
-from kit.cli.look import Look
+from kit.cli.doctor_item import DoctorItem
 from kit.image import in_image
 from kit.run import preflight
 
@@ -34,23 +34,23 @@ def doctor(work: Path, as_json: bool) -> None:
     from rich.table import Table
 
     gpus = _gpu()
-    looks = [*_interpreter(), *_packages(), *_host(work.resolve()), *gpus]
+    items = [*_interpreter(), *_packages(), *_host(work.resolve()), *gpus]
     if in_image():
-        looks += doctor_container.inside(work.resolve())
+        items += doctor_container.inside(work.resolve())
     else:
-        looks += doctor_container.outside(gpu_seen=gpus[0].state == "ok")
+        items += doctor_container.outside(gpu_seen=gpus[0].state == "ok")
     verdicts = _verdicts(work.resolve())
     if as_json:
         click.echo(
-            json.dumps({"looks": [vars(look) for look in looks], "recipes": verdicts}, indent=2)
+            json.dumps({"looks": [vars(item) for item in items], "recipes": verdicts}, indent=2)
         )
         return
     console = Console()
     marks = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "missing": "[red]missing[/]"}
     table = Table(box=None, pad_edge=False, show_header=False)
-    for look in looks:
-        remedy = f"[dim]{escape(look.remedy)}[/]" if look.remedy else ""
-        table.add_row(marks[look.state], look.name, escape(look.found), remedy)
+    for item in items:
+        remedy = f"[dim]{escape(item.remedy)}[/]" if item.remedy else ""
+        table.add_row(marks[item.state], item.name, escape(item.found), remedy)
     console.print(table)
     console.print()
     for why, names in _by_reason(verdicts).items():
@@ -72,12 +72,12 @@ def _by_reason(verdicts: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
     return found
 
 
-def _interpreter() -> list[Look]:
-    return [Look("Python", "ok", platform.python_version())]
+def _interpreter() -> list[DoctorItem]:
+    return [DoctorItem("Python", "ok", platform.python_version())]
 
 
-def _packages() -> list[Look]:
-    looks = []
+def _packages() -> list[DoctorItem]:
+    items = []
     for name, why in (
         ("torch", "training and evaluation"),
         ("rustbpe", "tokenizer"),
@@ -88,10 +88,10 @@ def _packages() -> list[Look]:
     ):
         extra = "container" if name == "docker" else "train"
         try:
-            looks.append(Look(name, "ok", version(name)))
+            items.append(DoctorItem(name, "ok", version(name)))
         except PackageNotFoundError:
-            looks.append(
-                Look(
+            items.append(
+                DoctorItem(
                     name,
                     "note",
                     f"not installed ({why})",
@@ -100,40 +100,40 @@ def _packages() -> list[Look]:
             )
     compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     if compiler:
-        looks.append(Look("C++ compiler", "ok", Path(compiler).name))
+        items.append(DoctorItem("C++ compiler", "ok", Path(compiler).name))
     else:
-        looks.append(
-            Look(
+        items.append(
+            DoctorItem(
                 "C++ compiler", "note", "none", "install g++: torch.compile speeds up CPU training"
             )
         )
     keygen = shutil.which("ssh-keygen")
-    looks.append(
-        Look("ssh-keygen", "ok", "found")
+    items.append(
+        DoctorItem("ssh-keygen", "ok", "found")
         if keygen
-        else Look(
+        else DoctorItem(
             "ssh-keygen", "note", "none", "install openssh-client to sign with an agent's key"
         )
     )
-    return looks
+    return items
 
 
-def _host(work: Path) -> list[Look]:
+def _host(work: Path) -> list[DoctorItem]:
     folder = work
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free / 2**30
     writable = os.access(folder, os.W_OK)
-    looks = [Look("cores", "ok", str(len(os.sched_getaffinity(0))))]
-    looks.append(
-        Look("work folder", "ok", f"{free:.0f} GiB free")
+    items = [DoctorItem("cores", "ok", str(len(os.sched_getaffinity(0))))]
+    items.append(
+        DoctorItem("work folder", "ok", f"{free:.0f} GiB free")
         if writable
-        else Look("work folder", "missing", "cannot be written", "name another with --work")
+        else DoctorItem("work folder", "missing", "cannot be written", "name another with --work")
     )
-    return looks
+    return items
 
 
-def _gpu() -> list[Look]:
+def _gpu() -> list[DoctorItem]:
     from kit.hardware import gpu_facts
 
     facts = gpu_facts()
@@ -141,23 +141,25 @@ def _gpu() -> list[Look]:
         reason = facts["reasons"].get("gpus", "none listed")
         remedy = "recipe `reference` needs one: check `nvidia-smi`; "
         remedy += "start a container with --gpus device=0"
-        return [Look("GPU", "note", f"none seen: {reason}", remedy)]
-    looks = []
+        return [DoctorItem("GPU", "note", f"none seen: {reason}", remedy)]
+    items = []
     for gpu in facts["gpus"]:
         memory = gpu.get("memory_bytes")
         size = f", {memory / 2**30:.0f} GiB" if memory else ""
-        looks.append(Look("GPU", "ok", f"{gpu.get('name')}{size}"))
-    if len(looks) > 1:
+        items.append(DoctorItem("GPU", "ok", f"{gpu.get('name')}{size}"))
+    if len(items) > 1:
         remedy = "CUDA_VISIBLE_DEVICES=0, or --gpus device=0 for a container"
-        looks.append(Look("one GPU", "missing", f"{len(looks)} are visible", remedy))
+        items.append(DoctorItem("one GPU", "missing", f"{len(items)} are visible", remedy))
     lacks = preflight.cuda_problems(facts["driver"], facts["cuda_driver"])
-    looks += [Look("driver", "missing", lack.what, lack.remedy) for lack in lacks]
+    items += [DoctorItem("driver", "missing", lack.what, lack.remedy) for lack in lacks]
     if not lacks:
-        looks.append(Look("driver", "ok", f"{facts['driver']}, CUDA {facts['cuda_driver']}"))
+        items.append(DoctorItem("driver", "ok", f"{facts['driver']}, CUDA {facts['cuda_driver']}"))
     others = sum(gpu.get("foreign_processes") or 0 for gpu in facts["gpus"])
     if others:
-        looks.append(Look("GPU alone", "missing", f"{others} other processes use it", "end them"))
-    return looks
+        items.append(
+            DoctorItem("GPU alone", "missing", f"{others} other processes use it", "end them")
+        )
+    return items
 
 
 def _verdicts(work: Path) -> dict[str, dict[str, Any]]:

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from kit.cli.look import Look
+from kit.cli.doctor_item import DoctorItem
 from kit.errors import LaunchError
 from kit.image import changed_code, describe_image
 from kit.run.preflight import is_mounted
@@ -21,7 +21,7 @@ _SHM_BYTES = 2**30  # data loaders fill the 64 MB that a container gets by defau
 _CDI = (Path("/etc/cdi"), Path("/var/run/cdi"))
 
 
-def outside(gpu_seen: bool) -> list[Look]:
+def outside(gpu_seen: bool) -> list[DoctorItem]:
     """Engine, toolkit and image, as `launch` would find them.
 
     Args:
@@ -33,93 +33,99 @@ def outside(gpu_seen: bool) -> list[Look]:
         client = launcher.connect()
     except LaunchError as error:
         return [
-            Look("container engine", "note", f"{error.message} (for `launch` only)", _first(error))
+            DoctorItem(
+                "container engine", "note", f"{error.message} (for `launch` only)", _first(error)
+            )
         ]
     version = client.version()
     kind = "Podman" if launcher.is_podman(client) else "Docker"
-    looks = [Look("container engine", "ok", f"{kind} {version['Version']}")]
+    items = [DoctorItem("container engine", "ok", f"{kind} {version['Version']}")]
     if gpu_seen:
-        looks.append(_toolkit(client.info(), podman=kind == "Podman"))
+        items.append(_toolkit(client.info(), podman=kind == "Podman"))
     try:
         image = launcher.find_image(client, launcher.IMAGE)
-        looks.append(Look("image", "ok", f"{launcher.IMAGE}, {image.digest[:19]}…"))
+        items.append(DoctorItem("image", "ok", f"{launcher.IMAGE}, {image.digest[:19]}…"))
     except LaunchError as error:
-        looks.append(Look("image", "note", error.message, _first(error)))
-    return looks
+        items.append(DoctorItem("image", "note", error.message, _first(error)))
+    return items
 
 
-def inside(work: Path) -> list[Look]:
+def inside(work: Path) -> list[DoctorItem]:
     """What only matters in the kit's image."""
     changed = changed_code()
-    looks = [
-        Look("image's code", "missing", f"changed: {changed[0]}", "build the image again")
+    items = [
+        DoctorItem("image's code", "missing", f"changed: {changed[0]}", "build the image again")
         if changed
-        else Look("image's code", "ok", "as built")
+        else DoctorItem("image's code", "ok", "as built")
     ]
     image = describe_image()
-    looks.append(
-        Look("image's digest", "ok", str(image["digest"]))
+    items.append(
+        DoctorItem("image's digest", "ok", str(image["digest"]))
         if image["digest"]
-        else Look(
+        else DoctorItem(
             "image's digest",
             "note",
             str(image["reason"]),
             "`n4090-kit launch` passes it in, or --env N4090_IMAGE_DIGEST=sha256:…",
         )
     )
-    looks.append(_separation())
-    looks.append(
-        Look("volume", "ok", f"mounted at {work}")
+    items.append(_separation())
+    items.append(
+        DoctorItem("volume", "ok", f"mounted at {work}")
         if work.exists() and is_mounted(work)
-        else Look("volume", "missing", f"nothing is mounted at {work}", "-v n4090:/work")
+        else DoctorItem("volume", "missing", f"nothing is mounted at {work}", "-v n4090:/work")
     )
     shm = shutil.disk_usage("/dev/shm").total
-    looks.append(
-        Look("shared memory", "ok", f"{shm / 2**30:.1f} GiB")
+    items.append(
+        DoctorItem("shared memory", "ok", f"{shm / 2**30:.1f} GiB")
         if shm >= _SHM_BYTES
-        else Look("shared memory", "note", f"{shm / 2**20:.0f} MiB", "--shm-size 8g")
+        else DoctorItem("shared memory", "note", f"{shm / 2**20:.0f} MiB", "--shm-size 8g")
     )
-    looks.append(Look("memory limit", "ok", _memory_limit()))
+    items.append(DoctorItem("memory limit", "ok", _memory_limit()))
     online = any(path.name != "lo" for path in Path("/sys/class/net").iterdir())
-    looks.append(
-        Look("network", "note", "there is one", "only `prepare` needs it: --network none for a run")
+    items.append(
+        DoctorItem(
+            "network", "note", "there is one", "only `prepare` needs it: --network none for a run"
+        )
         if online
-        else Look("network", "ok", "none, as a run should have it; `prepare` needs one")
+        else DoctorItem("network", "ok", "none, as a run should have it; `prepare` needs one")
     )
-    return looks
+    return items
 
 
-def _separation() -> Look:
+def _separation() -> DoctorItem:
     from kit.run.separation import USER_VARIABLE, missing_capabilities, trainer_user
 
     if trainer_user():
-        return Look("separate trainer", "ok", os.environ[USER_VARIABLE])
+        return DoctorItem("separate trainer", "ok", os.environ[USER_VARIABLE])
     lacking = missing_capabilities()
     why = f"without {', '.join(lacking)}" if lacking else "not started as root"
     add = " ".join(f"--cap-add {name}" for name in lacking)
     if USER_VARIABLE not in os.environ:
         why, add = f"{USER_VARIABLE} is not set", "this image only verifies; run in n4090-kit"
-    return Look("separate trainer", "note", f"supervisor and trainer are one user: {why}", add)
+    return DoctorItem(
+        "separate trainer", "note", f"supervisor and trainer are one user: {why}", add
+    )
 
 
-def _toolkit(info: dict[str, Any], *, podman: bool) -> Look:
+def _toolkit(info: dict[str, Any], *, podman: bool) -> DoctorItem:
     """Whether the engine could give a container a GPU: Podman by CDI, Docker in three ways."""
     name = "container toolkit"
     if any(found for folder in _CDI for found in folder.glob("*nvidia*")):
-        return Look(name, "ok", "CDI")
+        return DoctorItem(name, "ok", "CDI")
     if not podman:
         for runtime in info.get("Runtimes") or {}:
             if "nvidia" in runtime:
-                return Look(name, "ok", f"runtime {runtime}")
+                return DoctorItem(name, "ok", f"runtime {runtime}")
         if shutil.which("nvidia-container-runtime-hook"):
-            return Look(name, "ok", "hook nvidia-container-runtime-hook")
+            return DoctorItem(name, "ok", "hook nvidia-container-runtime-hook")
     configure = (
         "`sudo nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml`"
         if podman
         else "`sudo nvidia-ctk runtime configure --runtime=docker`, restart Docker"
     )
     remedy = f"install nvidia-container-toolkit, {configure}"
-    return Look(name, "missing", "the engine cannot give a container a GPU", remedy)
+    return DoctorItem(name, "missing", "the engine cannot give a container a GPU", remedy)
 
 
 def _memory_limit() -> str:

@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from reference.data.counters import Counters
+from reference.data.document_pipeline import part_record, process_part
 from reference.data.learn import learn_domains, learn_quality
 from reference.data.manifest import (
     FORMAT,
@@ -29,12 +31,10 @@ from reference.data.manifest import (
     read_manifest,
 )
 from reference.data.overlap import build_index
-from reference.data.part import part_record, process_part
 from reference.data.selection import read_selection, select
 from reference.data.shards import write_shard
 from reference.data.sources import Part, find_parts, refuse_inside
 from reference.data.spec import Spec, identity
-from reference.data.totals import Totals
 from reference.data.workers import Workers, open_workers
 from reference.errors import TrainerError
 from reference.rows.documents import write_whole
@@ -256,8 +256,8 @@ class _Build:
         for done, _ in enumerate(workers.run(function, jobs), start=1):
             self.progress(step, done, len(jobs))
 
-    def _totals(self, count: int) -> Totals:
-        totals = Totals()
+    def _totals(self, count: int) -> Counters:
+        totals = Counters()
         for number in range(count):
             totals.add(json.loads(part_record(self.work, number).read_text()))
         return totals
@@ -275,7 +275,7 @@ class _Build:
     def _manifest(
         self,
         digest: str,
-        totals: Totals,
+        totals: Counters,
         shards: list[dict[str, Any]],
         models: dict[str, Any],
         problems: list[str],
@@ -346,7 +346,7 @@ def _shard(build: Path, name: str) -> None:
         write_whole(record, json.dumps(write_shard(build, name)).encode())
 
 
-def _nothing_left(totals: Totals) -> TrainerError:
+def _nothing_left(totals: Counters) -> TrainerError:
     worst = sorted(totals.removed.items(), key=lambda item: -item[1]["documents"])[:5]
     lines = [f"  {name}: {entry['documents']}" for name, entry in worst]
     lines += [f"  {line}" for line in totals.problems[:5]]

@@ -20,8 +20,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from reference.data.document_pipeline import open_texts
 from reference.data.minhash import jaccard
-from reference.data.part import open_texts
 from reference.data.spec import Spec
 from reference.data.words import shingles, word_hashes
 from reference.errors import TrainerError

@@ -15,13 +15,13 @@ MANIFEST = "corpus.json"
 FORMAT = 1
 # What decides what a corpus holds.
 _DECIDING = (
+    "document_pipeline",
     "filters",
     "index",
     "learn",
     "linear",
     "minhash",
     "overlap",
-    "part",
     "shards",
     "sources",
     "words",

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from reference.data import index
-from reference.data.part import open_texts
+from reference.data.document_pipeline import open_texts
 from reference.data.spec import Spec
 from reference.data.workers import Workers
 from reference.rows.documents import write_whole

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from reference.data.part import open_texts
+from reference.data.document_pipeline import open_texts
 
 SCHEMA = pa.schema(
     [

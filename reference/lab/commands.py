@@ -94,7 +94,7 @@ def plan(
         write_recipe,
     )
     from reference.lab.plan_text import measured_card, plan_json, print_plan, print_shapes
-    from reference.lab.points import OWN_FAMILY, own_points, published_points
+    from reference.lab.published_runs import OWN_FAMILY, own_points, published_points
 
     if register is not None and recipe is None:
         raise click.UsageError("--register needs --recipe, the recipe that will run")

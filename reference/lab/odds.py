@@ -23,7 +23,7 @@ import numpy as np
 
 from reference.lab.cards import Card
 from reference.lab.plan import Candidate, Laws
-from reference.lab.points import Point
+from reference.lab.published_runs import Point
 from reference.lab.scaling import CORE_SPREAD, Interval, equivalent_flops, interval
 
 DRAWS = 2000

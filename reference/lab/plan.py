@@ -14,7 +14,7 @@ from typing import Any
 from reference.config.model import ModelConfig
 from reference.errors import TrainerError
 from reference.lab.cards import CARDS, Card
-from reference.lab.points import Point
+from reference.lab.published_runs import Point
 from reference.lab.scaling import (
     CORE_SPREAD,
     CoreLaw,

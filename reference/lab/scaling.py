@@ -22,7 +22,7 @@ import numpy as np
 from scipy.optimize import brentq, least_squares
 
 from reference.errors import TrainerError
-from reference.lab.points import Point
+from reference.lab.published_runs import Point
 
 LOSS_SPREAD = 0.005  # relative: other seeds, tokenizers and code of one family
 OPTIMUM_SPREAD = 0.10  # relative: how sharply a sweep locates the best size

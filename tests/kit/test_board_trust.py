@@ -10,7 +10,7 @@ import pytest
 from test_board_publish import add, edit_json, last_reason, published, root, runs, say
 
 from kit.board.documents import relative_path
-from kit.board.inspect import Known, inspect
+from kit.board.inspect import BoardIndex, inspect
 from kit.board.layout import Layout, SubmissionPath
 from kit.board.load import load_board
 from kit.board.package import document_items
@@ -243,7 +243,7 @@ def test_a_run_that_ends_after_its_submission_is_refused(root: Path, runs: Runs)
     row_id = add(root, runs["alice"], "alice")
     path = SubmissionPath("2026", "alice", row_id)
     for now_s, accepted in ((1e9, False), (1e10, True)):
-        found = inspect(Layout(root), path, Known(), now_s=now_s)
+        found = inspect(Layout(root), path, BoardIndex(), now_s=now_s)
         assert found.accepted is accepted
         assert accepted or "ends in the future" in found.reason
 
@@ -259,7 +259,7 @@ def test_a_result_that_names_another_account_is_not_its_authors(
     for who, accepted in (("mallory", False), ("alice", True)):
         row_id = add(root, run, who)
         path = SubmissionPath("2026", who, row_id)
-        assert inspect(Layout(root), path, Known(), author=who).accepted is accepted
+        assert inspect(Layout(root), path, BoardIndex(), author=who).accepted is accepted
 
 
 # --- revoked keys -------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import pytest
 
 from kit import launcher
 from kit.cli import doctor_container
-from kit.cli.look import Look
+from kit.cli.doctor_item import DoctorItem
 
 
 def engine(name: str, **info: Any) -> Any:
@@ -21,7 +21,7 @@ def engine(name: str, **info: Any) -> Any:
     )
 
 
-def look(monkeypatch: pytest.MonkeyPatch, client: Any, tmp_path: Any, **files: str) -> Look:
+def look(monkeypatch: pytest.MonkeyPatch, client: Any, tmp_path: Any, **files: str) -> DoctorItem:
     """What it says of the toolkit, on a machine with a GPU and these CDI files."""
     for name, text in files.items():
         (tmp_path / f"{name}.yaml").write_text(text)

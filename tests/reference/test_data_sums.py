@@ -11,9 +11,9 @@ pytest.importorskip("duckdb")
 pytest.importorskip("datatrove")
 
 from reference.data.build import Options, build_corpus
+from reference.data.counters import Counters
 from reference.data.report import write_report
 from reference.data.spec import load_spec
-from reference.data.totals import Totals
 from reference.errors import TrainerError
 
 TEXTS = [
@@ -80,7 +80,7 @@ def test_no_document_is_lost(name: str, tmp_path: Path) -> None:
 
 
 def test_a_sum_that_does_not_hold_ends_the_build() -> None:
-    totals = Totals()
+    totals = Counters()
     totals.add(
         {
             "kept": 3, "part": {"file": "a", "begin": 0, "end": 0}, "source": "s", "documents": 5,

@@ -15,7 +15,7 @@ from reference.lab.cards import CARDS
 from reference.lab.commands import plan
 from reference.lab.odds import Lever, known_levers, simulate
 from reference.lab.plan import TARGET_CORE, Candidate, Laws, Setting, candidates, choose, fit_laws
-from reference.lab.points import published_points
+from reference.lab.published_runs import published_points
 
 CARD = CARDS["rtx4090"]
 

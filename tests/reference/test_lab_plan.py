@@ -17,7 +17,7 @@ from reference.lab.cards import CARDS, find_card
 from reference.lab.commands import plan
 from reference.lab.figures import draw
 from reference.lab.plan import Laws, Setting, candidates, choose, fit_laws, forecast, shape
-from reference.lab.points import Point, own_points, published_points
+from reference.lab.published_runs import Point, own_points, published_points
 from reference.lab.scaling import fit_core, fit_loss, fit_optimum, isoflop_optima
 from reference.model.cost import count_flops, count_parameters
 

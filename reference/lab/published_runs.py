@@ -10,7 +10,7 @@ from typing import Any
 from reference.errors import TrainerError
 from reference.lab.run_folder import RunFolder
 
-PUBLISHED = Path(__file__).with_name("points.toml")
+PUBLISHED = Path(__file__).with_name("published_runs.toml")
 OWN_FAMILY = "own"
 
 
@@ -47,7 +47,7 @@ class Point:
 
 
 def published_points(path: Path = PUBLISHED) -> list[Point]:
-    """The points of points.toml; each names where it comes from."""
+    """The points of published_runs.toml; each names where it comes from."""
     document = tomllib.loads(path.read_text())
     sources: dict[str, str] = document["sources"]
     return [Point(**{**row, "source": sources[row["source"]]}) for row in document["point"]]

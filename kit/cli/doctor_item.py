@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Look:
+class DoctorItem:
     """One thing looked at: fine, worth knowing, or missing."""
 
     name: str

@@ -11,7 +11,7 @@ from reference.errors import TrainerError
 SAMPLES = 6  # removed documents kept for the report, a reason
 
 
-class Totals:
+class Counters:
     """Adds up what `process_part` says, part by part in the order of the inputs."""
 
     def __init__(self) -> None:
