@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
@@ -14,6 +14,8 @@ from reference.lab.cards import card_key
 from reference.model.step_time import (
     BF16,
     COMPILED,
+    INT8,
+    OURS,
     Passes,
     Work,
     fitted_share,
@@ -23,7 +25,7 @@ from reference.model.step_time import (
     rates_of,
     speed_points,
 )
-from reference.train.memory import VRAM_BYTES, fitting_micro_batch
+from reference.train.memory import GIB, VRAM_BYTES, fitting_micro_batch, plan_vram
 
 
 def prediction_json(recipe: Mapping[str, Any], card: str) -> dict[str, Any]:
@@ -56,41 +58,103 @@ def prediction_json(recipe: Mapping[str, Any], card: str) -> dict[str, Any]:
     }
 
 
-INT8: Passes = ("int8", "int8", "int8")
-# Each step of the way to a fused 8-bit step: change, state of it here, what it alters.
-LADDER: tuple[tuple[str, str, dict[str, Any], dict[str, Passes]], ...] = (
-    ("loss in separate kernels", "replaced", {"loss": 67.0, "loss_chunk": 2730}, {}),
-    ("loss in one kernel", "in the trainer", {"loss": 10.0, "loss_chunk": 2752}, {}),
-    ("int8 products, rounded from memory", "a switch", {}, {"kinds": INT8}),
-    ("rounding where the tensor is made", "an experiment", {"rounding": 2.0}, {}),
-    ("weights cast or rounded once a step", "an experiment", {"casts": 0.0}, {}),
-    ("gradients summed in the product", "not written", {"accumulation": 8.0}, {}),
-    ("table gradients by index", "not written", {"tables": 0.0}, {}),
-    ("head in int8, all three products", "not written", {"loss": 8.0}, {"head": INT8}),
-    ("merged q, k, v; residual and norm fused", "not written", {"elementwise": 60.0}, {}),
+ALL_INT8: Passes = ("int8", "int8", "int8")
+
+
+class Rung(NamedTuple):
+    """One change on the way to a fused 8-bit step.
+
+    state: where it stands here: "replaced", "in the trainer", "not written", or the switches of
+    `[pretrain]` that turn it on. design: fields of `Design` that it alters; products: kinds of
+    factors; section: what the memory plan has to know.
+    """
+
+    change: str
+    state: str
+    design: Mapping[str, Any] = {}
+    products: Mapping[str, Passes] = {}
+    section: Mapping[str, Any] = {}
+
+
+_MOMENTS = {"momentum_dtype": "bfloat16", "factored_second_moment": True}
+LADDER = (
+    Rung(
+        "loss in separate kernels",
+        "replaced",
+        {"loss": 67.0, "loss_chunk": 2730, "tables": COMPILED.tables, "table_rows": 0.0},
+    ),
+    Rung("loss in one kernel", "replaced", {"loss": OURS.loss, "loss_chunk": OURS.loss_chunk}),
+    Rung(
+        "table gradients by index",
+        "in the trainer",
+        {"tables": OURS.tables, "table_rows": OURS.table_rows},
+    ),
+    Rung("int8 products, rounded from memory", "replaced", {}, {"kinds": ALL_INT8}),
+    Rung(
+        "rounding where the tensor is made",
+        'matmul = "int8"',
+        {"rounding": INT8.rounding, "elementwise": INT8.elementwise},
+        {},
+        {"matmul": "int8"},
+    ),
+    Rung("weights rounded once a step", 'matmul = "int8"', {"casts": INT8.casts}),
+    Rung(
+        "head in int8, all three products",
+        'matmul_layers with "head"',
+        {},
+        {"head": ALL_INT8},
+        {"matmul_layers": ["attention", "mlp", "head"]},
+    ),
+    Rung(
+        "twice the micro-batch, smaller moments",
+        "device_batch_size, momentum_dtype, factored_second_moment",
+        {},
+        {},
+        {"micro_batches": 2, **_MOMENTS},
+    ),
+    Rung("gradients summed in the product", "not written", {"accumulation": 8.0}),
 )
 
 
 def ladder(recipe: Mapping[str, Any], card: str) -> list[dict[str, Any]]:
-    """Predicted tokens/s after each change of LADDER, one on top of the other."""
+    """Predictions after each change of LADDER, one on top of the other."""
     config = ModelConfig.from_recipe(recipe["model"], recipe["tokenizer"]["vocab_size"])
-    section = recipe["pretrain"]
+    section = {**recipe["pretrain"], "matmul": "bf16"}
     micro_batch = fitting_micro_batch(config, section, VRAM_BYTES)
-    work = Work.of(config, micro_batch, section["total_batch_size"])
-    design, products, rows = COMPILED, {"kinds": BF16, "head": BF16}, []
-    for change, state, altered, kinds in LADDER:
-        design, products = replace(design, **altered), {**products, **kinds}
+    design, products, rows = OURS, {"kinds": BF16, "head": BF16}, []
+    for rung in LADDER:
+        design = replace(design, **rung.design)
+        products, section = {**products, **rung.products}, {**section, **rung.section}
+        batch = micro_batch * section.get("micro_batches", 1)
+        work = Work.of(config, batch, section["total_batch_size"])
         found = predict(work, design, rates_of(card), fitted_share(), **products)
         rows.append(
             {
-                "change": change,
-                "state": state,
+                "change": rung.change,
+                "state": rung.state,
                 "kb_per_token": sum(row.bytes for row in found.rows) / 1e3,
+                "launches": design.launches * config.n_layer,
                 "us_per_token": found.us_per_token,
                 "tokens_per_s": found.tokens_per_s,
+                "planned_gib": sum(plan_vram(config, batch, section).values()) / GIB,
             }
         )
     return rows
+
+
+def ladder_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The ladder as a table for plan 04."""
+    lines = [
+        "| change | how it is switched on | kB a token | us a token | tokens/s | planned GiB |",
+        "|---|---|--:|--:|--:|--:|",
+    ]
+    for row in rows:
+        lines.append(
+            f"| {row['change']} | {row['state']} | {row['kb_per_token']:,.0f} |"
+            f" {row['us_per_token']:.2f} | {row['tokens_per_s']:,.0f} |"
+            f" {row['planned_gib']:.1f} |"
+        )
+    return "\n".join(lines)
 
 
 def _print_ladder(told: Mapping[str, Any]) -> None:
@@ -103,7 +167,7 @@ def _print_ladder(told: Mapping[str, Any]) -> None:
         box=None,
         pad_edge=False,
     )
-    for heading in ("change", "here", "kB/token", "us/token", "tokens/s"):
+    for heading in ("change", "here", "kB/token", "us/token", "tokens/s", "plan GiB"):
         left = heading in ("change", "here")
         table.add_column(heading, justify="left" if left else "right", header_style="dim")
     for row in told["ladder"]:
@@ -113,6 +177,7 @@ def _print_ladder(told: Mapping[str, Any]) -> None:
             f"{row['kb_per_token']:,.0f}",
             f"{row['us_per_token']:.2f}",
             f"{row['tokens_per_s']:,.0f}",
+            f"{row['planned_gib']:.1f}",
         )
     Console().print(table)
 

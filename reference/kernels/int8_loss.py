@@ -6,8 +6,8 @@ other tokens down. So
 
 - the target's entry is left out of the rounded gradient; its two products, a row of the head and a
   row of hidden states, are added by index without rounding;
-- the rest has a scale for each token and TOKENS entries of the vocabulary, and for each entry and
-  TOKENS tokens;
+- the rest has a scale for each token and BLOCK entries of the vocabulary, and for each entry and
+  BLOCK tokens;
 - it is rounded up or down at random, with the probabilities that keep its mean: a fixed table of
   thresholds for each place of a tile, the same on every device.
 
@@ -24,16 +24,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from reference.kernels import int8_mm
-from reference.kernels.int8_rounding import (
-    LARGEST,
-    SMALLEST,
-    TOKENS,
-    Rounded,
-    block_mm,
-    finite_or_nan,
-    round_both,
-)
+from reference.kernels.int8_rounding import BLOCK, Rounded, block_mm, round_both, round_tiles
 from reference.kernels.table_gradient import add_rows, find_index
 
 CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}  # of logits, as bf16
@@ -49,10 +40,10 @@ class Statistics(NamedTuple):
 
 
 def chunks(tokens: int, vocabulary: int, device: torch.device) -> list[slice]:
-    """Parts of `tokens`, each but the last of equal size and a multiple of TOKENS."""
+    """Parts of `tokens`, each but the last of equal size and a multiple of BLOCK."""
     budget = CHUNK_BYTES.get(device.type, CHUNK_BYTES["cpu"])
     parts = -(-tokens * vocabulary * 2 // budget)
-    step = math.ceil(tokens / parts / TOKENS) * TOKENS
+    step = math.ceil(tokens / parts / BLOCK) * BLOCK
     return [slice(start, min(start + step, tokens)) for start in range(0, tokens, step)]
 
 
@@ -82,7 +73,9 @@ def loss_and_gradients(
     for part in chunks(targets.numel(), weight.size(0), hidden.device):
         rows, target = hidden[part], targets[part]
         both = round_both(rows.contiguous())
-        logits = int8_mm.scaled_mm(both.rows, rounded.rows, both.row_scale, rounded.row_scale)
+        logits = block_mm(
+            both.rows, rounded.rows, both.row_scale, rounded.row_scale, dtype=torch.bfloat16
+        )
         found = statistics(logits, target, vocab_size, softcap)
         losses[part] = found.losses
         at_target[part] = row_scale[part] * found.slope
@@ -116,8 +109,7 @@ def round_gradient(
 ) -> Rounded:
     """The gradient of sum(row_scale * losses) for logits (n, V_padded) but for the target's entry.
 
-    Returns:
-        int8 rows and columns; `row_scale` is (n, ceil(V_padded / TOKENS)) here.
+    Values are rounded up or down by `thresholds`, not to the nearest.
     """
     if logits.is_cuda:
         from reference.kernels.int8_loss_triton import launch_round_gradient
@@ -130,7 +122,9 @@ def round_gradient(
     if softcap:
         y *= _slope(z, softcap)
     y[:, vocab_size:] = 0.0
-    return round_tiles(y)
+    a, b = thresholds(y.device)
+    lift = a[:, None] + b
+    return round_tiles(y, lift - lift.floor())
 
 
 def _capped(logits: Tensor, softcap: float) -> Tensor:
@@ -146,7 +140,7 @@ def _slope(z: Tensor, softcap: float) -> Tensor:
 
 @cache
 def thresholds(device: torch.device) -> Tensor:
-    """(2, TOKENS) fp32: the value at (m, n) of a tile is rounded up where its fraction reaches
+    """(2, BLOCK) fp32: the value at (m, n) of a tile is rounded up where its fraction reaches
     1 - frac(a[m] + b[n]).
 
     The steps are those of the R2 sequence, whose points fill the square evenly: errors along a row
@@ -154,29 +148,4 @@ def thresholds(device: torch.device) -> Tensor:
     sequences", 2018).
     """
     steps = torch.tensor([[0.7548776662466927], [0.5698402909980532]], dtype=torch.float64)
-    return (steps * torch.arange(TOKENS, dtype=torch.float64) % 1.0).float().to(device)
-
-
-def round_tiles(y: Tensor) -> Rounded:
-    """y (M, N) fp32 in both int8 layouts, a scale for TOKENS values of a row or of a column."""
-    M, N = y.shape
-    down, across = -(-M // TOKENS), -(-N // TOKENS)
-    padded = torch.zeros((down * TOKENS, across * TOKENS))
-    padded[:M, :N] = y
-    tiles = padded.view(down, TOKENS, across, TOKENS)
-    a, b = thresholds(y.device)
-    lift = a[:, None] + b
-    lift = (lift - lift.floor())[:, None, :]
-    layouts = []
-    for dim in (3, 1):
-        amax = tiles.abs().amax(dim=dim, keepdim=True)
-        scale = finite_or_nan(amax.clamp_min(SMALLEST) / LARGEST)
-        lifted = (tiles * (1.0 / scale) + lift).floor_().clamp_(-LARGEST, LARGEST)
-        layouts.append((lifted.to(torch.int8).view(padded.shape)[:M, :N], scale.squeeze(dim)))
-    (rows, row_scale), (columns, column_scale) = layouts
-    return Rounded(
-        rows.contiguous(),
-        row_scale.reshape(-1, across)[:M].contiguous(),
-        columns.T.contiguous(),
-        column_scale.view(down, -1)[:, :N].T.contiguous(),
-    )
+    return (steps * torch.arange(BLOCK, dtype=torch.float64) % 1.0).float().to(device)

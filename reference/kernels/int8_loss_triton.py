@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from reference.kernels.int8_rounding import SMALLEST, TOKENS, Rounded
+from reference.kernels.int8_rounding import BLOCK, SMALLEST, Rounded
 
 WARPS = 8  # with 16, registers are spilled
 
@@ -23,16 +23,16 @@ def _lifted(y, scale, lift):
 def gradient_kernel(
     logits_ptr, log_sum_ptr, factor_ptr, lift_ptr,
     rows_ptr, row_scale_ptr, columns_ptr, column_scale_ptr,
-    M, V, visible, down, across, softcap, smallest,
+    M, V, visible, softcap, smallest,
     CAPPED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A tile (BLOCK, BLOCK) of factor * softmax's gradient in int8, by rows and by columns."""
-    block, across_at = tl.program_id(0), tl.program_id(1)
+    block, across = tl.program_id(0), tl.program_id(1)
     inner = tl.arange(0, BLOCK)
-    m, v = block * BLOCK + inner, across_at * BLOCK + inner
+    m, v = block * BLOCK + inner, across * BLOCK + inner
     inside = (m[:, None] < M) & (v[None, :] < V)
     # One 64-bit offset a tile; within it 32 bits are enough.
-    first = block.to(tl.int64) * BLOCK * V + across_at * BLOCK
+    first = block.to(tl.int64) * BLOCK * V + across * BLOCK
     at = inner[:, None] * V + inner[None, :]
     z = tl.load(logits_ptr + first + at, mask=inside, other=0.0).to(tl.float32)
     log_sum = tl.load(log_sum_ptr + m, mask=m < M, other=0.0)[:, None]
@@ -48,13 +48,13 @@ def gradient_kernel(
     # A value that is not finite makes its scales NaN, so that it is seen in the products.
     amax = tl.max(tl.abs(y), axis=1)
     scale = tl.div_rn(tl.maximum(amax, smallest), 127.0) + tl.sum(y * 0.0, axis=1)
-    tl.store(row_scale_ptr + m.to(tl.int64) * across + across_at, scale, mask=m < M)
+    tl.store(row_scale_ptr + across.to(tl.int64) * M + m, scale, mask=m < M)
     tl.store(rows_ptr + first + at, _lifted(y, scale[:, None], lift), mask=inside)
     amax = tl.max(tl.abs(y), axis=0)
     scale = tl.div_rn(tl.maximum(amax, smallest), 127.0) + tl.sum(y * 0.0, axis=0)
-    tl.store(column_scale_ptr + v.to(tl.int64) * down + block, scale, mask=v < V)
+    tl.store(column_scale_ptr + block.to(tl.int64) * V + v, scale, mask=v < V)
     turned = tl.trans(_lifted(y, scale[None, :], lift))
-    first = across_at.to(tl.int64) * BLOCK * M + block * BLOCK
+    first = across.to(tl.int64) * BLOCK * M + block * BLOCK
     to = inner[:, None] * M + inner[None, :]
     tl.store(columns_ptr + first + to, turned, mask=(v[:, None] < V) & (m[None, :] < M))
 
@@ -64,14 +64,14 @@ def launch_round_gradient(
 ) -> Rounded:
     """`int8_loss.round_gradient` on a GPU, or in Triton's interpreter."""
     M, V = logits.shape
-    down, across = triton.cdiv(M, TOKENS), triton.cdiv(V, TOKENS)
+    down, across = triton.cdiv(M, BLOCK), triton.cdiv(V, BLOCK)
     rows = torch.empty((M, V), dtype=torch.int8, device=logits.device)
     columns = torch.empty((V, M), dtype=torch.int8, device=logits.device)
-    row_scale = torch.empty((M, across), device=logits.device)
-    column_scale = torch.empty((V, down), device=logits.device)
+    row_scale = torch.empty((across, M), device=logits.device)
+    column_scale = torch.empty((down, V), device=logits.device)
     gradient_kernel[(down, across)](
         logits, log_sum, factor.contiguous(), lift, rows, row_scale, columns, column_scale,
-        M, V, visible, down, across, float(softcap or 1.0), SMALLEST,
-        CAPPED=bool(softcap), BLOCK=TOKENS, num_warps=WARPS, enable_fp_fusion=False,
+        M, V, visible, float(softcap or 1.0), SMALLEST,
+        CAPPED=bool(softcap), BLOCK=BLOCK, num_warps=WARPS, enable_fp_fusion=False,
     )  # fmt: skip
     return Rounded(rows, row_scale, columns, column_scale)

@@ -1,4 +1,4 @@
-"""The Triton kernels behind `int8_rounding`: row statistics, both layouts, block-scaled product.
+"""The Triton kernels behind `int8_rounding`: both int8 layouts of a tile, and the scaled product.
 
 Numbers are combined in the order and with the roundings of the PyTorch formulas; products and sums
 are kept apart (`enable_fp_fusion=False` where that matters), so results agree to the bit.
@@ -13,98 +13,70 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from reference.kernels.int8_rounding import EPSILON, ROUNDING, SMALLEST, TOKENS, Rounded
+from reference.kernels.int8_rounding import BLOCK, ROUNDING, SMALLEST, Rounded
 
-STATISTICS_BLOCK = 1024
-TILE_CHANNELS = 64
-GROUP_M = 8
-# BLOCK_M, BLOCK_N, stages, warps of the block-scaled product; its BLOCK_K is TOKENS.
-TILES = ((128, 128, 2, 8), (128, 64, 3, 4), (64, 128, 3, 4), (64, 64, 4, 4))
+ROUND_WARPS = 16
+GROUP_M = 8  # blocks of rows that walk over the columns together: their factors stay in L2
+# BLOCK_M, BLOCK_N, stages, warps of the product; its BLOCK_K is BLOCK. Stages times (BLOCK_M +
+# BLOCK_N) times BLOCK bytes fit the 99 KB of shared memory of a block on Ada.
+TILES = ((128, 128, 2, 8), (128, 128, 3, 8), (128, 64, 3, 4), (64, 128, 3, 4), (64, 64, 4, 4))
 
 
 @triton.jit
-def _produced(x, gate, root, PRODUCER: tl.constexpr):
+def _produced(x, other, PRODUCER: tl.constexpr):
     """f(x) in fp32: identity, norm (times 1 / RMS), relu squared, or relu squared's gradient."""
     y = x
     if PRODUCER == 1:
-        y = x * root
+        y = x * other
     elif PRODUCER == 2:
         positive = tl.maximum(x, 0.0)
         y = positive * positive
     elif PRODUCER == 3:
-        y = x * (2.0 * tl.maximum(gate, 0.0))
+        y = x * (2.0 * tl.maximum(other, 0.0))
     return y
 
 
 @triton.jit
-def statistics_kernel(
-    x_ptr, gate_ptr, scale_ptr, root_ptr, N, epsilon, smallest,
-    PRODUCER: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Of each row of x (M, N): the int8 scale of f(x), and for the norm 1 / RMS.
-
-    A row with a value that is not finite gets the scale NaN, so that it is seen in the products.
-    """
-    row = tl.program_id(0).to(tl.int64)
-    columns = tl.arange(0, BLOCK)
-    squares = tl.zeros((BLOCK,), dtype=tl.float32)
-    largest = tl.zeros((BLOCK,), dtype=tl.float32)
-    zeros = tl.zeros((BLOCK,), dtype=tl.float32)  # or NaN
-    for start in range(0, N, BLOCK):
-        at = start + columns
-        x = tl.load(x_ptr + row * N + at, mask=at < N, other=0.0).to(tl.float32)
-        gate = x
-        if PRODUCER == 3:
-            gate = tl.load(gate_ptr + row * N + at, mask=at < N, other=0.0).to(tl.float32)
-        if PRODUCER == 1:
-            squares += x * x
-            largest = tl.maximum(largest, tl.abs(x))
-        else:
-            largest = tl.maximum(largest, tl.abs(_produced(x, gate, 1.0, PRODUCER)))
-        # Of the inputs, because a maximum on a GPU drops NaN.
-        zeros += x * 0.0 + gate * 0.0
-    amax = tl.max(largest)
-    if PRODUCER == 1:
-        root = tl.rsqrt(tl.sum(squares) / N + epsilon)
-        tl.store(root_ptr + row, root)
-        amax = amax * root
-    tl.store(scale_ptr + row, tl.div_rn(tl.maximum(amax, smallest), 127.0) + tl.sum(zeros))
-
-
-@triton.jit
 def _to_int8(y, scale, rounding):
-    scaled = tl.minimum(tl.maximum(y * tl.div_rn(1.0, scale), -127.0), 127.0)
-    return ((scaled + rounding) - rounding).to(tl.int8)
+    scaled = (y * tl.div_rn(1.0, scale) + rounding) - rounding
+    return tl.minimum(tl.maximum(scaled, -127.0), 127.0).to(tl.int8)
 
 
 @triton.jit
 def tile_kernel(
-    x_ptr, gate_ptr, scale_ptr, root_ptr, rows_ptr, columns_ptr, column_scale_ptr,
-    M, N, blocks, smallest, rounding,
-    PRODUCER: tl.constexpr, TOKENS: tl.constexpr, CHANNELS: tl.constexpr,
+    x_ptr, other_ptr, rows_ptr, row_scale_ptr, columns_ptr, column_scale_ptr,
+    M, N, smallest, rounding,
+    PRODUCER: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A tile (TOKENS, CHANNELS) of f(x) in int8, by rows and, transposed, by columns."""
-    block = tl.program_id(0)
-    m = block * TOKENS + tl.arange(0, TOKENS)
-    n = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    """A tile (BLOCK, BLOCK) of f(x) in int8, by rows and, transposed, by columns."""
+    block, across = tl.program_id(0), tl.program_id(1)
+    inner = tl.arange(0, BLOCK)
+    m, n = block * BLOCK + inner, across * BLOCK + inner
     inside = (m[:, None] < M) & (n[None, :] < N)
-    at = m[:, None].to(tl.int64) * N + n[None, :]
-    x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    gate = x
-    if PRODUCER == 3:
-        gate = tl.load(gate_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    root = tl.full((TOKENS, 1), 1.0, dtype=tl.float32)
+    # One 64-bit offset a tile; within it 32 bits are enough.
+    first = block.to(tl.int64) * BLOCK * N + across * BLOCK
+    at = inner[:, None] * N + inner[None, :]
+    x = tl.load(x_ptr + first + at, mask=inside, other=0.0).to(tl.float32)
+    other = x
+    # Zeros, or NaN: a maximum on a GPU drops NaN.
+    zeros = x * 0.0
     if PRODUCER == 1:
-        root = tl.load(root_ptr + m, mask=m < M, other=0.0)[:, None]
-    y = _produced(x, gate, root, PRODUCER)
-    row_scale = tl.load(scale_ptr + m, mask=m < M, other=1.0)[:, None]
-    tl.store(rows_ptr + at, _to_int8(y, row_scale, rounding), mask=inside)
-    amax = tl.max(tl.abs(y), axis=0)  # (CHANNELS,)
-    scale = tl.div_rn(tl.maximum(amax, smallest), 127.0) + tl.sum(x * 0.0 + gate * 0.0, axis=0)
-    tl.store(column_scale_ptr + n.to(tl.int64) * blocks + block, scale, mask=n < N)
-    turned = tl.trans(_to_int8(y, scale[None, :], rounding))  # (CHANNELS, TOKENS)
-    to = n[:, None].to(tl.int64) * M + m[None, :]
-    tl.store(columns_ptr + to, turned, mask=(n[:, None] < N) & (m[None, :] < M))
+        other = tl.load(other_ptr + m, mask=m < M, other=0.0)[:, None]
+    elif PRODUCER == 3:
+        other = tl.load(other_ptr + first + at, mask=inside, other=0.0).to(tl.float32)
+        zeros += other * 0.0
+    y = _produced(x, other, PRODUCER)
+    amax = tl.max(tl.abs(y), axis=1)
+    scale = tl.div_rn(tl.maximum(amax, smallest), 127.0) + tl.sum(zeros, axis=1)
+    tl.store(row_scale_ptr + across.to(tl.int64) * M + m, scale, mask=m < M)
+    tl.store(rows_ptr + first + at, _to_int8(y, scale[:, None], rounding), mask=inside)
+    amax = tl.max(tl.abs(y), axis=0)
+    scale = tl.div_rn(tl.maximum(amax, smallest), 127.0) + tl.sum(zeros, axis=0)
+    tl.store(column_scale_ptr + block.to(tl.int64) * N + n, scale, mask=n < N)
+    turned = tl.trans(_to_int8(y, scale[None, :], rounding))
+    first = across.to(tl.int64) * BLOCK * M + block * BLOCK
+    to = inner[:, None] * M + inner[None, :]
+    tl.store(columns_ptr + first + to, turned, mask=(n[:, None] < N) & (m[None, :] < M))
 
 
 @triton.jit
@@ -113,7 +85,7 @@ def block_mm_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
     ADD: tl.constexpr,
 ):  # fmt: skip
-    """c (M, N) fp32 = or += a (M, K) @ b (N, K).T, int8, a scale for each row and BLOCK_K."""
+    """c (M, N) = or += a (M, K) @ b (N, K).T, int8, a scale for each row and BLOCK_K."""
     pid = tl.program_id(0)
     blocks_m, blocks_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
     group = pid // (GROUP_M * blocks_n)
@@ -131,36 +103,30 @@ def block_mm_kernel(
         x = tl.load(a_ptr + a_row[:, None] * K + k[None, :], mask=k[None, :] < K, other=0)
         y = tl.load(b_ptr + b_row[None, :] * K + k[:, None], mask=k[:, None] < K, other=0)
         exact = tl.dot(x, y, out_dtype=tl.int32).to(tl.float32)
-        scale_a = tl.load(scale_a_ptr + a_row * blocks + block)
-        scale_b = tl.load(scale_b_ptr + b_row * blocks + block)
+        scale_a = tl.load(scale_a_ptr + block * M + a_row)
+        scale_b = tl.load(scale_b_ptr + block * N + b_row)
         total += exact * (scale_a[:, None] * scale_b[None, :])
     c = c_ptr + rows.to(tl.int64)[:, None] * N + columns[None, :]
     inside = (rows[:, None] < M) & (columns[None, :] < N)
     if ADD:
         total = tl.load(c, mask=inside, other=0.0) + total
-    tl.store(c, total, mask=inside)
+    tl.store(c, total.to(c_ptr.dtype.element_ty), mask=inside)
 
 
-def launch_round_both(x: Tensor, producer: int, gate: Tensor | None) -> Rounded:
+def launch_round_both(x: Tensor, producer: int, other: Tensor | None) -> Rounded:
     """`int8_rounding.round_both` on a GPU, or in Triton's interpreter."""
     M, N = x.shape
-    blocks = triton.cdiv(M, TOKENS)
-    new = torch.empty
-    scale, root = new((M, 1), device=x.device), new((M, 1), device=x.device)
-    rows = new((M, N), dtype=torch.int8, device=x.device)
-    columns = new((N, M), dtype=torch.int8, device=x.device)
-    column_scale = new((N, blocks), device=x.device)
-    other = x if gate is None else gate.contiguous()
-    statistics_kernel[(M,)](
-        x, other, scale, root, N, EPSILON, SMALLEST,
-        PRODUCER=producer, BLOCK=STATISTICS_BLOCK, num_warps=4, enable_fp_fusion=False,
+    down, across = triton.cdiv(M, BLOCK), triton.cdiv(N, BLOCK)
+    rows = torch.empty((M, N), dtype=torch.int8, device=x.device)
+    columns = torch.empty((N, M), dtype=torch.int8, device=x.device)
+    row_scale = torch.empty((across, M), device=x.device)
+    column_scale = torch.empty((down, N), device=x.device)
+    tile_kernel[(down, across)](
+        x, x if other is None else other.contiguous(), rows, row_scale, columns, column_scale,
+        M, N, SMALLEST, ROUNDING,
+        PRODUCER=producer, BLOCK=BLOCK, num_warps=ROUND_WARPS, enable_fp_fusion=False,
     )  # fmt: skip
-    tile_kernel[(blocks, triton.cdiv(N, TILE_CHANNELS))](
-        x, other, scale, root, rows, columns, column_scale, M, N, blocks, SMALLEST, ROUNDING,
-        PRODUCER=producer, TOKENS=TOKENS, CHANNELS=TILE_CHANNELS,
-        num_warps=8, enable_fp_fusion=False,
-    )  # fmt: skip
-    return Rounded(rows, scale, columns, column_scale)
+    return Rounded(rows, row_scale, columns, column_scale)
 
 
 _tuned: dict[bool, Any] = {}
@@ -174,7 +140,7 @@ def configs() -> list[triton.Config]:
     """The tiles that the autotuner times."""
     return [
         triton.Config(
-            {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": TOKENS, "GROUP_M": GROUP_M},
+            {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": BLOCK, "GROUP_M": GROUP_M},
             num_stages=stages,
             num_warps=warps,
         )
@@ -183,7 +149,12 @@ def configs() -> list[triton.Config]:
 
 
 def launch_block_mm(
-    a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, into: Tensor | None
+    a: Tensor,
+    b: Tensor,
+    scale_a: Tensor,
+    scale_b: Tensor,
+    into: Tensor | None,
+    dtype: torch.dtype,
 ) -> Tensor:
     """`int8_rounding.block_mm` on a GPU."""
     add = into is not None
@@ -193,8 +164,8 @@ def launch_block_mm(
             block_mm_kernel
         )
     (M, K), N = a.shape, b.size(0)
-    c = torch.empty((M, N), device=a.device) if into is None else into
+    c = torch.empty((M, N), dtype=dtype, device=a.device) if into is None else into
     _tuned[add][_grid](
-        a, b, c, scale_a, scale_b, M, N, K, scale_a.size(1), ADD=add, enable_fp_fusion=False
+        a, b, c, scale_a, scale_b, M, N, K, scale_a.size(0), ADD=add, enable_fp_fusion=False
     )
     return c

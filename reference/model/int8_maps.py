@@ -10,8 +10,8 @@ The norm and relu squared, forward and backward, are computed by the kernels tha
 (`reference.kernels.int8_rounding`): their results never exist in the activations' type.
 
 On a CPU the same arithmetic runs in PyTorch operations, so that a whole int8 training step can be
-studied without a GPU. It differs from the kernels in the order of the norm's sum of squares, and in
-what the model computes between the maps, which is fp32 unless `model.dtype` says otherwise.
+studied without a GPU. What the model computes between the maps is fp32 there unless `model.dtype`
+says otherwise.
 
 References:
     INT8 training with row scales: SwitchBack, https://arxiv.org/abs/2304.13013
@@ -25,31 +25,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from reference.kernels import int8_mm
 from reference.kernels.cpu import linear, matmul
 from reference.kernels.eight_bit import FACTOR_MULTIPLE
 from reference.kernels.int8_rounding import (
-    EPSILON,
-    LARGEST,
-    SMALLEST,
     Producer,
     Rounded,
     block_mm,
+    inverse_rms,
     produce,
     round_both,
 )
 
 if TYPE_CHECKING:
     from reference.model.gpt import GPT, MLP, Attention
-
-
-class Weight(NamedTuple):
-    """A weight (out, in) in int8, one scale a row of each layout."""
-
-    forward: Tensor  # (out, in) int8
-    forward_scale: Tensor  # (out, 1) fp32
-    backward: Tensor  # (in, out) int8, contiguous: the factor of the input's gradient
-    backward_scale: Tensor  # (in, 1) fp32
 
 
 class Passes(NamedTuple):
@@ -66,20 +54,14 @@ ALL_PASSES = Passes()
 class RoundedMaps(NamedTuple):
     """The weights of an attention or an MLP in int8; `inner` holds several maps as one."""
 
-    inner: Weight
-    outer: Weight
+    inner: Rounded
+    outer: Rounded
     passes: Passes
 
 
-def round_weight(weight: Tensor) -> Weight:
-    """Returns a weight (out, in), rounded to the nearest int8 value in both layouts."""
-
-    def by_rows(matrix: Tensor) -> tuple[Tensor, Tensor]:
-        scale = matrix.abs().amax(dim=1, keepdim=True).clamp_min(SMALLEST) / LARGEST
-        return (matrix / scale).round().clamp(-LARGEST, LARGEST).to(torch.int8), scale
-
-    weight = weight.detach().float()
-    return Weight(*by_rows(weight), *by_rows(weight.T.contiguous()))
+def round_weight(weight: Tensor) -> Rounded:
+    """Returns a weight (out, in) in int8: rows for the output, columns for the input's gradient."""
+    return round_both(weight.detach().float().contiguous())
 
 
 class StepWeights:
@@ -171,7 +153,7 @@ def _merged(weights: Sequence[Tensor]) -> Tensor:
 def mapped(
     x: Tensor,
     weights: Sequence[Tensor],
-    rounded: Weight,
+    rounded: Rounded,
     producer: Producer = "identity",
     passes: Passes = ALL_PASSES,
 ) -> Tensor:
@@ -202,21 +184,25 @@ def relu2_mlp(x: Tensor, fc: Tensor, proj: Tensor, maps: RoundedMaps) -> Tensor:
 class _Product:
     """The three products of one map: int8 where `passes` says so, else in the activations' type."""
 
-    def __init__(self, weight: Weight, plain: Sequence[Tensor], passes: Passes) -> None:
+    def __init__(self, weight: Rounded, plain: Sequence[Tensor], passes: Passes) -> None:
         self.weight, self.plain, self.passes = weight, plain, passes
 
     def output(self, x: Tensor, producer: Producer) -> tuple[Tensor, Tensor, Tensor]:
         """f(x) @ weight.T, and what the weight's gradient needs: int8 columns and their scales."""
-        both = None
+        both, other = None, inverse_rms(x) if producer == "norm" else None
         if self.passes.forward or self.passes.weight_grad:
-            both = round_both(x, producer)
+            both = round_both(x, producer, other)
         if self.passes.forward:
             assert both is not None
-            y = int8_mm.scaled_mm(
-                both.rows, self.weight.forward, both.row_scale, self.weight.forward_scale
+            y = block_mm(
+                both.rows,
+                self.weight.rows,
+                both.row_scale,
+                self.weight.row_scale,
+                dtype=torch.bfloat16,
             ).to(x.dtype)
         else:
-            y = linear(produce(x, producer).to(x.dtype), self._plain(x.dtype))
+            y = linear(produce(x, producer, other).to(x.dtype), self._plain(x.dtype))
         if both is None or not self.passes.weight_grad:
             return y, x.new_empty(0), x.new_empty(0)
         return y, both.columns, both.column_scale
@@ -234,8 +220,12 @@ class _Product:
         if not self.passes.input_grad:
             return matmul(dy, self._plain(dy.dtype))
         assert both is not None
-        return int8_mm.scaled_mm(
-            both.rows, self.weight.backward, both.row_scale, self.weight.backward_scale
+        return block_mm(
+            both.rows,
+            self.weight.columns,
+            both.row_scale,
+            self.weight.column_scale,
+            dtype=torch.bfloat16,
         ).to(dy.dtype)
 
     def weight_grad(
@@ -256,7 +246,7 @@ class _Mapped(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, producer: Producer, passes: tuple[bool, ...], *tensors: Tensor
     ) -> Tensor:
-        product = _Product(Weight(*tensors[:4]), tensors[4:], Passes(*passes))
+        product = _Product(Rounded(*tensors[:4]), tensors[4:], Passes(*passes))
         y, columns, scale = product.output(x, producer)
         ctx.save_for_backward(x, columns, scale, *tensors)
         ctx.producer, ctx.passes = producer, passes
@@ -266,10 +256,10 @@ class _Mapped(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, columns, scale, *tensors = ctx.saved_tensors
         passes, weights = Passes(*ctx.passes), tensors[4:]
-        product = _Product(Weight(*tensors[:4]), weights, passes)
+        product = _Product(Rounded(*tensors[:4]), weights, passes)
         dy = dy.contiguous()
         both = product.rounded(dy)
-        fx = x if passes.weight_grad else produce(x, ctx.producer).to(x.dtype)
+        fx = x if passes.weight_grad else _plain_input(x, ctx.producer)
         d_weight = product.weight_grad(both, dy, columns, scale, fx)
         d_input = product.input_grad(both, dy)
         dx = backward_of(ctx.producer, d_input.float(), x.float()).to(x.dtype)
@@ -296,14 +286,14 @@ class _MLP(torch.autograd.Function):
         fc, proj = _mlp_products(tensors, passes)
         dy = dy.contiguous()
         both = proj.rounded(dy)
-        fh = h if passes.weight_grad else produce(h, "relu2").to(h.dtype)
+        fh = h if passes.weight_grad else _plain_input(h, "relu2")
         d_proj = proj.weight_grad(both, dy, columns_h, scale_h, fh)
         d_bent = proj.input_grad(both, dy)
         both = fc.rounded(d_bent, "relu2_backward", h)
         dh = d_bent  # not read where both gradients are in int8
         if not (passes.input_grad and passes.weight_grad):
             dh = produce(d_bent, "relu2_backward", h).to(h.dtype)
-        fx = x if passes.weight_grad else produce(x, "norm").to(x.dtype)
+        fx = x if passes.weight_grad else _plain_input(x, "norm")
         d_fc = fc.weight_grad(both, dh, columns_x, scale_x, fx)
         d_normed = fc.input_grad(both, dh)
         dx = backward_of("norm", d_normed.float(), x.float()).to(x.dtype)
@@ -312,15 +302,20 @@ class _MLP(torch.autograd.Function):
 
 def _mlp_products(tensors: Sequence[Tensor], passes: tuple[bool, ...]) -> tuple[_Product, _Product]:
     return (
-        _Product(Weight(*tensors[:4]), tensors[8:9], Passes(*passes)),
-        _Product(Weight(*tensors[4:8]), tensors[9:], Passes(*passes)),
+        _Product(Rounded(*tensors[:4]), tensors[8:9], Passes(*passes)),
+        _Product(Rounded(*tensors[4:8]), tensors[9:], Passes(*passes)),
     )
+
+
+def _plain_input(x: Tensor, producer: Producer) -> Tensor:
+    """f(x) in the type of x."""
+    return produce(x, producer, inverse_rms(x) if producer == "norm" else None).to(x.dtype)
 
 
 def backward_of(producer: Producer, dy: Tensor, x: Tensor) -> Tensor:
     """Returns the gradient for x, given `dy` for f(x); both (M, N) fp32."""
     if producer == "norm":
-        root = torch.rsqrt(x.square().mean(dim=1, keepdim=True) + EPSILON)
+        root = inverse_rms(x)
         y = x * root
         return root * (dy - y * (dy * y).mean(dim=1, keepdim=True))
     if producer == "relu2":

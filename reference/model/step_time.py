@@ -73,7 +73,8 @@ class Design:
         casts: Bytes a matrix weight and micro-step to cast or round fp32 weights.
         accumulation: Bytes a matrix weight and micro-step to add gradients in fp32.
         tables: Bytes a token-table entry and micro-step for dense gradients.
-        rounding: Bytes an element of an 8-bit factor that rounding adds to the product itself.
+        table_rows: Bytes an entry of the tables' rows that a token looks up, for their gradients.
+        rounding: Bytes an element of a product's input that rounding it to 8 bits moves.
         masked: Windows through an explicit attention mask, which computes every pair.
         launches: Kernels a layer and micro-step.
         optimizer: Bytes a matrix weight and step of Muon's elementwise kernels.
@@ -85,6 +86,7 @@ class Design:
     casts: float
     accumulation: float
     tables: float
+    table_rows: float
     rounding: float
     masked: bool
     launches: float
@@ -100,13 +102,21 @@ COMPILED = Design(
     casts=12.6,
     accumulation=12.0,
     tables=8.0,
-    rounding=5.0,
+    table_rows=0.0,
+    rounding=10.0,
     masked=False,
     launches=75.0,
     optimizer=100.0,
 )
+# A gradient's row is read, the table's row read and written, in bf16 (`kernels.table_gradient`).
+OURS = replace(COMPILED, tables=0.0, table_rows=6.0)
+# `kernels.int8_rounding` reads an input once and writes it in int8 in two layouts: 4 bytes. The
+# gradient of relu squared has two inputs of 4 widths each: 6 bytes. A layer has 7 widths of inputs
+# and 9 of gradients: (12 * 4 + 4 * 6) / 16 = 4.5 bytes. What the norm and relu squared no longer
+# write and read in bf16, forward and backward, is 44 of 115 bytes.
+INT8 = replace(OURS, rounding=4.5, elementwise=71.0, casts=0.0)
 DESIGNS = {
-    "ours": COMPILED,
+    "ours": OURS,
     # The loss as one compiled function over all logits; a single token table in bf16.
     "nanochat": replace(COMPILED, loss=26.0, loss_chunk=0, elementwise=100.0),
     "nanochat-masked": replace(COMPILED, loss=26.0, loss_chunk=0, masked=True),
@@ -220,8 +230,7 @@ def predict(
 
     blocks, tables = work.block_parameters, work.table_entries
     chunks = math.ceil(n / design.loss_chunk) if design.loss_chunk else 1
-    # Factors of a layer's maps: 7 widths of inputs and 9 of gradients, each in two layouts where
-    # all three products are in 8 bits.
+    # Inputs of a layer's products: 7 widths of states and 9 of gradients.
     eight_bit = sum(kind != "bf16" for kind in kinds) / 3
     rounded = 16.0 * work.width * work.layers * eight_bit
     pairs = work.attention_all if design.masked else work.attention
@@ -239,7 +248,10 @@ def predict(
             row("loss", moved=design.loss * work.vocab + 8 * work.head_parameters * chunks / n),
             row("weight casts", moved=design.casts * blocks / n),
             row("gradient sums", moved=design.accumulation * blocks / n),
-            row("table gradients", moved=design.tables * tables / n),
+            row(
+                "table gradients",
+                moved=design.tables * tables / n + design.table_rows * tables / work.vocab,
+            ),
             row("optimizer", moved=(design.optimizer * blocks + 14 * tables) / steps),
             row("Muon's products", flops=muon / steps, rate=product_rate(BF16)),
             Row("launch gaps", 1e6 * gaps, 0.0, 0.0, "gaps"),
@@ -356,25 +368,32 @@ def predict_recipe(recipe: Mapping[str, Any], card: str = "rtx4090") -> Predicti
     rates = rates_of(card)
     section = recipe["pretrain"]
     config = ModelConfig.from_recipe(recipe["model"], recipe["tokenizer"]["vocab_size"])
-    design = COMPILED
-    if not section.get("fused_loss", True):
-        design = replace(COMPILED, loss=26.0, loss_chunk=0)
+    design = design_of(section)
     work = Work.of(
         config, fitting_micro_batch(config, section, VRAM_BYTES), section["total_batch_size"]
     )
     kind = _factors(section.get("matmul", "bf16"))
     passes = section.get("matmul_passes", PASSES)
     kinds = tuple(kind if name in passes else "bf16" for name in PASSES)
-    # Of the head's products only the logits take 8-bit factors (`reference.model.loss`).
+    # fp8 takes the logits alone of the head's products (`reference.model.loss`).
     logits: Kind = kind if "head" in section.get("matmul_layers", ()) else "bf16"
+    head = (logits,) * 3 if kind == "int8" else (logits, "bf16", "bf16")
     return predict(
         work,
         design,
         rates,
         fitted_share(),
         kinds=cast(Passes, kinds),
-        head=(logits, "bf16", "bf16"),
+        head=cast(Passes, head),
     )
+
+
+def design_of(section: Mapping[str, Any]) -> Design:
+    """What this trainer moves with the switches of a recipe's `[pretrain]`."""
+    design = INT8 if section.get("matmul") == "int8" else OURS
+    if not section.get("fused_loss", True):
+        design = replace(design, loss=26.0, loss_chunk=0)
+    return design
 
 
 def _factors(setting: Any) -> Kind:

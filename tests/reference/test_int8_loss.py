@@ -17,7 +17,7 @@ from reference.config.problems import problems
 from reference.config.resolve import resolve_recipe
 from reference.kernels import int8_loss
 from reference.kernels.int8_loss import chunks, loss_and_gradients, round_gradient, statistics
-from reference.kernels.int8_rounding import TOKENS, round_both
+from reference.kernels.int8_rounding import BLOCK, round_both
 from reference.kernels.int8_trial import choose_int8
 from reference.model.gpt import GPT
 from reference.model.int8_maps import Passes, use_int8
@@ -57,8 +57,8 @@ for result in (
     plain.round_gradient(logits, expected.log_sum, factor, visible, softcap),
     k.launch_round_gradient(logits, expected.log_sum, factor, lift, visible, softcap),
 ):
-    assert result.row_scale.isnan().any(1).nonzero().flatten().tolist() == [3]
-    assert result.column_scale.isnan().any(1).nonzero().flatten().tolist() == [7]
+    assert result.row_scale.isnan().any(0).nonzero().flatten().tolist() == [3]
+    assert result.column_scale.isnan().any(0).nonzero().flatten().tolist() == [7]
 """
 
 COMPILED = """
@@ -72,8 +72,8 @@ tools = os.path.join(os.path.dirname(triton.__file__), "backends/nvidia/bin")
 types = {
     "logits_ptr": "*bf16", "log_sum_ptr": "*fp32", "factor_ptr": "*fp32", "lift_ptr": "*fp32",
     "rows_ptr": "*i8", "row_scale_ptr": "*fp32", "columns_ptr": "*i8",
-    "column_scale_ptr": "*fp32", "M": "i32", "V": "i32", "visible": "i32", "down": "i32",
-    "across": "i32", "softcap": "fp32", "smallest": "fp32",
+    "column_scale_ptr": "*fp32", "M": "i32", "V": "i32", "visible": "i32",
+    "softcap": "fp32", "smallest": "fp32",
 }
 const = {"CAPPED": True, "BLOCK": 128}
 source = ASTSource(
@@ -166,11 +166,11 @@ def test_many_small_probabilities_beside_a_large_one_are_not_lost() -> None:
     gradient = round_gradient(logits, found.log_sum, torch.ones(256), V, 0.0)
     others = [t for t in range(V) if t != 5]
     true = float(torch.softmax(logits[0], 0)[others].sum())
-    rows = gradient.rows.float() * gradient.row_scale.repeat_interleave(TOKENS, 1)
+    rows = gradient.rows.float() * gradient.row_scale.T.repeat_interleave(BLOCK, 1)
     assert float(rows[:, others].sum(1).mean()) == pytest.approx(true, rel=0.01)
-    near = list(range(6, TOKENS))  # of the large one's own block, where a step is 0.0033
+    near = list(range(6, BLOCK))  # of the large one's own block, where a step is 0.0033
     assert float(rows[:, near].mean()) == pytest.approx(true / len(others), rel=0.1)
-    columns = gradient.columns.float() * gradient.column_scale.repeat_interleave(TOKENS, 1)
+    columns = gradient.columns.float() * gradient.column_scale.T.repeat_interleave(BLOCK, 1)
     assert float(columns[others].sum(0).mean()) == pytest.approx(true, rel=0.01)
 
 
