@@ -384,7 +384,7 @@ def predict_recipe(recipe: Mapping[str, Any], card: str = "rtx4090") -> Predicti
         rates,
         fitted_share(),
         kinds=cast(Passes, kinds),
-        head=cast(Passes, head),
+        head=head,
     )
 
 
