@@ -95,7 +95,7 @@ def decided(model: GPT, section: Mapping[str, Any], attention: tuple[str, str]) 
         kinds = tuple(Products.of(kind, section["matmul_passes"]))
         shapes = {tuple(map_.weight.shape) for _, map_ in eligible(model, layers)}
         products = {f"{n}x{k}": kinds for n, k in shapes}
-    int8 = [name for name in layers if name in ("attention", "mlp")] if kind == "int8" else []
+    int8 = list(layers) if kind == "int8" else []
     return {"attention": attention, "products": products, "int8": int8}
 
 

@@ -8,7 +8,7 @@ from nullgpu_runs import NullDevice
 LAYERS, MICRO_STEPS, TOKENS = 2, 2, 4 * 512
 SPEC = {
     "recipe": "reference",
-    "int8": True,
+    "decided": True,
     "model": {"n_layer": LAYERS, "n_embd": 256, "n_head": 2, "n_kv_head": 2, "seq_len": 512},
     "vocab_size": 4096,
     "pretrain": {
