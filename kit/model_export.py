@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from kit.core_eval.loaders import read_config
 from kit.errors import KitError, PrerequisiteError, SchemaError
+from kit.run.finished import refuse_unfinished
 
 GROUP = "n4090_kit.exporters"
 FORMS = ("hf", "gguf")
@@ -37,16 +38,23 @@ def find_source(run: Path, part: str = "auto") -> Source:
         part: "chat", "base", or "auto".
 
     Raises:
-        PrerequisiteError: There is no such checkpoint.
+        PrerequisiteError: There is no such checkpoint, or the run has not ended and `part` leaves
+            open which of its models is meant.
     """
+    if part == "auto":
+        refuse_unfinished(run)
     if (run / "config.json").is_file():
         return Source(run, run.name != "pretrain" if part == "auto" else part == "chat")
     for name, place in PARTS.items():
         if part in ("auto", name) and (run / place / "config.json").is_file():
             return Source(run / place, name == "chat")
     where = "checkpoints/sft or checkpoints/pretrain" if part == "auto" else PARTS[part]
+    if run.is_dir():
+        problem = f"{run} has no {where}"
+    else:
+        problem = f"{run} is a file, not a folder" if run.exists() else f"there is no folder {run}"
     raise PrerequisiteError(
-        f"{run} has no {where}" if run.is_dir() else f"there is no folder {run}",
+        problem,
         hint="Name a folder such as runs/RUN or runs/RUN/checkpoints/sft.",
     )
 

@@ -101,10 +101,12 @@ def load_recipe(reference: str) -> Recipe:
     named = named_recipes()
     path = named.get(reference) or Path(reference)
     if not path.is_file():
-        close = difflib.get_close_matches(reference, named, n=1)
+        own = Path(f"{reference}.toml")
+        close = [str(own)] if own.is_file() else difflib.get_close_matches(reference, named, n=1)
+        meant = close[0] if close else None
         raise SchemaError(
             f"there is no recipe `{reference}`",
-            hint=(f"Did you mean `{close[0]}`? " if close else "")
+            hint=(f"Did you mean `{meant}`? " if meant else "")
             + f"Named ones: {', '.join(named) or 'none installed'}; or give a TOML file.",
         )
     try:

@@ -109,6 +109,7 @@ def test_command_lines_of_the_pages_have_the_options_they_need() -> None:
     lines = []
     for path in (ROOT / "README.md", *PAGES):
         for block in re.findall(r"```sh\n(.*?)```", path.read_text(), re.DOTALL):
+            block = block.replace("\\\n", " ")
             lines += re.findall(r"^(?:\.venv/bin/)?n4090-kit (.*)$", block, re.MULTILINE)
             lines += re.findall(r"^docker run .* n4090-kit (.*)$", block, re.MULTILINE)
     assert len(lines) > 30

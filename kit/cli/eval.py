@@ -72,7 +72,14 @@ def _model_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @evaluate.command("core")
 @click.argument("model", type=ModelPath())
-@click.option("--core", "core_dir", type=FOLDER, default=Path("core"), show_default=True)
+@click.option(
+    "--core",
+    "core_dir",
+    type=click.Path(path_type=Path),
+    default=Path("core"),
+    show_default=True,
+    help="Folder of the CORE bundle; `prepare --recipe nano --only core` fetches it.",
+)
 @click.option("--tasks", default="", help="Labels, separated by commas; empty: all.")
 @click.option("--max-per-task", default=-1, help="First N items of each task: a partial score.")
 @click.option("--allow-custom", is_flag=True, help="Accept a bundle with tasks of its own.")

@@ -79,6 +79,8 @@ def model(run: Path, form: str, out: Path | None, part: str, dtype: str, push: s
     from kit.model_export import export_model, find_source, usage
 
     source = find_source(run, part)
+    if part == "auto" and not source.chat:
+        _tell("the base model, which continues text: there is no chat model")
     name = run.resolve().name
     if push is not None:
         check_token()

@@ -119,11 +119,15 @@ class Reading:
         """Stage, figures, time to the stage's end and time left of the budget."""
         parts = [f"{self.stage:<9}", *self.parts.values()]
         elapsed_s = (self.now_ns - self.stage_start_ns) / 1e9
-        if self.fraction and 0 < self.fraction < 1 and elapsed_s > 1:
-            parts.append(f"ETA {_duration(elapsed_s / self.fraction - elapsed_s)}")
+        left_s = None
         if self.run_start_ns is not None:
-            used_s = (self.now_ns - self.run_start_ns) / 1e9
-            parts.append(f"budget left {_duration(self.recipe.budget_s - used_s)}")
+            left_s = self.recipe.budget_s - (self.now_ns - self.run_start_ns) / 1e9
+        if self.fraction and 0 < self.fraction < 1 and elapsed_s > 1:
+            ahead_s = elapsed_s / self.fraction - elapsed_s
+            late = left_s is not None and ahead_s > left_s
+            parts.append(f"ETA {_duration(ahead_s)}" + (", too late" if late else ""))
+        if left_s is not None:
+            parts.append(f"budget left {_duration(left_s)}")
         # The trainer names some of them: no terminal may take a name for a command.
         return "  ".join(parts).translate(_CONTROLS)
 
@@ -158,7 +162,9 @@ class PlainDisplay(QuietDisplay):
     def begin(self, run: str, key_created: bool) -> None:
         self.say(f"run {run}")
         if key_created:
-            self.say("no key given: made one in the work folder; the result says so")
+            self.say(
+                "no signing key given (--key): made one, which links the runs of this work folder"
+            )
 
     def say(self, text: str) -> None:
         self._screen.write(text + "\n")
@@ -275,7 +281,13 @@ def print_summary(result: dict[str, Any], path: Path) -> None:
             lines.append(f"        {program()} chat {run}")
     else:
         lines += ["", claims["message"] or claims["reason"]]
-        lines.append(f"resume: {program()} run --resume {run}")
+        if timing["total_s"] < timing["budget_s"]:
+            lines.append(f"resume: {program()} run --resume {run}")
+        else:
+            lines += [
+                "The time budget is used up, so this run cannot be resumed. A new one ends in time",
+                "with less to do (`--set`), or on a machine with less other work.",
+            ]
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 

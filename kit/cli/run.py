@@ -32,6 +32,7 @@ def complete_recipe(
 
 
 @click.command()
+@click.argument("words", nargs=-1, metavar="")
 @click.option(
     "--recipe",
     "-r",
@@ -82,6 +83,7 @@ def complete_recipe(
     "--json", "as_json", is_flag=True, help="Print the result's summary as JSON at the end."
 )
 def run(
+    words: tuple[str, ...],
     recipe_name: str | None,
     settings: tuple[str, ...],
     resume: Path | None,
@@ -122,6 +124,10 @@ def run(
     from kit.run.supervisor import stop_on_signals, supervise
     from kit.trust.keys import load_or_create_signer
 
+    if words:
+        place = Path(words[0])
+        option = "--resume" if (place / "events.jsonl").is_file() else "--recipe"
+        raise click.UsageError(f"`{words[0]}` needs its option: n4090-kit run {option} {words[0]}")
     if (recipe_name is None) == (resume is None):
         raise click.UsageError("give exactly one of --recipe NAME and --resume RUN")
     if resume is not None and settings:

@@ -246,7 +246,7 @@ def _show_plan(
             click.echo(f"request  {step['request']}")
         else:
             click.echo(f"{_size(int(str(step['bytes']))):>9}  {step['to']}: {step['file']}")
-    _tell("dry run: nothing was sent or written")
+    _tell("dry run: nothing was sent, and the board is unchanged")
 
 
 def _size(count: int) -> str:

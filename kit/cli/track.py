@@ -151,7 +151,7 @@ def _serve(host: str, port: int, state: Any) -> None:
     with WatchServer(host, port, state) as server:
         if host not in ("127.0.0.1", "localhost", "::1"):
             click.echo("warning: anyone who reaches this address sees the run", err=True)
-        click.echo(f"{server.url}  (Ctrl-C stops the tracker; the run continues)")
+        click.echo(f"{server.url}  (Ctrl-C closes the page; the run continues)")
         sys.stdout.flush()
         with contextlib.suppress(KeyboardInterrupt):
             server.serve_forever()
@@ -191,7 +191,8 @@ def screen(view: RunView) -> Group:
         stages.add_row(stage.name, ProgressBar(1.0, share, width=40), note, seconds)
     figures = Table(box=None, pad_edge=False, show_header=False)
     figures.add_column(style="dim")
-    left, expected = view.time_left(), view.expected()
+    left = view.time_left()
+    expected = view.expected() if view.status == "running" else None
     rows = [
         ("budget", f"{_duration(view.elapsed_s)} of {_duration(view.budget_s)}"),
         ("left in this stage", left and f"{_duration(left[0])} ± {_duration(left[1])}"),
@@ -200,7 +201,7 @@ def screen(view: RunView) -> Group:
         *((plain(name, 40), f"{value:.4f}") for name, value in view.evals.items()),
         ("tokens a second", view.tokens_per_s and f"{view.tokens_per_s:,.0f}"),
         ("power", view.power_w and f"{view.power_w:.0f} W"),
-        ("memory", view.memory_bytes and f"{view.memory_bytes / 2**30:.1f} GiB"),
+        (f"{view.memory_of} memory", view.memory_bytes and f"{view.memory_bytes / 2**30:.1f} GiB"),
     ]
     for name, value in rows:
         if value:

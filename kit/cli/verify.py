@@ -151,6 +151,7 @@ def verify(
     from kit.verify import Options, verify_result
 
     refuse_unfinished(result)
+    _refuse_no_result(result)
     options = Options(
         strict=strict,
         allowed_signers=allowed_signers,
@@ -184,6 +185,21 @@ def verify(
         write_bytes(html, page(report).encode())
         click.echo(f"wrote {html}", err=True)
     sys.exit(report.exit_code)
+
+
+def _refuse_no_result(path: Path) -> None:
+    """Refuses a path that leads to no result, which is no finding about one."""
+    if path.is_dir() and not (path / "result.json").exists():
+        problem = f"{path} holds no result.json"
+    elif not path.exists() and not path.is_symlink():
+        problem = f"there is no {path}"
+    elif path.name == "events.jsonl":
+        problem = f"{path} is the log of a run, not its result"
+    else:
+        return
+    raise click.UsageError(
+        f"{problem}; name a run folder, such as runs/RUN, or the result.json in it"
+    )
 
 
 def _read_own_files(options: Options) -> None:

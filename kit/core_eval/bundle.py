@@ -93,7 +93,8 @@ def open_bundle(root: Path, *, tasks: Sequence[str] = (), allow_custom: bool = F
     if not root.is_dir():
         raise PrerequisiteError(
             f"there is no CORE bundle at {root}",
-            hint="Give its folder with --core, or fetch it with `n4090-kit prepare`.",
+            hint="Give its folder with --core, or fetch it: "
+            "`n4090-kit prepare --recipe nano --only core`.",
         )
     known = core_facts()["files"]
     every = _read_tasks(root)

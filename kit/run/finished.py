@@ -17,18 +17,27 @@ def refuse_complete(run: Path) -> None:
     """Refuses to resume a run that has its final result.
 
     Raises:
-        PrerequisiteError: RUN/result.json says that the run is complete.
+        PrerequisiteError: RUN/result.json says that the run is complete, or that it has used its
+            time budget.
     """
     path = run / "result.json"
     try:
         result = json.loads(path.read_bytes())
         status = result["claims"]["status"]
+        timing = result["timing"]
+        used_up = timing["total_s"] >= timing["budget_s"]
     except (OSError, ValueError, KeyError, TypeError):
         return  # no result, or none that says how the run ended: the log decides
     if status == "complete":
         raise PrerequisiteError(
             f"run {run.name} is complete: there is nothing to resume",
             hint=f"`n4090-kit verify {path}` checks its result; "
+            "`n4090-kit run --recipe …` starts a new run.",
+        )
+    if used_up:
+        raise PrerequisiteError(
+            f"run {run.name} has used its time budget: the clock went on, nothing can be resumed",
+            hint=f"Its result is signed: `n4090-kit verify {path}`. "
             "`n4090-kit run --recipe …` starts a new run.",
         )
 

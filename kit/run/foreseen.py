@@ -89,5 +89,5 @@ def _load(load: float | None, cores: int | None) -> list[str]:
         return []
     return [
         f"other programs keep the CPU busy (load {load:.1f} on {cores} cores): the probes before "
-        "and after the run may differ, and V12 would warn"
+        "and after the run may differ, which `verify` would warn of (V12)"
     ]

@@ -37,7 +37,8 @@ class RunView:
     evals: dict[str, float] = field(default_factory=dict)
     tokens_per_s: float | None = None
     power_w: float | None = None
-    memory_bytes: float | None = None
+    memory_bytes: float | None = None  # in use on the whole GPU, or machine, by all programs
+    memory_of: str = "machine"
     elapsed_s: float = 0.0
     _stride: int = 1
     _seen: int = 0
@@ -133,6 +134,7 @@ class RunView:
             "tokens_per_s": self.tokens_per_s,
             "power_w": self.power_w,
             "memory_bytes": self.memory_bytes,
+            "memory_of": self.memory_of,
             "elapsed_s": self.elapsed_s,
             "budget_s": self.budget_s,
             "left_s": left and left[0],
@@ -141,8 +143,10 @@ class RunView:
 
     def _take_sample(self, row: Record) -> None:
         self.power_w = row.get("gpu_power_w", self.power_w)
-        used = row.get("gpu_used_bytes")
-        self.memory_bytes = row.get("ram_used_bytes", self.memory_bytes) if used is None else used
+        if (used := row.get("gpu_used_bytes")) is not None:
+            self.memory_of, self.memory_bytes = "GPU", used
+        else:
+            self.memory_bytes = row.get("ram_used_bytes", self.memory_bytes)
 
     def _take_stage(self, ev: str, data: Record, now: int) -> None:
         stage = next((one for one in self.stages if one.name == data.get("stage")), None)

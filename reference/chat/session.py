@@ -35,12 +35,20 @@ def find_checkpoint(path: Path, stages: Sequence[str] = STAGES) -> Path:
     for folder in candidates:
         if (folder / CONFIG_NAME).is_file():
             return folder
+    if (path / "events.jsonl").is_file():
+        raise TrainerError(
+            "bad_input",
+            f"run {path.resolve().name} has no trained model yet",
+            f"`n4090-kit watch {path}` shows how far it is.",
+        )
     raise TrainerError(
         "bad_input",
         f"{path} is not a run folder or a checkpoint: it has no {CONFIG_NAME}"
         if path.is_dir()
+        else f"{path} is a file, not a folder"
+        if path.exists()
         else f"there is no folder {path}",
-        "Name a folder such as runs/<id> or runs/<id>/checkpoints/sft.",
+        "Name a folder such as runs/RUN or runs/RUN/checkpoints/sft.",
     )
 
 

@@ -31,12 +31,10 @@ PRE_TOKENIZERS = {split_pattern(3): "llama-bpe", split_pattern(1): "qwen2"}
 
 
 def obstacles(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, str]:
-    """The recipe lines that the model lacks -> the part that llama.cpp has no equal of."""
-    found = {
-        f"[model] {line}": part for line, part in mapping.obstacles(config, llama_cpp=True).items()
-    }
+    """The settings that the model lacks -> the part that llama.cpp has no equal of."""
+    found = mapping.obstacles(config, llama_cpp=True)
     if tokenizer.pattern not in PRE_TOKENIZERS:
-        found["[tokenizer] digits = 3"] = "digits in groups of two"
+        found["tokenizer.digits=3"] = "digits in groups of two"
     return found
 
 
@@ -58,8 +56,8 @@ def write_folder(
             "bad_input",
             "llama.cpp has no network that computes this model: it has "
             + ", ".join(missing.values()),
-            "Export it with --format hf, or train with these lines in the recipe:\n  "
-            + "\n  ".join(missing),
+            "Export it with --format hf, or train again with these settings:\n  n4090-kit run "
+            "--recipe NAME " + "\n  ".join(f"--set {setting}" for setting in missing),
         )
     out.mkdir(parents=True, exist_ok=True)
     rename_whole(

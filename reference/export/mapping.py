@@ -40,7 +40,7 @@ NEEDED_BY_LLAMA_CPP = {
 
 
 def obstacles(config: ModelConfig, *, llama_cpp: bool = False) -> dict[str, str]:
-    """The `[model]` lines that a recipe needs for the model to map -> the part that does not map.
+    """The settings (`model.smear=false`) for a model that maps -> the part that does not map.
 
     Empty for a model that maps.
     """
@@ -57,8 +57,8 @@ def obstacles(config: ModelConfig, *, llama_cpp: bool = False) -> dict[str, str]
 
 
 def _line(name: str, value: Any) -> str:
-    text = str(value).lower() if isinstance(value, bool | float) else f'"{value}"'
-    return f"{name} = {text}"
+    text = str(value).lower() if isinstance(value, bool | float) else value
+    return f"model.{name}={text}"
 
 
 def qwen3_tensors(model: GPT) -> dict[str, Tensor]:

@@ -329,7 +329,9 @@ def report(
     against: Path | None,
     as_json: bool,
 ) -> None:
-    """Fill the five containers of metrics from RUN, a run folder or its result.json.
+    """Report what a run cost, how fast, how full, how well and how long it was.
+
+    RUN is a run folder or its result.json.
 
     Required FLOPs, effective FLOPs/s, memory fit, convergence efficiency, end-to-end latency.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -54,8 +55,9 @@ def test_a_hub_out_of_reach_is_noticed_after_three_tries() -> None:
         asked.append(1)
         raise httpx2.ConnectError("Name or service not known")
 
+    api: Any = SimpleNamespace(endpoint="https://hub.invalid")
     with pytest.raises(PrerequisiteError, match="Name or service"):
-        Hub(api=None, retry=Retry(attempts=9, base_s=0.0)).ask("board", ask)  # type: ignore[arg-type]
+        Hub(api=api, retry=Retry(attempts=9, base_s=0.0)).ask("board", ask)
     assert len(asked) == 3
 
 
@@ -171,3 +173,51 @@ def test_chat_warns_about_a_base_model(
     done = call("chat", tmp_path, "--prompt", "hi")
     assert "hello" in done.output, done.exception
     assert ("base model" in done.output) == (stage == "pretrain")
+
+
+def test_a_recipe_or_run_without_its_option_is_told_the_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "events.jsonl").touch()
+    for word, option in (("smoke", "--recipe"), ("runs", "--resume")):
+        done = call("run", word)
+        assert done.exit_code == 2 and f"n4090-kit run {option} {word}" in done.output
+    (tmp_path / "mine.toml").touch()
+    assert "`mine.toml`" in (refused("run", "-r", "mine").hint or "")
+
+
+def test_a_path_without_a_result_is_no_verdict_about_one(tmp_path: Path) -> None:
+    (tmp_path / "events.jsonl").touch()
+    (tmp_path / "empty").mkdir()
+    for name, told in (
+        ("nowhere", "there is no"),
+        ("empty", "holds no result.json"),
+    ):
+        done = call("verify", tmp_path / name)
+        assert done.exit_code == 2 and told in done.output and "UNREADABLE" not in done.output
+
+
+def test_no_model_is_taken_from_a_run_that_goes_on(tmp_path: Path) -> None:
+    """Its base model would be written where the chat model is meant."""
+    pytest.importorskip("torch")
+    base = tmp_path / "checkpoints" / "pretrain"
+    base.mkdir(parents=True)
+    (base / "config.json").write_text("{}")
+    with (tmp_path / "events.jsonl").open("w") as log:
+        fcntl.flock(log, fcntl.LOCK_EX)
+        assert "is running" in refused("export", "model", tmp_path).message
+        (base / "config.json").unlink()
+        done = call("chat", tmp_path)
+        assert "has no trained model yet" in done.output
+
+
+def test_scoring_without_a_bundle_says_how_to_fetch_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    error = refused("eval", "core", tmp_path / "model")
+    assert "there is no CORE bundle" in error.message
+    assert "prepare --recipe nano --only core" in (error.hint or "")

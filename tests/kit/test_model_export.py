@@ -92,7 +92,7 @@ def test_a_model_that_does_not_map_is_refused_and_leaves_nothing(
     assert done.exit_code != 0
     assert isinstance(done.exception, KitError)
     assert "value embeddings" in done.exception.message
-    assert "[model] value_embeddings = false" in str(done.exception.hint)
+    assert "--set model.value_embeddings=false" in str(done.exception.hint)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -94,3 +94,16 @@ def test_an_unreadable_result_is_kept_too(plan: RunPlan, signer: Signer) -> None
     (plan.run / "result.json").write_bytes(b"{ torn")
     assert supervise(plan, signer)["claims"]["status"] == "complete"
     assert [path.read_bytes() for path in plan.run.glob("result-*.json")].count(b"{ torn") == 1
+
+
+def test_a_run_that_has_used_its_budget_is_not_resumed(plan: RunPlan, signer: Signer) -> None:
+    supervise(plan, signer, stop=True)
+    path = plan.run / "result.json"
+    result = json.loads(path.read_text())
+    result["timing"]["total_s"] = result["timing"]["budget_s"] + 1
+    path.write_text(json.dumps(result))
+    before = contents(plan.run)
+    done = CliRunner().invoke(cli, ["run", "--resume", str(plan.run)])
+    assert isinstance(done.exception, PrerequisiteError)
+    assert "has used its time budget" in done.exception.message
+    assert contents(plan.run) == before

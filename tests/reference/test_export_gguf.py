@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from kit.overrides import override
+from kit.recipe import load_recipe
 from reference.chat.conversation import render_prompt
 from reference.chat.engine import Sampling, generate
 from reference.config.model import ModelConfig
@@ -104,7 +105,7 @@ def test_what_does_not_map_is_named_with_the_lines_that_would(tokenizer, tmp_pat
     with pytest.raises(TrainerError) as refused:
         write_folder(model, other, tmp_path / "out", name="a run", chat=True, dtype=torch.float32)
     assert "value embeddings, " in refused.value.message and "smear" in refused.value.message
-    for line in ("[model] smear = false", "[model] x0_mix = false", "[tokenizer] digits = 3"):
+    for line in ("--set model.smear=false", "--set model.x0_mix=false", "--set tokenizer.digits=3"):
         assert line in refused.value.hint
     assert "backout" not in refused.value.hint
     assert not (tmp_path / "out").exists()
@@ -113,9 +114,10 @@ def test_what_does_not_map_is_named_with_the_lines_that_would(tokenizer, tmp_pat
 def test_the_lines_it_names_are_enough(tokenizer) -> None:
     """Following the advice for the default architecture leaves nothing in the way."""
     config = ModelConfig(500, n_layer=3, seq_len=512)
-    lines = [line.split("] ", 1)[1] for line in obstacles(config, tokenizer)]
-    advice = tomllib.loads("\n".join(lines))
-    assert set(advice) == set(MAPS)
+    settings = list(obstacles(config, tokenizer))
+    assert {setting.split("=")[0].split(".")[1] for setting in settings} == set(MAPS)
+    advised = override(load_recipe("smoke"), settings).document["model"]
+    advice = {name: advised[name] for name in MAPS}
     assert not obstacles(dataclasses.replace(config, **advice), tokenizer)
 
 
