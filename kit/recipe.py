@@ -26,6 +26,7 @@ from kit.conversations import conversation_sources
 from kit.errors import PrerequisiteError, SchemaError
 from kit.schemas import NO_SUCH_FIELD, Problem, load_schema, schema_problems, with_defaults
 from kit.text_mix import text_mix
+from kit.tracks import is_ranked
 from kit.trainer import Facts, Trainer, facts_of, find_trainer
 
 STAGES = ("tokenizer", "pretrain", "core", "sft", "chat_eval")
@@ -244,7 +245,7 @@ def _inconsistencies(document: dict[str, Any]) -> list[Problem]:
         )
     if data["kind"] == "hub":
         found += _data_inconsistencies(data)
-    if document["track"] == "rtx4090-24h":
+    if is_ranked(document["track"]):
         found += _track_inconsistencies(document)
     return found
 

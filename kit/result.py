@@ -51,6 +51,7 @@ from kit.result_form import (
 )
 from kit.run_log import RunLog
 from kit.timing import utc_from_ms
+from kit.tracks import is_ranked
 from kit.trust.digest import sha256_file
 from kit.trust.sign import result_id
 from kit.typed import ABSENT, from_json, to_json
@@ -379,7 +380,7 @@ def claims_section(log: RunLog, recipe: Recipe, timing: Timing, quality: Quality
 def reasons_not_ranked(track: str, stop: RunStop, timing: Timing, core: Core | None) -> list[str]:
     """Why this result cannot be ranked; empty when nothing stands against it so far."""
     reasons = []
-    if track != "rtx4090-24h":
+    if not is_ranked(track):
         reasons.append(f"track {track} is not ranked")
     if stop.status != "complete":
         reasons.append(f"the run is {stop.status}")

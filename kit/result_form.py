@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from kit.recipe import STAGES
+from kit.tracks import TRACKS
 from kit.typed import (
     ABSENT,
     AtMostOne,
@@ -31,7 +32,6 @@ from kit.typed import (
 )
 
 SCHEMA_VERSION = 1
-TRACKS = ("rtx4090-24h", "open", "smoke")
 
 Amount = Annotated[float, Rule(minimum=0)]
 Items = Annotated[int, Rule(minimum=0, maximum=1_000_000)]

@@ -23,10 +23,10 @@ from kit.board.statistics import figures_of
 from kit.board.tiers import Judged, Standing, judge_reproduction, standing, vouched
 from kit.errors import KitError, SchemaError
 from kit.run_log import RunLog
+from kit.tracks import TRACKS
 from kit.trust.digest import sha256_file
 
 Document = dict[str, Any]
-TRACKS = ("rtx4090-24h", "open", "smoke")
 
 
 class DocumentJudgement(NamedTuple):
@@ -292,6 +292,12 @@ def _order(facts: Facts, place: Ranked) -> tuple[Any, ...]:
     track = TRACKS.index(facts.track) if facts.track in TRACKS else len(TRACKS)
     if place.rank is not None:
         if place.reaches_target:
-            return (0, place.rank, place.pool.total_s.value, facts.id)
-        return (0, place.rank, -(place.pool.core.value if place.pool.core else 0.0), facts.id)
+            return (0, track, place.rank, place.pool.total_s.value, facts.id)
+        return (
+            0,
+            track,
+            place.rank,
+            -(place.pool.core.value if place.pool.core else 0.0),
+            facts.id,
+        )
     return (1, track, -(facts.score if facts.score is not None else -9.0), facts.id)

@@ -18,15 +18,15 @@ from kit.board.statistics import (
     Z_RECORD,
     Contender,
     Mean,
+    Noise,
     margin,
     noise_of,
     pooled,
     ranks,
     reaches,
 )
-from kit.board.tiers import RANKED_TRACK, Standing
-
-RANKED_CLASS = "4090"
+from kit.board.tiers import Standing
+from kit.tracks import RANKED
 
 
 class Pool(NamedTuple):
@@ -95,13 +95,20 @@ def rank_rows(
         pool = _pool([facts[m] for m in members], one.track)
         standing = "pooled" if len(members) > 1 else "single"
         places[one.id] = Ranked(pool, tuple(dict.fromkeys(why)), standing=standing)
-    return _with_ranks(facts, places, submitted_at)
+    for track in RANKED:  # each is a board of its own
+        own = {row_id: place for row_id, place in places.items() if facts[row_id].track == track}
+        places |= _with_ranks(track, facts, own, submitted_at)
+    return places
 
 
 def _with_ranks(
-    facts: Mapping[str, Facts], places: dict[str, Ranked], submitted_at: Mapping[str, str]
+    track: str,
+    facts: Mapping[str, Facts],
+    places: dict[str, Ranked],
+    submitted_at: Mapping[str, str],
 ) -> dict[str, Ranked]:
-    noise = noise_of(RANKED_TRACK)
+    """The rows of one track with their ranks."""
+    noise = noise_of(track)
     there: list[str] = []
     short: list[str] = []
     for row_id, place in places.items():
@@ -123,7 +130,7 @@ def _with_ranks(
             else:
                 changes = {"rank_in_division": rank}
             places[row_id] = places[row_id]._replace(**changes)
-    holder = _record_holder(there, places, submitted_at)
+    holder = _record_holder(there, places, submitted_at, noise)
     if holder:
         places[holder] = places[holder]._replace(standing="record")
     return places
@@ -139,10 +146,12 @@ def _by_core(row_id: str, place: Ranked) -> Contender:
 
 
 def _record_holder(
-    there: Iterable[str], places: Mapping[str, Ranked], submitted_at: Mapping[str, str]
+    there: Iterable[str],
+    places: Mapping[str, Ranked],
+    submitted_at: Mapping[str, str],
+    noise: Noise,
 ) -> str | None:
     """The last row that was significantly faster than the holder before it."""
-    noise = noise_of(RANKED_TRACK)
     holder: str | None = None
     for row_id in sorted(there, key=lambda one: (submitted_at[one], one)):
         pool = places[row_id].pool
@@ -162,10 +171,11 @@ def _record_holder(
 def _reasons(one: Facts, standing: Standing) -> Iterable[str]:
     """Why a row is not ranked, whatever the others are."""
     yield from one.why_not
-    if one.track != RANKED_TRACK:
+    track = RANKED.get(one.track)
+    if track is None:
         yield f"track {one.track} is not ranked"
-    elif one.gpu_class != RANKED_CLASS:
-        yield f"measured as class {one.gpu_class}, not {RANKED_CLASS}"
+    elif one.gpu_class != track.gpu_class:
+        yield f"measured as class {one.gpu_class}, not {track.gpu_class}"
     if not one.claimed_ranked and not one.why_not:
         yield "its result does not claim a rank"
     if standing.tier == "T0":

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 from kit.core_eval.naming import is_core
+from kit.tracks import RANKED
 
 TARGET_CORE = 0.256525  # GPT-2 1.5B
 Z_LISTING = 1.645
@@ -52,7 +53,7 @@ class Noise(NamedTuple):
 _NANOCHAT = "nanochat's seven identical runs; provisional"
 _SMALL = "assumed for short runs of small models, not measured"
 NOISE = {
-    "rtx4090-24h": Noise(0.0052, 0.0002, 0.025, _NANOCHAT),
+    **{track: Noise(0.0052, 0.0002, 0.025, _NANOCHAT) for track in RANKED},
     "open": Noise(0.02, 0.01, 0.025, _SMALL),
     "smoke": Noise(0.03, 0.02, 0.025, _SMALL),
 }

@@ -22,11 +22,11 @@ from kit.board.decisions import AccountDecision, ScoreDecision
 from kit.board.layout import is_name
 from kit.board.row import Facts
 from kit.board.statistics import clearly_worse, compare_run, noise_of
+from kit.tracks import is_ranked
 from kit.trust.sign import result_id as document_id
 from kit.verify.thresholds import REPLAY_LOSS_GPU
 
 Document = dict[str, Any]
-RANKED_TRACK = "rtx4090-24h"
 MIN_ACCOUNT_DAYS = 90
 
 
@@ -123,7 +123,7 @@ def judge_reproduction(
         return refuse("its own result has the row's log")
     if own.gpu_hash is not None and own.gpu_hash == claim.gpu_hash:
         return refuse("run on the very same card")
-    if claim.track == RANKED_TRACK and (own.gpu_hash is None or claim.gpu_hash is None):
+    if is_ranked(claim.track) and (own.gpu_hash is None or claim.gpu_hash is None):
         return refuse("the two cards cannot be told apart: a GPU's hash is missing")
     noise = noise_of(claim.track)
     checks, verdict = compare_run(claimed, found, noise)

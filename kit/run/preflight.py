@@ -14,6 +14,7 @@ from kit.errors import PrerequisiteError
 from kit.image import in_image
 from kit.recipe import Recipe
 from kit.run.separation import trainer_user
+from kit.tracks import is_ranked
 
 # Space for checkpoints, token caches and logs, beside what the recipe's own plan says.
 _BASE_BYTES = 256 * 2**20
@@ -99,7 +100,7 @@ def is_mounted(folder: Path) -> bool:
 
 def device_problems(recipe: Recipe, device: str) -> list[Lack]:
     """Whether the GPU the recipe needs is there, alone and free, and its driver new enough."""
-    if device in ("cpu", "mps") or (device == "auto" and recipe.track != "rtx4090-24h"):
+    if device in ("cpu", "mps") or (device == "auto" and not is_ranked(recipe.track)):
         return []
     from kit.hardware import gpu_facts
 

@@ -21,6 +21,7 @@ from kit.recipe import Recipe, parse_recipe
 from kit.result_form import Result
 from kit.run_log import LOG_KIND, RunLog
 from kit.telemetry_summary import TELEMETRY_KIND, Summary
+from kit.tracks import is_ranked
 from kit.trainer import Course
 from kit.trust.board_record import BoardRecord, board_around
 from kit.trust.canonical import parse_strict
@@ -166,7 +167,7 @@ class Evidence:
     @property
     def uses_gpu(self) -> bool:
         """Whether a GPU did the work, as far as track, log and fingerprint say."""
-        if self.track == "rtx4090-24h":
+        if is_ranked(self.track):
             return True  # the track's rule; a log that says otherwise is not excused by it
         devices = [event.data.device or "" for event in self.log.of("pretrain", Model)]
         if any(device.startswith("cuda") for device in devices):

@@ -13,6 +13,7 @@ from functools import cached_property
 from itertools import pairwise
 
 from kit.recipe import Recipe
+from kit.tracks import is_ranked
 from kit.trainer import Course, course_of
 
 REFERENCE_COMMAND = ["python", "-m", "reference"]
@@ -40,7 +41,7 @@ class Expected:
 
     @property
     def ranked(self) -> bool:
-        return self.recipe.track == "rtx4090-24h"
+        return is_ranked(self.recipe.track)
 
     @property
     def closed(self) -> bool:

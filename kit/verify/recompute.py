@@ -12,13 +12,13 @@ from typing import Any
 
 from kit.events import Environment, Eval, Event, Memory, Model, Note, RunStop, Step
 from kit.run_log import RunLog
+from kit.tracks import is_ranked
 from kit.trust.canonical import canonical_bytes
 from kit.trust.digest import sha256_bytes
 
 Document = dict[str, Any]
 WARM_UP_STEPS = 10  # nanochat leaves them out of its training time
 CORE_TASK_COUNT = 22
-RANKED_TRACK = "rtx4090-24h"
 MAX_NOTES = 1_000
 SHORTEST_STEP_S = 1e-6
 
@@ -288,7 +288,7 @@ def claims(log: RunLog, track: str, within_budget: bool, scored: Document | None
     """The `claims` section; `scored` is the `quality.core` section."""
     stop = log.run_stop.data if log.run_stop else RunStop("failed", "killed")
     why = []
-    if track != RANKED_TRACK:
+    if not is_ranked(track):
         why.append(f"track {track} is not ranked")
     if stop.status != "complete":
         why.append(f"the run is {stop.status}")

@@ -117,10 +117,6 @@ TELEMETRY_OFFSET_S = 2.0
 # --- learning (V17) -----------------------------------------------------------------------------
 # A fresh model with a zero head predicts every token alike: its first loss is ln(vocabulary).
 FIRST_LOSS_NATS = 0.5
-# val_bpb that no 24 h run on one 4090 reaches on the reference data: research puts this year's best
-# near 0.80. Provisional; warns only.
-BEST_BPB_RTX4090 = 0.70
-
 # --- noise (V30) ---------------------------------------------------------------------------------
 # Scatter of a loss in units of loss / sqrt(tokens of the step): 1.4 to 2.3 in the three rows under
 # submissions (made and real text, thirds of each run apart). Taking ln of it as normal with mean

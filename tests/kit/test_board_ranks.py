@@ -161,6 +161,19 @@ def test_a_record_wants_three_runs_the_target_and_a_gain_beyond_chance() -> None
     assert found["e0"].rank == 2
 
 
+def test_each_ranked_track_is_a_board_of_its_own() -> None:
+    first = group("a", 3, total_s=80_000.0)
+    other = {"track": "rtx5090-24h", "gpu_class": "5090"}
+    faster = group("b", 3, total_s=50_000.0, **other)
+    slower = group("c", 3, total_s=70_000.0, **other)
+    found = places(*first, *faster, *slower)
+    assert [found[name].rank for name in ("a0", "b0", "c0")] == [1, 1, 2]
+    assert found["a0"].standing == found["b0"].standing == "record"
+    assert found["c0"].standing == "pooled" and found["a0"].ties == 0
+    (wrong,) = places(row_facts("d", track="rtx5090-24h")).values()
+    assert wrong.rank is None and "measured as class 4090, not 5090" in wrong.why_not[0]
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [

@@ -22,6 +22,7 @@ from reference.train.pretrain import planned_speed
 PLANNED = (
     "reference",
     "reference-safe",
+    "reference-5090",
     "reference-1h",
     "reference-4h",
     "reference-16g",

@@ -26,6 +26,7 @@ from kit.board.site.text import clean, number, score
 from kit.board.site.view import LIMIT_H, TIERS, Row, decided, groups, headline, index_row
 from kit.board.statistics import TARGET_CORE as TARGET
 from kit.errors import KitError, PrerequisiteError
+from kit.tracks import FIRST
 from kit.verify import verify_result
 from kit.verify.finding import Finding, Report
 
@@ -171,7 +172,7 @@ def _environment() -> Environment:
 
 def _facts(board: Board, rows: list[Row]) -> list[dict[str, Any]]:
     """The strip of figures on top of the index."""
-    ranked = [row for row in board.rows if row["rank"] is not None]
+    ranked = [row for row in board.rows if row["rank"] is not None and row["track"] == FIRST]
     best = max(ranked, key=lambda row: headline(row)["core"] or 0.0, default=None)
     core = headline(best)["core"] if best else None
     there = [row for row in ranked if row["reaches_target"]]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from kit.board.site.text import clean, clean_all, compact, hours, number, score
+from kit.tracks import FIRST, RANKED, Track, is_ranked
 
 Document = dict[str, Any]
 LIMIT_H = 24
@@ -182,9 +183,11 @@ def mark_of(row: Document) -> str:
         return "reference"
     if row["state"] in ("disputed", "withdrawn"):
         return "disputed"
-    if row["rank"] is not None:
-        return "ranked"
-    return {"rtx4090-24h": "unranked", "open": "open"}.get(row["track"], "smoke")
+    if row["rank"] is not None and row["track"] == FIRST:
+        return "ranked"  # the frontier is one track's
+    if row["track"] == FIRST:
+        return "unranked"
+    return "open" if row["track"] == "open" or is_ranked(row["track"]) else "smoke"
 
 
 def chips(row: Document) -> list[Chip]:
@@ -240,12 +243,7 @@ def groups(rows: list[Row]) -> list[Group]:
     """The table's parts. What is not compared does not share one."""
     here = [row for row in rows if not row.gone]
     parts = (
-        Group("Ranked", "RTX 4090, 24 hours, everything counted", [r for r in here if r.rank]),
-        Group(
-            "RTX 4090, 24 hours, not ranked",
-            "incomplete, disputed or waiting",
-            [r for r in here if not r.rank and r.track == "rtx4090-24h"],
-        ),
+        *(part for track in RANKED.values() for part in _track_groups(track, here)),
         Group("Open track", "any one machine; shown apart, never ranked",
               [r for r in here if r.track == "open"]),
         Group("Smoke", "does everything work? never ranked",
@@ -256,6 +254,20 @@ def groups(rows: list[Row]) -> list[Group]:
               [r for r in rows if r.gone]),
     )  # fmt: skip
     return [part for part in parts if part.rows]
+
+
+def _track_groups(track: Track, rows: list[Row]) -> tuple[Group, Group]:
+    """The rows of a ranked track: its board, and what waits or fell out."""
+    own = [row for row in rows if row.track == track.name]
+    first = "Ranked" if track.name == FIRST else f"Ranked, {track.card}"
+    return (
+        Group(first, f"{track.card}, 24 hours, everything counted", [r for r in own if r.rank]),
+        Group(
+            f"{track.card}, 24 hours, not ranked",
+            "incomplete, disputed or waiting",
+            [r for r in own if not r.rank],
+        ),
+    )
 
 
 def _interval(core: float | None, low: float | None, high: float | None) -> Interval | None:

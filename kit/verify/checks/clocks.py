@@ -24,6 +24,7 @@ from kit.events import (
     Resume,
     Step,
 )
+from kit.tracks import is_ranked
 from kit.verify.checks.log import attempts
 from kit.verify.evidence import Evidence
 from kit.verify.finding import Check, Finding, fail, ok, warn
@@ -47,7 +48,7 @@ _CLOCKS = ("syscall_ns", "uptime_ms")
 
 def clocks(evidence: Evidence) -> Iterator[Finding]:
     """All clocks agree, no library or namespace bends them; sleep is seen and counted."""
-    ranked = evidence.track == "rtx4090-24h"
+    ranked = is_ranked(evidence.track)
     problems = 0
     for part in (_sources, _namespaces, _read, _disagreements, _reboots, _device_clock):
         for finding in part(evidence, ranked):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from kit.events import Step
+from kit.tracks import is_ranked
 from kit.typed import to_json
 from kit.verify import recompute
 from kit.verify.checks.clocks import boots, slept_s
@@ -112,7 +113,7 @@ def _gpu_energy(evidence: Evidence, summary: dict[str, Any]) -> Iterator[Finding
     power_w = summary["means"]["gpu_power_w"]
     if power_w is None:
         text = "the GPU's power could not be read"
-        yield fail(text) if evidence.track == "rtx4090-24h" else missing(text)
+        yield fail(text) if is_ranked(evidence.track) else missing(text)
         return
     # Over a gap (a resume, sleep) only the counter goes on: what lies beside it is compared.
     counter = evidence.telemetry.summary.counter_beside_j

@@ -10,6 +10,7 @@ from kit.core_eval.bundle import core_facts
 from kit.errors import SchemaError
 from kit.events import InputFiles
 from kit.recipe import parse_recipe
+from kit.tracks import is_ranked
 from kit.trust.digest import FileDigest, manifest_digest, sha256_bytes
 from kit.typed import to_json
 from kit.verify import recompute
@@ -78,7 +79,7 @@ def software(evidence: Evidence) -> Iterator[Finding]:
     if result.kit.version != kit.__version__:
         yield ok(f"made by kit {result.kit.version}; this is {kit.__version__}")
     elif own is not None and result.kit.code != own:
-        ranked = evidence.track == "rtx4090-24h" and evidence.recipe.division == "closed"
+        ranked = is_ranked(evidence.track) and evidence.recipe.division == "closed"
         say = fail if ranked else warn
         yield say(
             "made by other code than this kit's, of the same version",
@@ -88,9 +89,9 @@ def software(evidence: Evidence) -> Iterator[Finding]:
         )
     else:
         yield ok("kit, image and recipe are those of the log; the code is this kit's")
-    if result.image.digest is None and evidence.track == "rtx4090-24h":
+    if result.image.digest is None and is_ranked(evidence.track):
         yield warn("not run from a published image", "image.digest")
-    elif evidence.track == "rtx4090-24h" and result.image.digest not in PUBLISHED_IMAGES:
+    elif is_ranked(evidence.track) and result.image.digest not in PUBLISHED_IMAGES:
         yield warn(
             "run from an image that was not published",
             "image.digest",

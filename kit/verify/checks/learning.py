@@ -6,11 +6,12 @@ import math
 from collections.abc import Iterator
 
 from kit.events import Model, Step
+from kit.tracks import RANKED, is_ranked
 from kit.trust.digest import DIGEST_PATTERN
 from kit.verify.checks.replay import initial_weights_problem
 from kit.verify.evidence import Evidence, Irrelevant
 from kit.verify.finding import Check, Finding, fail, ok, warn
-from kit.verify.thresholds import BEST_BPB_RTX4090, FIRST_LOSS_NATS
+from kit.verify.thresholds import FIRST_LOSS_NATS
 
 
 def curve(evidence: Evidence) -> Iterator[Finding]:
@@ -39,13 +40,14 @@ def curve(evidence: Evidence) -> Iterator[Finding]:
                 found=loss,
             )
     bpb = evidence.result.quality.val_bpb
-    if evidence.track == "rtx4090-24h" and bpb and bpb.last < BEST_BPB_RTX4090:
+    track = RANKED.get(evidence.track)
+    if track and bpb and bpb.last < track.best_bpb:
         problems += 1
         say = fail if evidence.recipe.division == "closed" else warn
         yield say(
             "better than anything this card is known to reach in a day",
             "quality.val_bpb.last",
-            expected=f"at least {BEST_BPB_RTX4090}",
+            expected=f"at least {track.best_bpb}",
             found=bpb.last,
         )
     if not problems:
@@ -71,7 +73,7 @@ def start(evidence: Evidence) -> Iterator[Finding]:
     place = "the model event's initial_weights"
     stated = [event.data.initial_weights for event in models]
     if all(value is None for value in stated):
-        if evidence.track == "rtx4090-24h":
+        if is_ranked(evidence.track):
             yield fail("the trainer did not say which weights it began with", place)
             return
         raise Irrelevant("made before the trainer reported the weights it begins with")

@@ -7,6 +7,7 @@ from typing import Any
 
 from kit.hardware.fingerprint import classify
 from kit.hardware.gpu_class import kind
+from kit.tracks import RANKED, is_ranked
 from kit.verify.checks.numbers import differences
 from kit.verify.evidence import Absent, Evidence, Irrelevant
 from kit.verify.finding import Check, Finding, fail, missing, ok, warn
@@ -18,14 +19,14 @@ from kit.verify.thresholds import (
     THERMAL_SHARE_WARN,
 )
 
-# What a class must be for a track; None: any one GPU or none.
-TRACK_CLASS = {"rtx4090-24h": "4090", "open": None, "smoke": None}
+# What a class must be for a track; others take any one GPU or none.
+TRACK_CLASS = {track.name: track.gpu_class for track in RANKED.values()}
 
 
 def alone(evidence: Evidence) -> Iterator[Finding]:
     """No network, one GPU, nobody else on it."""
     result = evidence.result
-    ranked = evidence.track == "rtx4090-24h"
+    ranked = is_ranked(evidence.track)
     problems = 0
     traffic = [result.environment.rx_bytes, result.environment.tx_bytes]
     known = [value for value in traffic if value is not None]

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from kit.events import Eval, Event, Model, Note, Step
+from kit.tracks import is_ranked
 from kit.verify.evidence import Absent, Evidence, Irrelevant, Refused
 from kit.verify.finding import Check, Finding, fail, ok, warn
 from kit.verify.thresholds import (
@@ -203,7 +204,7 @@ def _answers(evidence: Evidence, steps: list[Event[Step]]) -> Iterator[Finding]:
             )
     core = evidence.result.quality.core
     if core and core.bundle == "core" and not core.partial and core.value > CORE_CEILING:
-        say = fail if evidence.track == "rtx4090-24h" else warn
+        say = fail if is_ranked(evidence.track) else warn
         yield say(
             "a score that no model trained for a day on one such card comes near",
             "quality.core.value",

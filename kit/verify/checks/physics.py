@@ -10,6 +10,7 @@ from typing import Any
 
 from kit.events import Event, Model, Step
 from kit.hardware.gpu_class import GpuKind, kind
+from kit.tracks import is_ranked
 from kit.verify.checks.log import attempts
 from kit.verify.evidence import Evidence, Irrelevant, safe_path
 from kit.verify.finding import Check, Finding, fail, ok, warn
@@ -66,7 +67,7 @@ def roof(evidence: Evidence) -> Iterator[Finding]:
         raise Irrelevant("no start of the stage made enough steps")
     peak, what = peak_flops(evidence)
     if peak is None:
-        if evidence.track != "rtx4090-24h":
+        if not is_ranked(evidence.track):
             raise Irrelevant(f"no peak to compare with: {what}")
         yield fail(f"no peak to compare with: {what}", "hardware")
         return

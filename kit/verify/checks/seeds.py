@@ -9,6 +9,7 @@ from typing import Any
 from kit.errors import SignatureError
 from kit.run.group import challenge_seed, registration_problem
 from kit.schemas import problems as schema_problems
+from kit.tracks import is_ranked
 from kit.trust import sshsig
 from kit.trust.sign import signed_bytes
 from kit.typed import to_json
@@ -54,11 +55,11 @@ def seed(evidence: Evidence) -> Iterator[Finding]:
                     expected=expected,
                     found=stated.value,
                 )
-            if evidence.track == "rtx4090-24h":
+            if is_ranked(evidence.track):
                 for finding in _challenge(evidence, registration):
                     problems += finding.status != "pass"
                     yield finding
-    elif stated.source == "command line" and evidence.track == "rtx4090-24h":
+    elif stated.source == "command line" and is_ranked(evidence.track):
         problems += 1
         say = fail if evidence.recipe.division == "closed" else warn
         yield say(
