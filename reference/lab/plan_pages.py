@@ -1,7 +1,9 @@
 """The figures of the plans and of the README, from one computation.
 
-`python -m reference.lab.plan_pages` writes each block between its two marks again; with `--check`
-it only says which pages are out of date. Nothing in a block is entered by hand.
+`python -m reference.lab.plan_pages` writes each block between its two marks again, and the
+registrations of the recipes (`reference.lab.registration`), which name a recipe by digest: run it
+after a change of a recipe, until the recipe's first run is registered for good. With `--check` it
+only says which pages are out of date. Nothing in a block is entered by hand.
 """
 
 from __future__ import annotations
@@ -28,9 +30,10 @@ from reference.lab.plan import (
     forecast,
 )
 from reference.lab.plan_recipe import base_recipe, planned_card
-from reference.lab.points import published_points
+from reference.lab.published_runs import published_points
 
 ROOT = Path(__file__).parents[2]
+REGISTERED = ROOT / "reference" / "plans" / "registered"
 HOURS = 24.0
 RECIPES = ("reference", "reference-safe", "reference-5090", "reference-4h", "reference-1h")
 DEPTHS_SHOWN = (16, 18, 20, 22)
@@ -219,6 +222,11 @@ def main(arguments: Sequence[str]) -> int:
         return 1 if stale else 0
     for path, text in pages(Plans.make()).items():
         path.write_text(text)
+    from reference.lab.commands import plan
+
+    for name in RECIPES:
+        file = REGISTERED / f"{name}.json"
+        plan.main(["--recipe", name, "--register", str(file), "--json"], standalone_mode=False)
     return 0
 
 
