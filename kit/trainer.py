@@ -5,7 +5,7 @@ that does: an installed package of the entry-point group `n4090_kit.recipes`, wh
 `TRAINER`, or an object in a file beside the recipe. Such a file only runs if the caller chose to
 run the recipe.
 
-A trainer is an object with these methods, all of which take the resolved recipe:
+A trainer is an object with these methods, all of which take the resolved recipe::
 
     sections() -> {section: JSON Schema}       fields, defaults, ranges and what they mean
     problems(recipe) -> [(path, found, allowed)]    of values that do not go together
