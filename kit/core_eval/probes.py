@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PROBE_SEED = 4090
+PROBE_TOKENS = 48
 # The largest difference of log-probabilities that rounding explains, by the precision of the model.
 # Kernels for other shapes add in another order: fp32 keeps about 7 digits, bf16 fewer than 3.
 TOLERANCE = {"float32": 2e-3, "float16": 0.1, "bfloat16": 0.5}
@@ -34,7 +35,7 @@ class Probe:
     message: str
 
 
-def probe_model(model: EvalModel, *, length: int = 48, seed: int = PROBE_SEED) -> list[Probe]:
+def probe_model(model: EvalModel) -> list[Probe]:
     """The three properties that a CORE score takes for granted, tried on random tokens.
 
     1. Later tokens do not change earlier logits.
@@ -45,9 +46,9 @@ def probe_model(model: EvalModel, *, length: int = 48, seed: int = PROBE_SEED) -
     import torch
 
     limit = max_seq_len(model)
-    length = min(length, limit) if limit else length
+    length = min(PROBE_TOKENS, limit) if limit else PROBE_TOKENS
     with torch.inference_mode():
-        tokens = _random_tokens(model, 4, length, seed)
+        tokens = _random_tokens(model, 4, length, PROBE_SEED)
         plain = _log_probs(model, tokens)  # (4, T, V)
         allowed = tolerance(model)
         look_ahead, causal = _look_ahead(model, tokens, plain, allowed)

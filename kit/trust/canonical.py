@@ -113,7 +113,7 @@ def _utf16(key: str) -> bytes:
     return key.encode("utf-16-be")
 
 
-def parse_canonical(data: bytes, *, name: str = "line") -> Any:
+def parse_canonical(data: bytes) -> Any:
     """The value of `data`, which must be in canonical form: a line of a log.
 
     This one comparison rejects duplicate keys, NaN, 1.0 for 1, numbers that a double cannot hold,
@@ -129,13 +129,11 @@ def parse_canonical(data: bytes, *, name: str = "line") -> Any:
             return value
     except (ValueError, RecursionError, SchemaError):
         pass
-    parse_strict(data, name=name)  # raises for most, with the place
-    raise SchemaError(f"{name} is not in canonical form (RFC 8785)")
+    parse_strict(data, name="line")  # raises for most, with the place
+    raise SchemaError("line is not in canonical form (RFC 8785)")
 
 
-def parse_strict(
-    data: bytes, *, max_bytes: int = MAX_BYTES, max_depth: int = MAX_DEPTH, name: str = "input"
-) -> Any:
+def parse_strict(data: bytes, *, max_bytes: int = MAX_BYTES, name: str = "input") -> Any:
     """The value that `data` holds, when every JSON reader would agree on it.
 
     Args:
@@ -148,8 +146,8 @@ def parse_strict(
     """
     if len(data) > max_bytes:
         raise SchemaError(f"{name} is too large", bytes=len(data), limit=max_bytes)
-    if data.count(b"[") + data.count(b"{") > max_depth:
-        _check_depth(data, max_depth, name)
+    if data.count(b"[") + data.count(b"{") > MAX_DEPTH:
+        _check_depth(data, name)
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -203,15 +201,15 @@ def _integer(digits: str) -> int | float:
     return as_double if rfc8785.dumps(as_double).decode() == digits else value
 
 
-def _check_depth(data: bytes, max_depth: int, name: str) -> None:
+def _check_depth(data: bytes, name: str) -> None:
     depth = 0
     for match in _STRING_OR_BRACKET.finditer(data):
         token = match.group()
         if token in (b"[", b"{"):
             depth += 1
-            if depth > max_depth:
+            if depth > MAX_DEPTH:
                 raise SchemaError(
-                    f"{name} is nested too deeply", place=f"byte {match.start()}", limit=max_depth
+                    f"{name} is nested too deeply", place=f"byte {match.start()}", limit=MAX_DEPTH
                 )
         elif token in (b"]", b"}"):
             depth -= 1

@@ -154,20 +154,11 @@ def tree_files(
 
 
 def tree_manifest(
-    root: Path,
-    patterns: Iterable[str] = ("*",),
-    *,
-    progress: Progress | None = None,
-    cache: DigestCache | None = None,
-    skip: Collection[str] = (),
+    root: Path, patterns: Iterable[str] = ("*",), *, skip: Collection[str] = ()
 ) -> list[FileDigest]:
     """Path, size and digest of every file under `root` that matches."""
     return [
-        FileDigest(
-            name,
-            (root / name).stat().st_size,
-            sha256_file(root / name, progress=progress, cache=cache),
-        )
+        FileDigest(name, (root / name).stat().st_size, sha256_file(root / name))
         for name in tree_files(root, patterns, skip=skip)
     ]
 
@@ -179,13 +170,6 @@ def manifest_digest(files: Sequence[FileDigest]) -> str:
     return sha256_bytes(lines.encode("utf-8", "surrogateescape"))
 
 
-def tree_digest(
-    root: Path,
-    patterns: Iterable[str] = ("*",),
-    *,
-    progress: Progress | None = None,
-    cache: DigestCache | None = None,
-    skip: Collection[str] = (),
-) -> str:
+def tree_digest(root: Path, patterns: Iterable[str] = ("*",), *, skip: Collection[str] = ()) -> str:
     """The digest of the tree under `root`; that of no lines when nothing matches."""
-    return manifest_digest(tree_manifest(root, patterns, progress=progress, cache=cache, skip=skip))
+    return manifest_digest(tree_manifest(root, patterns, skip=skip))
