@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -166,8 +167,12 @@ def _meaning(rule: dict[str, Any]) -> str:
     return f"{rule['description']}{choices}{unit}{default}"
 
 
+# Below it, starting and compiling cost more than the steps whose time the plan predicts.
+_LEAST_HOURS = 0.1
+
+
 def plan_lines(plan: dict[str, Any]) -> list[str]:
-    """The trainer's plan in a person's units."""
+    """The trainer's plan in a person's units, in lines of at most 78 characters."""
     parameters, flops, card = plan["parameters"], plan["flops"], plan["rtx4090"]
     per_token, vram = plan["flops_per_token"], plan["vram_bytes"]
     parts = ", ".join(
@@ -175,7 +180,7 @@ def plan_lines(plan: dict[str, Any]) -> list[str]:
         for name, bytes_ in vram.items()
         if name not in ("total", "fits_24gb")
     )
-    return [
+    lines = [
         f"parameters  {parameters['total'] / 1e6:,.1f} M,"
         f" of which {parameters['scaling'] / 1e6:,.1f} M in matrices and head",
         f"tokens      {plan['tokens'] / 1e6:,.1f} M"
@@ -185,7 +190,16 @@ def plan_lines(plan: dict[str, Any]) -> list[str]:
         f"            {per_token['nanochat'] / 1e9:.4g} and {per_token['causal'] / 1e9:.4g}"
         " GFLOP a token",
         f"VRAM        {vram['total'] / 2**30:.2f} GiB predicted ({parts})",
-        f"RTX 4090    {card['pretrain_hours']:.2f} h of pretraining predicted"
-        f" at {card['tokens_per_s']:,.0f} tokens/s, assuming:",
-        *(f"            - {line}" for line in card["assumptions"]),
+    ]
+    if card["pretrain_hours"] >= _LEAST_HOURS:
+        lines += [
+            f"RTX 4090    {card['pretrain_hours']:.2f} h of pretraining predicted"
+            f" at {card['tokens_per_s']:,.0f} tokens/s, assuming:",
+            *(f"            - {line}" for line in card["assumptions"]),
+        ]
+    indent = " " * 14
+    return [
+        part
+        for line in lines
+        for part in textwrap.wrap(line, 78, subsequent_indent=indent, break_on_hyphens=False)
     ]

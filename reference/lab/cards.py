@@ -7,6 +7,7 @@ Peaks are `reference.model.cost.PEAK_BF16_FLOPS`.
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 
 from reference.errors import TrainerError
@@ -120,10 +121,13 @@ def find_card(name: str) -> Card:
     """The card of this name, however it is spelled; raises `TrainerError` for an unknown one."""
     key = card_key(name)
     if key not in CARDS:
+        close = difflib.get_close_matches(key, CARDS, n=1)
+        meant = f"Did you mean {close[0]}? " if close else ""
         raise TrainerError(
             "bad_input",
             f"no card {name!r} is known here",
-            f"Known: {', '.join(CARDS)}. On another: `n4090-kit bench train --json > bench.json`, "
-            "then `n4090-kit plan --bench bench.json`.",
+            f"{meant}Known: {', '.join(CARDS)}. On another: "
+            "`n4090-kit bench train --json > bench.json`, then "
+            "`n4090-kit plan --bench bench.json`.",
         )
     return CARDS[key]
