@@ -31,8 +31,7 @@ def complete_recipe(
     ]
 
 
-@click.command()
-@click.argument("words", nargs=-1, metavar="")
+@click.command(context_settings={"allow_extra_args": True})
 @click.option(
     "--recipe",
     "-r",
@@ -83,7 +82,6 @@ def complete_recipe(
     "--json", "as_json", is_flag=True, help="Print the result's summary as JSON at the end."
 )
 def run(
-    words: tuple[str, ...],
     recipe_name: str | None,
     settings: tuple[str, ...],
     resume: Path | None,
@@ -124,7 +122,7 @@ def run(
     from kit.run.supervisor import stop_on_signals, supervise
     from kit.trust.keys import load_or_create_signer
 
-    if words:
+    if words := click.get_current_context().args:
         place = Path(words[0])
         option = "--resume" if (place / "events.jsonl").is_file() else "--recipe"
         raise click.UsageError(f"`{words[0]}` needs its option: n4090-kit run {option} {words[0]}")
