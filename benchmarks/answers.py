@@ -2,7 +2,8 @@
 
     python -m benchmarks.answers collect STUDY_FOLDER   evaluated trials -> answers.json
 
-A trial is evaluated by `n4090-kit eval core TRIAL/checkpoints/pretrain --out TRIAL/core.json`.
+A trial, its weights kept by `ablate --keep-weights`, is evaluated by `n4090-kit eval core
+TRIAL/checkpoints/pretrain --max-per-task 20 --max-seq-len 256 --out TRIAL/core.json`.
 """
 
 from __future__ import annotations
@@ -128,7 +129,12 @@ def summary(models: Sequence[dict[str, Any]], pairs: Sequence[Pair]) -> dict[str
             "rank": float(spearmanr(bpb, values).statistic),
         }
     sizes = [len(task["outcomes"]) for task in models[0]["tasks"]]
-    counts = {"items": sum(sizes), "most": max(sizes), "pairs": len(pairs), "models": len(models)}
+    counts = {
+        "all_items": sum(sizes),
+        "most": max(sizes),
+        "pairs": len(pairs),
+        "models": len(models),
+    }
     return {**counts, **found}
 
 

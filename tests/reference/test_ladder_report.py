@@ -93,5 +93,5 @@ def test_answer_likelihood_orders_what_few_items_of_core_cannot() -> None:
     assert pair.answer == pytest.approx(0.1 * sum(bits) / 200, rel=1e-6)
     assert 0 < pair.core_z < 1 and pair.answer_z > 3
     found = answers.summary(models, [pair])
-    assert found["items"] == 40 and found["answers"]["ordered"] == 1
+    assert found["all_items"] == 40 and found["answers"]["ordered"] == 1
     assert found["answers"]["surely"] == 1 and found["CORE"]["surely"] == 0
