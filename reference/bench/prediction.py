@@ -76,7 +76,6 @@ class Rung(NamedTuple):
     section: Mapping[str, Any] = {}
 
 
-_MOMENTS = {"momentum_dtype": "bfloat16", "factored_second_moment": True}
 LADDER = (
     Rung(
         "loss in separate kernels",
@@ -105,13 +104,6 @@ LADDER = (
         {"head": ALL_INT8},
         {"matmul_layers": ["attention", "mlp", "head"]},
     ),
-    Rung(
-        "twice the micro-batch, smaller moments",
-        "device_batch_size, momentum_dtype, factored_second_moment",
-        {},
-        {},
-        {"micro_batches": 2, **_MOMENTS},
-    ),
     Rung("gradients summed in the product", "not written", {"accumulation": 8.0}),
 )
 
@@ -125,18 +117,16 @@ def ladder(recipe: Mapping[str, Any], card: str) -> list[dict[str, Any]]:
     for rung in LADDER:
         design = replace(design, **rung.design)
         products, section = {**products, **rung.products}, {**section, **rung.section}
-        batch = micro_batch * section.get("micro_batches", 1)
-        work = Work.of(config, batch, section["total_batch_size"])
+        work = Work.of(config, micro_batch, section["total_batch_size"])
         found = predict(work, design, rates_of(card), fitted_share(), **products)
         rows.append(
             {
                 "change": rung.change,
                 "state": rung.state,
                 "kb_per_token": sum(row.bytes for row in found.rows) / 1e3,
-                "launches": design.launches * config.n_layer,
                 "us_per_token": found.us_per_token,
                 "tokens_per_s": found.tokens_per_s,
-                "planned_gib": sum(plan_vram(config, batch, section).values()) / GIB,
+                "planned_gib": sum(plan_vram(config, micro_batch, section).values()) / GIB,
             }
         )
     return rows
@@ -231,3 +221,9 @@ def print_prediction(recipe: Mapping[str, Any], card: str, *, as_json: bool) -> 
     for row in told["leave_one_out"]:
         if row["note"]:
             console.print(f"[dim]{row['name']}: {row['note']}[/dim]")
+
+
+if __name__ == "__main__":  # the table of plan 04
+    from reference.config.resolve import resolve_recipe
+
+    print(ladder_markdown(ladder(resolve_recipe("reference"), "rtx4090")))

@@ -3,7 +3,7 @@
 Each of the three products of each shape is timed by itself, rounding included and compiled as in
 training. Before that, a small product of the same kind, compiled in the same way, is compared with
 its rounded factors multiplied in fp64. What the product asks the libraries for decides the kind:
-`torch._scaled_mm` on fp8 factors and `n4090::int8_scaled_mm` on int8 factors have no other
+`torch._scaled_mm` on fp8 factors and `n4090::int8_block_mm` on int8 factors have no other
 kernels. The names of the kernels that ran are a note, where the profiler can see them: names
 differ between GPU generations, and containers often refuse the profiler.
 """

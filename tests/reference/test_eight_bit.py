@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from importlib.util import find_spec
-
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
@@ -276,36 +271,3 @@ def test_the_trial_leaves_passes_that_are_switched_off_in_bf16_and_reports_failu
 
     row = time_product(32, 16, 32, "forward", "fp8", torch.device("cpu"), refuse)
     assert row.reason == "RuntimeError: no such kernel" and row.ms is None
-
-
-TRITON = """
-import torch, triton
-from reference.kernels.int8_triton import SHARED_BYTES, configs, int8_kernel
-sizes = ((70, 48, 96, 32, 32, 64), (32, 32, 16, 16, 16, 16), (130, 33, 80, 64, 32, 32))
-for M, N, K, *tile in sizes:
-    g = torch.Generator().manual_seed(M)
-    a = torch.randint(-127, 128, (M, K), dtype=torch.int8, generator=g)
-    b = torch.randint(-127, 128, (N, K), dtype=torch.int8, generator=g)
-    sa, sb = torch.rand(M, 1, generator=g), torch.rand(N, 1, generator=g)
-    # The interpreter cuts fp32 off to bf16, a GPU rounds.
-    c = torch.full((M, N), float("nan"), dtype=torch.bfloat16)
-    grid = (triton.cdiv(M, tile[0]) * triton.cdiv(N, tile[1]),)
-    int8_kernel[grid](a, b, c, sa, sb, M, N, K, *tile, 2)
-    exact = (a.double() @ b.double().T) * sa * sb.T
-    assert ((c.double() - exact).abs() <= exact.abs() * 2**-7 + 1e-3).all()
-for c in configs():
-    k = c.kwargs
-    assert c.num_stages * (k["BLOCK_M"] + k["BLOCK_N"]) * k["BLOCK_K"] <= SHARED_BYTES
-"""
-
-
-@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
-def test_the_triton_kernel_interpreted_equals_exact_arithmetic():
-    done = subprocess.run(
-        [sys.executable, "-c", TRITON],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr

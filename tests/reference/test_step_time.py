@@ -6,12 +6,15 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from reference.bench.prediction import ladder, ladder_markdown
 from reference.commands import bench_train
 from reference.config.model import ModelConfig
+from reference.config.resolve import resolve_recipe
 from reference.errors import TrainerError
 from reference.model.step_time import (
     COMPILED,
@@ -26,6 +29,7 @@ from reference.model.step_time import (
     speed_points,
 )
 
+ROOT = Path(__file__).parents[2]
 D20 = ModelConfig(49_152, n_layer=20, n_embd=1280, n_head=10, n_kv_head=10)
 WORK = Work.of(D20, 4, 524_288)
 ALL_INT8 = ("int8", "int8", "int8")
@@ -119,6 +123,12 @@ def test_the_command_says_that_it_predicts() -> None:
     # Without a switch, the trainer is at the rung that says so.
     here = [row for row in told["ladder"] if row["state"] == "in the trainer"]
     assert here[-1]["tokens_per_s"] == pytest.approx(told["tokens_per_s"], rel=1e-6)
+
+
+def test_plan_04_holds_the_ladder_that_the_command_prints() -> None:
+    plan = ROOT / "reference/plans/04-4090-systems-optimization-checklist.md"
+    table = ladder_markdown(ladder(resolve_recipe("reference"), "rtx4090"))
+    assert table in plan.read_text(), f"python -m reference.bench.prediction, into {plan.name}"
 
 
 def test_the_model_needs_no_torch() -> None:
