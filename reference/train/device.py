@@ -95,6 +95,26 @@ def memory_limit_bytes(device: torch.device, cap_gib: float) -> int | None:
     return int(total)
 
 
+# Of free memory, what a plan may fill beyond its share of a whole card, which leaves room for other
+# programs as well as for fragmentation and the workspaces of libraries.
+FREE_OVER_WHOLE = 0.95 / 0.90
+
+
+def plannable_bytes(device: torch.device, cap_gib: float, *, measure: bool) -> int | None:
+    """The memory that a micro-batch is chosen for; None on a CPU.
+
+    Args:
+        cap_gib: As of `memory_limit_bytes`, which is in force afterwards.
+        measure: Count what other programs hold as taken: for a recipe that leaves its micro-batch
+            open. Otherwise the choice depends on the card alone.
+    """
+    limit = memory_limit_bytes(device, cap_gib)
+    if limit is None or not measure:
+        return limit
+    free, _ = torch.cuda.mem_get_info(device)
+    return min(limit, int((free + torch.cuda.memory_reserved(device)) * FREE_OVER_WHOLE))
+
+
 def resolve_dtype(dtype: str | torch.dtype, device: str | torch.device) -> torch.dtype:
     """The activations' dtype: "auto" is bf16 on a CUDA device and fp32 elsewhere."""
     if isinstance(dtype, torch.dtype):

@@ -30,6 +30,7 @@ from reference.train.device import (
     DeviceTimer,
     make_deterministic,
     memory_limit_bytes,
+    plannable_bytes,
     set_up_device,
 )
 from reference.train.divergence import Divergence
@@ -195,7 +196,11 @@ class TrainState:
                 them. None: unknown.
             on_device: Draw the weights on the device (see `GPT.init_weights`).
         """
-        limit = memory_limit_bytes(device, section["vram_cap_gib"])
+        limit = plannable_bytes(
+            device,
+            section["vram_cap_gib"],
+            measure=not (section["device_batch_size"] or section["deterministic"]),
+        )
         levers = [
             load(experiment.lever)(config, section)
             for experiment in asked_for(section)

@@ -63,7 +63,7 @@ def test_replay_sets_up_device_memory_and_optimizer_as_the_run_did(
 ) -> None:
     calls: list[tuple[Any, ...]] = []
 
-    def small_memory(device: Any, cap_gib: float) -> int:
+    def small_memory(device: Any, cap_gib: float, measure: bool = False) -> int:
         calls.append(("memory", cap_gib))
         return int(cap_gib * 2**30)
 
@@ -73,6 +73,7 @@ def test_replay_sets_up_device_memory_and_optimizer_as_the_run_did(
 
     real = loop.new_optimizer
     monkeypatch.setattr(loop, "memory_limit_bytes", small_memory)
+    monkeypatch.setattr(loop, "plannable_bytes", small_memory)
     monkeypatch.setattr(loop, "new_optimizer", optimizer)
     monkeypatch.setattr(loop, "make_deterministic", lambda: calls.append(("deterministic",)))
     wanted = {"deterministic": True, "vram_cap_gib": 0.0006, "compile_optimizer": True}
