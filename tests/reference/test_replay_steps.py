@@ -67,9 +67,9 @@ def test_replay_sets_up_device_memory_and_optimizer_as_the_run_did(
         calls.append(("memory", cap_gib))
         return int(cap_gib * 2**30)
 
-    def optimizer(model: Any, section: Any, tokens: float) -> Any:
-        calls.append(("optimizer", section["compile_optimizer"], tokens))
-        return real(model, section, tokens)
+    def optimizer(model: Any, section: Any, finished: Any) -> Any:
+        calls.append(("optimizer", section["compile_optimizer"], finished.n_layer))
+        return real(model, section, finished)
 
     real = loop.new_optimizer
     monkeypatch.setattr(loop, "memory_limit_bytes", small_memory)
@@ -80,7 +80,7 @@ def test_replay_sets_up_device_memory_and_optimizer_as_the_run_did(
     events, again = run_and_replay(world, tmp_path, "none", **wanted)
     assert {data["micro_batches"] for data in events.data("step")} == {4}, "1 row instead of 2"
     assert again.losses == events.losses
-    setup = [("deterministic",), ("memory", 0.0006), ("optimizer", True, 1024)]
+    setup = [("deterministic",), ("memory", 0.0006), ("optimizer", True, 2)]
     # The run says so once more for its note; the replay opens a state for the digest and each of
     # three windows.
     assert [call for call in calls if call != ("memory", 0.0006)] == 5 * [setup[0], setup[2]]
