@@ -12,6 +12,7 @@ from typing import Any
 
 from kit.core_eval.naming import named_scores
 from kit.errors import KitError, PrerequisiteError, SchemaError
+from kit.result_form import Result
 from kit.text import plain
 from kit.verify import evaluate
 from kit.verify.checks import (
@@ -173,6 +174,11 @@ def _read(path: Path, report: Report) -> dict[str, Any] | None:
     for problem in found[:20]:
         refuse(fail(f"{problem.found}; {problem.allowed}", problem.path))
     if found or not isinstance(document, dict):
+        return None
+    try:
+        Result.of(document)
+    except SchemaError as error:  # stricter than the schema: 1.0 is not a count
+        refuse(fail(error.message, error.facts.get("place")))
         return None
     return document
 

@@ -12,6 +12,7 @@ import pytest
 from kit.errors import SchemaError
 from kit.result_form import Result, result_schema
 from kit.schemas import load_schema, problems
+from kit.verify import verify_result
 
 RESULTS = sorted((Path(__file__).parents[2] / "submissions").rglob("result.json"))
 
@@ -39,6 +40,14 @@ def test_a_field_that_earlier_kits_lack_is_absent_and_not_null() -> None:
     assert result.to_json() == document
     document["quality"]["core"]["answer_bpb"] = None  # said, and therefore kept
     assert Result.of(document).to_json() == document
+
+
+def test_a_count_that_is_written_as_a_float_is_refused_by_v01(tmp_path: Path) -> None:
+    document = read(RESULTS[0])
+    document["seed"]["value"] = float(document["seed"]["value"])
+    (tmp_path / "result.json").write_text(json.dumps(document))
+    report = verify_result(tmp_path)
+    assert report.refused_by == ["V01"] and "an integer" in report.of("V01")[0].message
 
 
 WRONG: list[tuple[str, tuple[str, ...], Any]] = [

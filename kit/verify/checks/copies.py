@@ -11,14 +11,13 @@ from pathlib import Path
 
 from kit.errors import KitError
 from kit.files import open_regular, read_regular
+from kit.result_form import Result
 from kit.run_log import RunLog
-from kit.schemas import problems
 from kit.trust.canonical import parse_strict
 from kit.verify.checks.identity import name_of
 from kit.verify.evidence import (
     MAX_EVALUATION_BYTES,
     Absent,
-    Document,
     Evidence,
     Irrelevant,
     Refused,
@@ -44,15 +43,13 @@ def copies(evidence: Evidence) -> Iterator[Finding]:
     """Neither log, telemetry, weights, answers nor the noise of the losses are another row's."""
     if not evidence.options.against:
         raise Irrelevant("no other rows were given (--against FOLDER)")
-    document = evidence.document
-    mine = name_of(document)
+    mine = name_of(evidence.document)
     compared, found = 0, 0
-    for path, other in _rows(evidence.options.against):
-        name = name_of(other)
+    for path, name, other in _rows(evidence.options.against):
         if name == mine:
             continue
         compared += 1
-        for finding in _compare(evidence, document, other, path, name):
+        for finding in _compare(evidence, other, path, name):
             found += 1
             yield finding
     if not compared:
@@ -61,33 +58,35 @@ def copies(evidence: Evidence) -> Iterator[Finding]:
         yield ok(f"nothing in common with {compared} other rows")
 
 
-def _rows(places: tuple[Path, ...]) -> Iterator[tuple[Path, Document]]:
-    """Results under the given files and folders; what is no result is no row."""
+def _rows(places: tuple[Path, ...]) -> Iterator[tuple[Path, str, Result]]:
+    """Results under the given files and folders with their ids; other files are skipped."""
     for place in places:
         paths = [place] if place.is_file() else sorted(place.rglob("result.json"))
         for path in paths[:MAX_ROWS]:
             try:
-                other = read_result(path)
+                document = read_result(path)
+                result = Result.of(document)
             except (KitError, OSError):
                 continue
-            if not problems(other, "result"):
-                yield path, other
+            yield path, name_of(document), result
 
 
-def _compare(
-    evidence: Evidence, mine: Document, other: Document, path: Path, name: str
-) -> Iterator[Finding]:
-    for what, part, field in (("log", "log", "head"), ("telemetry", "telemetry", "digest")):
-        if mine[part][field] is not None and mine[part][field] == other[part][field]:
+def _compare(evidence: Evidence, other: Result, path: Path, name: str) -> Iterator[Finding]:
+    mine = evidence.result
+    for what, field, ours, its in (
+        ("log", "log.head", mine.log.head, other.log.head),
+        ("telemetry", "telemetry.digest", mine.telemetry.digest, other.telemetry.digest),
+    ):
+        if ours is not None and ours == its:
             yield fail(
                 f"the {what} is a copy of another row's {what}",
-                f"{part}.{field}",
+                field,
                 found=f"equal to row {name}",
             )
-    same_seed = mine["seed"]["value"] == other["seed"]["value"]
-    same_recipe = mine["recipe"]["digest"] == other["recipe"]["digest"]
-    weights, theirs = mine["checkpoint"]["base"], other["checkpoint"]["base"]
-    if weights and theirs and weights["digest"] == theirs["digest"]:
+    same_seed = mine.seed.value == other.seed.value
+    same_recipe = mine.recipe.digest == other.recipe.digest
+    weights, theirs = mine.checkpoint.base, other.checkpoint.base
+    if weights and theirs and weights.digest == theirs.digest:
         # A schedule that follows the clock gives other bits each time, and so does another seed.
         by_clock = "pretrain" in evidence.recipe.facts.stage_s
         if by_clock or not (same_seed and same_recipe):
@@ -108,7 +107,7 @@ def _compare(
             "quality.core.digest",
             found=f"equal to row {name}",
         )
-    if mine["submitter"]["public_key"] != other["submitter"]["public_key"]:
+    if mine.submitter.public_key != other.submitter.public_key:
         for card in sorted(_cards(mine) & _cards(other)):
             yield warn(
                 "the same card as a row of another key", card[:19] + "…", found=f"row {name}"
@@ -190,10 +189,10 @@ def _answers_alike(evidence: Evidence, path: Path, name: str) -> Iterator[Findin
 
 def _same_digest(evidence: Evidence, path: Path) -> bool:
     """Whether the other row has the same weights, which another finding is about."""
-    base, theirs = evidence.document["checkpoint"]["base"], None
-    with contextlib.suppress(KitError, OSError, KeyError, TypeError):
-        theirs = read_result(path)["checkpoint"]["base"]
-    return bool(base and theirs and base["digest"] == theirs["digest"])
+    base, theirs = evidence.result.checkpoint.base, None
+    with contextlib.suppress(KitError, OSError):
+        theirs = Result.of(read_result(path)).checkpoint.base
+    return bool(base and theirs and base.digest == theirs.digest)
 
 
 def _agreement(mine: object, theirs: object) -> float | None:
@@ -206,13 +205,13 @@ def _agreement(mine: object, theirs: object) -> float | None:
     return statistics.correlation(left, right)
 
 
-def _same_answers(mine: Document, other: Document) -> bool:
-    ours, theirs = mine["quality"]["core"], other["quality"]["core"]
-    return bool(ours and theirs and ours["digest"] == theirs["digest"])
+def _same_answers(mine: Result, other: Result) -> bool:
+    ours, theirs = mine.quality.core, other.quality.core
+    return bool(ours and theirs and ours.digest == theirs.digest)
 
 
-def _cards(document: Document) -> set[str]:
-    gpus = (document["hardware"]["before"] or {}).get("gpus") or []
+def _cards(result: Result) -> set[str]:
+    gpus = (result.hardware.before or {}).get("gpus") or []
     return {gpu["uuid_hash"] for gpu in gpus if isinstance(gpu.get("uuid_hash"), str)}
 
 
