@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from reference.model.day import leave_s, margin_s
-from reference.request import Request
+
+if TYPE_CHECKING:  # `verify` reads this module on systems without a trainer's clocks
+    from reference.request import Request
 
 # Of a horizon in time, kept back for the last evaluation and checkpoint.
 RESERVE_SHARE = 0.01
