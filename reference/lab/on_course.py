@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from reference.lab.registration import SPEED_ERROR
@@ -22,6 +22,7 @@ SMALLEST_SPEED_SD = SPEED_ERROR / 1.96
 # ln(val_bpb / law) of a run on its course: 0 at its end, where the law's own sources differ by
 # 0.5 % and its interval adds as much. At the full rate it is assumed to be 3 %, give or take 2.
 END_SD = 0.008
+DEFINITION_SD = 0.02  # -1.7 and +3.4 % were seen between the two definitions, on small models
 FULL_RATE_GAP, FULL_RATE_SD = 0.03, 0.02
 UNLIKELY = 0.05
 
@@ -55,9 +56,15 @@ def compare(facts: Facts, registration: Mapping[str, Any]) -> list[Compared]:
         tokens = registration["tokens"] * speed / expected
         note = f"at this speed the run will train on {tokens / 1e9:.2f} B tokens"
         found.append(Compared("tokens_per_s", speed, expected, two_sided(z), note))
-    points = [row for row in eval_points(facts) if row["tokens"] > 0]
+    # The law is of nanochat's bits per byte, which a run measures at its end.
+    by_nanochat = replace(facts, evals=facts.run.evals("val_bpb_nanochat"))
+    points = [row for row in eval_points(by_nanochat) if row["tokens"] > 0]
+    own = [row for row in eval_points(facts) if row["tokens"] > 0]
     if points:
-        found.append(_loss(points[-1], facts, registration))
+        found.append(_loss(points[-1], facts, registration, "by nanochat's definition"))
+    elif own:
+        note = "by this trainer's definition, which nanochat's differs from by a few percent"
+        found.append(_loss(own[-1], facts, registration, note, DEFINITION_SD))
     core = (facts.run.result.get("quality") or {}).get("core") or {}
     whole = core and not core.get("partial") and core.get("bundle") == "core"
     if whole and "core" in predicted:
@@ -69,16 +76,23 @@ def compare(facts: Facts, registration: Mapping[str, Any]) -> list[Compared]:
     return found
 
 
-def _loss(row: Mapping[str, Any], facts: Facts, registration: Mapping[str, Any]) -> Compared:
+def _loss(
+    row: Mapping[str, Any],
+    facts: Facts,
+    registration: Mapping[str, Any],
+    definition: str,
+    more_sd: float = 0.0,
+) -> Compared:
     """The last evaluation against the law at the tokens that were trained until then."""
     law = registration["law"]
     constants = {name: law[name] for name in ("E", "A", "alpha", "B", "beta", "factors")}
     expected = LossLaw(**constants).loss(registration["parameters"], row["tokens"], law["family"])
     before = [step for step in facts.steps if step["step"] < row["step"]]
     rate = float(before[-1].get("lr", 1.0)) if before else 1.0
-    gap, sd = FULL_RATE_GAP * rate, END_SD + (FULL_RATE_SD - END_SD) * rate
+    gap = FULL_RATE_GAP * rate
+    sd = math.hypot(END_SD + (FULL_RATE_SD - END_SD) * rate, more_sd)
     z = (math.log(row["value"] / expected) - gap) / sd
-    note = f"at {row['tokens'] / 1e9:.2f} B tokens and {rate:.0%} of the peak rate"
+    note = f"at {row['tokens'] / 1e9:.2f} B tokens and {rate:.0%} of the peak rate, {definition}"
     return Compared("val_bpb", row["value"], expected * math.exp(gap), two_sided(z), note)
 
 

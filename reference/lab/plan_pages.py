@@ -1,9 +1,10 @@
 """The figures of the plans and of the README, from one computation.
 
-`python -m reference.lab.plan_pages` writes each block between its two marks again, and the
-registrations of the recipes (`reference.lab.registration`), which name a recipe by digest: run it
-after a change of a recipe, until the recipe's first run is registered for good. With `--check` it
-only says which pages are out of date. Nothing in a block is entered by hand.
+`python -m reference.lab.plan_pages` writes each block between its two marks again, the
+registrations of the recipes (`reference.lab.registration`), which name a recipe by digest, and the
+numbers in the recipes. Run it after a change of a recipe, of the time model or of a law, until a
+first run is registered for good. With `--check` it only says which pages are out of date. Nothing
+in a block is entered by hand.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
+
+import tomlkit
 
 from reference.config.resolve import resolve_recipe
 from reference.lab.cards import CARDS, Card
@@ -29,12 +33,18 @@ from reference.lab.plan import (
     fit_laws,
     forecast,
 )
-from reference.lab.plan_recipe import base_recipe, planned_card
+from reference.lab.plan_recipe import RECIPES as RECIPE_FOLDER
+from reference.lab.plan_recipe import base_recipe, planned_card, planned_fields
 from reference.lab.published_runs import published_points
 
 ROOT = Path(__file__).parents[2]
 REGISTERED = ROOT / "reference" / "plans" / "registered"
 HOURS = 24.0
+# Shipped recipes whose numbers follow from the plan.
+PLANNED = (
+    *("reference", "reference-safe", "reference-5090", "reference-1h", "reference-4h"),
+    *("reference-16g", "reference-12g", "reference-8g"),
+)
 RECIPES = ("reference", "reference-safe", "reference-5090", "reference-4h", "reference-1h")
 DEPTHS_SHOWN = (16, 18, 20, 22)
 CARDS_SHOWN = ("rtx3090", "rtx4090", "rtx5090", "h100")
@@ -214,12 +224,27 @@ def pages(plans: Plans, root: Path = ROOT) -> dict[Path, str]:
     return found
 
 
+def state_planned_fields(name: str) -> None:
+    """Writes the numbers that follow from the plan into a shipped recipe."""
+    path = RECIPE_FOLDER / f"{name}.toml"
+    document = tomlkit.parse(path.read_text())
+    for _ in range(2):  # `sft.num_steps` follows from the hours that were just written
+        for dotted, value in planned_fields(resolve_recipe(str(path))).items():
+            section, _, field = dotted.partition(".")
+            table = cast("dict[str, Any]", document[section])
+            if table[field] != value:
+                table[field] = value
+        path.write_text(tomlkit.dumps(document))
+
+
 def main(arguments: Sequence[str]) -> int:
     stale = [path for path, text in pages(Plans.make()).items() if path.read_text() != text]
     if "--check" in arguments:
         for path in stale:
             sys.stdout.write(f"{path}: run `python -m reference.lab.plan_pages`\n")
         return 1 if stale else 0
+    for name in PLANNED:
+        state_planned_fields(name)
     for path, text in pages(Plans.make()).items():
         path.write_text(text)
     from reference.lab.commands import plan

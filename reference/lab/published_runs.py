@@ -64,7 +64,11 @@ def own_points(runs: list[Path]) -> list[Point]:
 
 def _own_point(path: Path) -> Point:
     run = RunFolder.open(path)
-    model, steps, bpb = run.last("model"), run.steps(), run.evals("val_bpb")
+    model, steps, bpb = (
+        run.last("model"),
+        run.steps(),
+        run.evals("val_bpb_nanochat") or run.evals("val_bpb"),
+    )
     if not model or not steps or not bpb:
         raise TrainerError(
             "bad_input",

@@ -15,6 +15,7 @@ References:
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
@@ -30,6 +31,7 @@ from reference.model.step_time import card_of, predict_recipe
 from reference.request import Request
 from reference.rows.documents import Documents, token_folder
 from reference.rows.mixing import MixedLoader
+from reference.rows.nanochat_rows import nanochat_batches
 from reference.rows.packing import validation_batches
 from reference.rows.training_rows import Loader, open_training_rows
 from reference.stage import Stopped, stop_requested
@@ -50,6 +52,7 @@ from reference.train.horizon import Horizon
 from reference.train.loop import StepReport, TrainState, micro_batch_note
 from reference.train.snapshot import save_snapshot
 
+NANOCHAT_BPB = "val_bpb_nanochat"
 MEMORY_EVERY = 100  # steps between memory events
 
 
@@ -110,6 +113,7 @@ def run(request: Request, events: Events) -> None:
         if state.average.exists:  # the model of this run is the average
             report.evaluation(step, validation, "val_bpb_weights")
             state.average.put()
+        report.nanochat_evaluation(step, validation)
         report.evaluation(step, validation)
         report.saved(saver.wait())
 
@@ -227,6 +231,21 @@ class Validation:
         )
         return state.evaluate(batches, self._token_bytes)
 
+    def nanochat_bits_per_byte(self, max_tokens: int) -> float | None:
+        """By nanochat's definition; None where the split does not fill a row."""
+        state = self._state
+        batches = nanochat_batches(
+            self._documents,
+            state.micro_batch,
+            state.config.seq_len,
+            max_tokens=max_tokens,
+            device=state.device,
+        )
+        first = next(batches, None)
+        if first is None:
+            return None
+        return state.evaluate(itertools.chain([first], batches), self._token_bytes)
+
 
 class PretrainReport:
     """What pretraining reports to the supervisor."""
@@ -287,6 +306,16 @@ class PretrainReport:
         elapsed_s = time.perf_counter() - began
         self._events.emit("eval", name=name, step=step, value=value, elapsed_s=elapsed_s)
         return float(elapsed_s * section["eval_tokens"] / tokens)
+
+    def nanochat_evaluation(self, step: int, validation: Validation) -> None:
+        """Reports the bits per byte that nanochat's figures and laws are in, if there are any."""
+        began = time.perf_counter()
+        value = validation.nanochat_bits_per_byte(self._state.section["eval_tokens"])
+        if value is not None:
+            elapsed_s = time.perf_counter() - began
+            self._events.emit(
+                "eval", name=NANOCHAT_BPB, step=step, value=value, elapsed_s=elapsed_s
+            )
 
     def saved(self, finished: list[Saved]) -> None:
         """Which states are on the disk."""

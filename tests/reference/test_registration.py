@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +91,17 @@ def test_an_hour_of_the_day_is_on_course_or_not() -> None:
     assert expected in slow.note
     # The same gap is no news at the full rate, and a fault when the rate has come down.
     _, early = compare(run_at(document, speed=1.0, gap=0.03, rate=1.0, share=0.3), document)
-    _, late = compare(run_at(document, speed=1.0, gap=0.03, rate=0.05, share=0.99), document)
+    ended = run_at(document, speed=1.0, gap=0.03, rate=0.05, share=0.99)
+    (last,) = ended.evals
+    events = (
+        {"ev": "stage_start", "data": {"stage": "pretrain"}},
+        {"ev": "eval", "data": {**last, "name": "val_bpb_nanochat"}},
+    )
+    _, late = compare(replace(ended, run=RunFolder(Path(), events, {})), document)
     assert early.odds > 0.9 and late.odds < 0.01
+    assert "by nanochat's definition" in late.note
+    _, own = compare(ended, document)
+    assert own.odds > 0.1, "by its own definition a run can differ by so much"
     assert two_sided(1.96) == pytest.approx(0.05, abs=1e-3)
 
 

@@ -90,6 +90,7 @@ def test_replay_sets_up_device_memory_and_optimizer_as_the_run_did(
 def test_a_step_is_made_in_one_place() -> None:
     """Only the loop calls the function that computes gradients and updates the weights."""
     makers = {"Stepper", "train_step", "schedule_at"}
+    told = {"reference/config/course.py": {"schedule_at"}}  # what `verify` expects of a log
     for path in (ROOT / "reference").rglob("*.py"):
         names = {
             alias.name
@@ -97,5 +98,6 @@ def test_a_step_is_made_in_one_place() -> None:
             if isinstance(node, ast.ImportFrom)
             for alias in node.names
         }
-        if path.relative_to(ROOT).as_posix() != "reference/train/loop.py":
-            assert not names & makers, path
+        file = path.relative_to(ROOT).as_posix()
+        if file != "reference/train/loop.py":
+            assert not names & makers - told.get(file, set()), path
