@@ -110,6 +110,16 @@ def load_recipe(reference: str) -> Recipe:
             hint=(f"Did you mean `{meant}`? " if meant else "")
             + f"Named ones: {', '.join(named) or 'none installed'}; or give a TOML file.",
         )
+    text = read_recipe_text(path)
+    return parse_recipe(text, folder=path.resolve().parent, label=path.name, run_code=True)
+
+
+def read_recipe_text(path: Path) -> str:
+    """The text of a recipe's file.
+
+    Raises:
+        SchemaError: It cannot be read, is too long, or is not UTF-8.
+    """
     try:
         data = path.read_bytes()
         if len(data) > MAX_RECIPE_BYTES:
@@ -117,12 +127,11 @@ def load_recipe(reference: str) -> Recipe:
                 f"recipe {path.name} has {len(data)} bytes",
                 hint=f"A recipe travels in the result: at most {MAX_RECIPE_BYTES} bytes.",
             )
-        text = data.decode("utf-8-sig")  # Windows editors begin files with a BOM
+        return data.decode("utf-8-sig")  # Windows editors begin files with a BOM
     except UnicodeDecodeError as error:
         raise SchemaError(f"recipe {path.name} is not UTF-8: {error}") from error
     except OSError as error:
         raise SchemaError(f"recipe {path.name} cannot be read: {error.strerror}") from error
-    return parse_recipe(text, folder=path.resolve().parent, label=path.name, run_code=True)
 
 
 def parse_recipe(

@@ -16,7 +16,7 @@ from kit.core_eval.likelihood import mean_likelihood
 from kit.core_eval.naming import FULL_CORE_TASKS
 from kit.events import Artifacts, Data, Eval, Event, Memory, Model, Note, Resume, RunStop, Step
 from kit.limits import MAX_RESULT_NOTES
-from kit.recipe import Recipe, parse_recipe
+from kit.recipe import Recipe, parse_recipe, read_recipe_text
 from kit.result_form import (
     SCHEMA_VERSION,
     Artifact,
@@ -68,7 +68,7 @@ def build_result(run: Path, log: RunLog | None = None) -> Result:
     """
     log = log or RunLog.read(run)
     header = log.header
-    text = (run / "recipe.toml").read_text()
+    text = read_recipe_text(run / "recipe.toml")
     recipe = parse_recipe(text, folder=run, label="recipe.toml")
     timing = timing_section(log, recipe.budget_s)
     quality = quality_section(log, run)

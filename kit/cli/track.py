@@ -120,14 +120,14 @@ def watch(run: Path, web: bool, host: str, port: int, once: bool) -> None:
     Works over ssh in the terminal; for the page of a machine elsewhere: ssh -L PORT:localhost:PORT.
     """
     from kit.errors import PrerequisiteError
-    from kit.recipe import parse_recipe
+    from kit.recipe import parse_recipe, read_recipe_text
     from kit.track.tail import RunTail
     from kit.track.view import view_of
 
     path = run / "recipe.toml"
     if not path.is_file():
         raise PrerequisiteError(f"{run} is not a run folder", hint="Name a folder under runs/.")
-    view = view_of(parse_recipe(path.read_text(), folder=run, label="recipe.toml").document)
+    view = view_of(parse_recipe(read_recipe_text(path), folder=run, label="recipe.toml").document)
     tail, lock = RunTail(run), threading.Lock()
 
     def refresh() -> RunView:

@@ -16,14 +16,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from kit.contract import Redactor, build_request, trainer_command
-from kit.errors import PrerequisiteError
+from kit.errors import PrerequisiteError, SchemaError
 from kit.events import GroupRun, Price
 from kit.files import write_bytes, write_json
 from kit.prepare.fetch import Fetch, inputs_for_run
 from kit.prepare.inputs import Inputs, hold_to_lock, prepared_folder, refuse_given
-from kit.recipe import Recipe, parse_recipe
+from kit.recipe import Recipe, parse_recipe, read_recipe_text
 from kit.run.group import Group
 from kit.run.process import StopFlag, run_stage
 from kit.run.separation import trainer_user
@@ -157,15 +158,24 @@ def load_plan(run: Path) -> RunPlan:
 
     Raises:
         PrerequisiteError: This folder holds no run of this machine.
+        SchemaError: Its plan or recipe is damaged.
     """
     try:
-        plan = json.loads((run / _PLAN).read_text())
-        text = (run / "recipe.toml").read_text()
+        return _plan_of(run, json.loads((run / _PLAN).read_bytes()))
     except OSError as error:
         raise PrerequisiteError(
             f"{run} holds no run that can be resumed ({error.strerror})",
             hint="`--resume` takes a folder under WORK/runs, on the machine that began it.",
         ) from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise SchemaError(
+            f"{run / _PLAN} is damaged ({type(error).__name__}: {error})",
+            hint="The run cannot be resumed without it; start a new one.",
+        ) from error
+
+
+def _plan_of(run: Path, plan: dict[str, Any]) -> RunPlan:
+    text = read_recipe_text(run / "recipe.toml")
     return RunPlan(
         recipe=parse_recipe(
             text, folder=Path(plan["recipe_dir"]), label="recipe.toml", run_code=True
