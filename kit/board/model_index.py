@@ -144,7 +144,7 @@ def _emissions(result: Document, facts: CardFacts) -> Iterator[str]:
 def _recipe(result: Document) -> Document:
     try:
         return tomllib.loads(result["recipe"]["text"])
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return {}
 
 

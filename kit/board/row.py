@@ -188,7 +188,7 @@ def title_of(recipe: Document) -> str:
 def _title(text: str) -> str:
     try:
         title = tomllib.loads(text).get("title")
-    except (tomllib.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return ""
     return plain(title, 300) if isinstance(title, str) else ""
 

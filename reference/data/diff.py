@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from reference.data.manifest import read_manifest
+from reference.data.manifest import read_manifest, whole_manifest
 
 
 def diff(first: Path, second: Path) -> dict[str, Any]:
@@ -19,6 +19,13 @@ def diff(first: Path, second: Path) -> dict[str, Any]:
         texts are shared and how many only in one; same: whether the files are equal.
     """
     before, after = read_manifest(first), read_manifest(second)
+    with whole_manifest(first, second):
+        return _differences(first, before, second, after)
+
+
+def _differences(
+    first: Path, before: dict[str, Any], second: Path, after: dict[str, Any]
+) -> dict[str, Any]:
     ours, theirs = _hashes(first, before), _hashes(second, after)
     spec_a, spec_b = _flat(before["spec"]), _flat(after["spec"])
     names = sorted(set(before["sources"]) | set(after["sources"]))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,24 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             else "Name a folder that `n4090-kit data build` wrote.",
         ) from error
     return manifest
+
+
+@contextlib.contextmanager
+def whole_manifest(*folders: Path) -> Iterator[None]:
+    """Names a manifest of `folders` that lacks a field, or holds another type, as damaged.
+
+    Raises:
+        TrainerError: It does.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise TrainerError(
+            "bad_input",
+            f"{MANIFEST} of {' or '.join(map(str, folders))} is damaged "
+            f"({type(error).__name__}: {error})",
+            "Build the corpus again with `n4090-kit data build`.",
+        ) from error
 
 
 def corpus_digest(shards: Sequence[dict[str, Any]]) -> str:

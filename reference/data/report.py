@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from reference.data.manifest import read_manifest
+from reference.data.manifest import read_manifest, whole_manifest
+from reference.rows.documents import write_whole
 
 SAMPLE_BYTES = 20_000_000  # of text tokenized for the counts by domain
 _STEPS = {
@@ -69,9 +70,15 @@ def write_report(corpus: Path, target: Path, tokenizer: Path | None = None) -> N
     Raises:
         TrainerError: No finished corpus, or no tokenizer there.
     """
+    manifest = read_manifest(corpus)
+    with whole_manifest(corpus):
+        page = _page(corpus, manifest, tokenizer).encode()
+    write_whole(target, page)
+
+
+def _page(corpus: Path, manifest: dict[str, Any], tokenizer: Path | None) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    manifest = read_manifest(corpus)
     tokens = count_tokens(corpus, manifest, tokenizer) if tokenizer else None
     environment = Environment(
         loader=PackageLoader("reference.data", "."),
@@ -83,10 +90,8 @@ def write_report(corpus: Path, target: Path, tokenizer: Path | None = None) -> N
     environment.filters.update(
         number=number, size=size, short_size=short_size, share=share, documents=documents
     )
-    page = environment.get_template("report.html.jinja").render(**view(manifest, tokens))
-    temporary = target.with_name(f"{target.name}.tmp")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(target)
+    page: str = environment.get_template("report.html.jinja").render(**view(manifest, tokens))
+    return page
 
 
 def view(manifest: dict[str, Any], tokens: dict[str, Any] | None) -> dict[str, Any]:

@@ -176,7 +176,7 @@ def load_spec(path: Path) -> Spec:
         document = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise TrainerError("bad_input", f"no spec at {path}", "Name a TOML file.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # UTF-8, TOML, a number too long, too deep
         raise TrainerError("bad_input", f"{path} is no TOML: {error}", "Mend the line.") from error
     problems: list[str] = []
     spec = _parse(Spec, document, "", problems)

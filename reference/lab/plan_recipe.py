@@ -26,7 +26,7 @@ def base_recipe(name: str) -> dict[str, Any]:
     path = path if path.is_file() else Path(name)
     try:
         return tomllib.loads(path.read_text("utf-8-sig"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TrainerError(
             "bad_input", f"recipe {name} cannot be read: {error}", "`n4090-kit recipes` lists them."
         ) from error

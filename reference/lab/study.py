@@ -157,7 +157,7 @@ def load_study(path: Path) -> Study:
     """
     try:
         document = tomllib.loads(path.read_text("utf-8-sig"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TrainerError(
             "bad_input", f"study {path}: {error}", "Give a TOML file; reference/studies has some."
         ) from error

@@ -86,6 +86,8 @@ def _read_ranks(path: Path) -> list[bytes]:
             raise ValueError("ranks are not 0, 1, 2, …")
         if not {bytes([i]) for i in range(256)} <= set(ranks):
             raise ValueError("single bytes are missing")
+        if len(set(ranks)) < len(ranks):
+            raise ValueError(f"{len(ranks) - len(set(ranks))} tokens have two ranks")
     except (OSError, ValueError, binascii.Error) as error:
         raise TrainerError("bad_input", f"{path} is not a file of ranks: {error}", _HINT) from error
     return ranks
