@@ -129,6 +129,7 @@ class Study:
         document["stages"] = ["tokenizer", "pretrain", "core"] if self.core else _TWO_STAGES
         pretrain = document["pretrain"]
         pretrain["checkpoint_every"] = 0
+        pretrain.pop("fill_budget", None)  # the scale's budget is the horizon, not the recipe's day
         if scale.seconds:
             pretrain["num_steps"], pretrain["hours"] = 0, scale.seconds / 3600
         else:
