@@ -36,7 +36,7 @@ from reference.train.device import (
 from reference.train.divergence import Divergence
 from reference.train.memory import fitting_micro_batch, plan_vram
 from reference.train.metrics import evaluate_bpb
-from reference.train.step import Stepper, compiled_graphs, maybe_compile
+from reference.train.step import Stepper, compiled_graphs, is_out_of_memory, maybe_compile
 
 NO_AVERAGE: Mapping[str, Any] = {"count": 0, "average": {}}
 
@@ -293,19 +293,44 @@ class TrainState:
         if compiled:
             began, phases = time.perf_counter(), self.curriculum.phases
             shapes = [(phase, rows_at(phase, self.micro_batch, T)) for phase in phases]
-            precompile(
-                self.model,
-                section,
-                self.decisions,
-                shapes[::-1],
-                self._bos,
-                evaluation_rows=self.micro_batch,
-            )
+            self._precompile(shapes[::-1])
             self._say(
                 f"{compiled_graphs()} graphs compiled in advance for {len(shapes)} phase(s)",
                 compile_s=round(time.perf_counter() - began, 3),
             )
         return compiled
+
+    def _precompile(self, shapes: Sequence[tuple[Phase, int]]) -> None:
+        """`precompile`, with smaller micro-batches as long as memory runs out, as in a step.
+
+        A card that another program has partly filled shows it here, before the first step.
+
+        Args:
+            shapes: Each phase with the rows of its micro-batch.
+        """
+        assert self.decisions is not None
+        while True:
+            pieces = [(phase, -(-rows // min(rows, self.parts))) for phase, rows in shapes]
+            try:
+                precompile(
+                    self.model,
+                    self.section,
+                    self.decisions,
+                    pieces,
+                    self._bos,
+                    evaluation_rows=self.micro_batch,
+                )
+                return
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                text = str(error).splitlines()[0]
+            # Outside the handler, whose traceback keeps the failed pass's tensors alive.
+            self._stepper.halve(max(rows for _, rows in shapes), text)
+            self.parts = self._stepper.parts
+            for note in self._stepper.notes:
+                self._say(note)
+            self._stepper.notes.clear()
 
     def take(self, model: GPT) -> None:
         """Continues with another model, not yet placed, and an optimizer without moments."""

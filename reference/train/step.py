@@ -155,9 +155,14 @@ class Stepper:
                     raise  # an update that has begun cannot be done again
                 text = str(error).splitlines()[0]
             # Outside the handler, whose traceback keeps the failed step's tensors alive.
-            self._halve(taken.rows, text)
+            self.halve(taken.rows, text)
 
-    def _halve(self, rows: int, text: str) -> None:
+    def halve(self, rows: int, text: str) -> None:
+        """Doubles the pieces of a micro-batch of `rows` after memory ran out, `text` its message.
+
+        Raises:
+            TrainerError: One row at a time is still too much.
+        """
         if self.parts >= rows:
             raise TrainerError(
                 "out_of_memory",

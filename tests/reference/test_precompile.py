@@ -7,6 +7,8 @@ import torch
 from support.tiny_training import BENCH, tiny_recipe
 
 from reference.config.model import ModelConfig
+from reference.errors import TrainerError
+from reference.train import loop
 from reference.train import step as training_step
 from reference.train.loop import TrainState
 from reference.train.step import compiled_graphs
@@ -37,3 +39,45 @@ def test_the_first_evaluation_compiles_nothing(changes, monkeypatch, tmp_path):
     state.evaluate([(tokens, tokens)], torch.ones(320, dtype=torch.int64))
     assert before > 0 and compiled_graphs() == before
     torch._dynamo.reset()
+
+
+def prepared(monkeypatch, refused, **changes):
+    """A state whose compiling runs out of memory while a piece has `refused` rows or more."""
+    seen = []
+
+    def precompile(model, section, decisions, shapes, bos, *, evaluation_rows):
+        seen.append([rows for _, rows in shapes])
+        if max(seen[-1]) >= refused:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 256.00 MiB.")
+
+    monkeypatch.setattr(loop, "precompile", precompile)
+    monkeypatch.setattr(loop, "maybe_compile", lambda *_, **__: True)
+    recipe = tiny_recipe(**{**BENCH, **changes})
+    state = TrainState.of_recipe(
+        ModelConfig.from_recipe(recipe["model"], 320),
+        recipe["pretrain"],
+        device=torch.device("cpu"),
+        seed=0,
+        horizon_tokens=None,
+    )
+    notes = []
+    state.prepare(lambda text, **_: notes.append(text), bos=0)
+    return state, seen, notes
+
+
+def test_compiling_on_a_card_that_is_partly_filled_takes_smaller_pieces(monkeypatch):
+    changes = {"device_batch_size": 4, "total_batch_size": 256}
+    state, seen, notes = prepared(monkeypatch, 2, **changes)
+    assert seen == [[4], [2], [1]]
+    assert state.parts == state._stepper.parts == 4 and not state._stepper.notes
+    assert sum("out of memory" in note and "parts" in note for note in notes) == 2
+    # A resumed run begins with the pieces that fitted.
+    monkeypatch.setattr(loop, "precompile", lambda *_, **__: None)
+    state.prepare(lambda *_, **__: None, bos=0)
+    assert state.parts == 4
+
+
+def test_one_sequence_that_does_not_fit_is_an_error_with_a_remedy(monkeypatch):
+    with pytest.raises(TrainerError, match="one sequence at a time") as error:
+        prepared(monkeypatch, 1)
+    assert "lower n_layer" in error.value.hint
