@@ -178,7 +178,8 @@ def test_the_run_ends_in_its_average_and_reports_both(prepared: Request, tmp_pat
     evals = [
         [(d["name"], d["value"]) for ev, d in events if ev == "eval"] for events in (plain, tail)
     ]
-    assert [name for name, _ in evals[1]] == ["val_bpb", "val_bpb_weights", "val_bpb"]
+    names = ["val_bpb", "val_bpb_weights", "val_bpb_nanochat", "val_bpb"]
+    assert [name for name, _ in evals[1]] == names
     assert evals[1][1][1] == evals[0][-1][1]  # of the last weights
     assert evals[1][2][1] != evals[1][1][1]
     first, second = weights(tmp_path / "plain"), weights(tmp_path / "tail")
