@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -54,6 +55,62 @@ def test_reference_fits_the_card_beside_a_desktop(null_gpu: NullDevice, tmp_path
     check_peak(found)
     assert found["micro_batch"] == 4
     assert found["reserved_bytes"] < 22.1 * GIB
+
+
+# 8-bit products to the end, as a resumed run takes them: their trial has tests of its own.
+EIGHT_BIT = {"attention": "varlen", "matmul_until": 1.0}
+
+
+def check_eight_bit(null_gpu: NullDevice, folder: Path, spec: dict[str, Any], kind: str) -> None:
+    spec = {**with_pretrain(spec, **EIGHT_BIT, matmul=kind), "decided": True}
+    found, whole, step = null_gpu.step(folder, kind, spec)
+    check(found, whole, step)
+    check_peak(found)
+    factors = {types.split()[0] for *_, types, _, _ in step.of("gemm")}
+    if kind == "int8":
+        assert any("int8" in name for name in step.count("launch")), sorted(step.count("launch"))
+    else:
+        assert factors & {"e4m3", "e5m2"}, factors
+
+
+@pytest.mark.gpuless
+def test_d12_in_int8(null_gpu: NullDevice, tmp_path):
+    check_eight_bit(null_gpu, tmp_path, D12, "int8")
+
+
+@pytest.mark.gpuless_full
+@pytest.mark.parametrize("depth", ["d12", "reference"])
+@pytest.mark.parametrize("kind", ["fp8", "int8"])
+def test_8_bit_products(null_gpu: NullDevice, tmp_path, depth, kind):
+    check_eight_bit(null_gpu, tmp_path, D12 if depth == "d12" else REFERENCE, kind)
+
+
+@pytest.mark.gpuless
+def test_a_card_that_is_partly_filled_halves_the_micro_batch(null_gpu: NullDevice, tmp_path):
+    """The real allocator refuses while the blocks are compiled, and the run goes on in pieces."""
+    spec = {**with_pretrain(D12, attention="varlen"), "decided": True}
+    found, whole, step = null_gpu.step(tmp_path, "filled", spec, CUDA_NULL_TAKEN_MIB="11264")
+    assert found["parts"] == 2 and found["micro_batch"] == 16
+    assert whole.of("oom") and not step.of("oom")
+    assert any("out of memory" in note for note in found["notes"])
+    assert found["graphs"][1] == 0, "the pieces are compiled before the first step too"
+
+
+@pytest.mark.gpuless_full
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"fused_loss": False},
+        {"factored_second_moment": True},
+        {"momentum_dtype": "bfloat16"},
+    ],
+    ids=str,
+)
+def test_a_switch_that_moves_memory(null_gpu: NullDevice, tmp_path, change):
+    spec = {**with_pretrain(D12, attention="varlen", **change), "decided": True}
+    found, whole, _ = null_gpu.step(tmp_path, "switch", spec)
+    assert not whole.of("refused") and not found["breaks"]
+    check_peak(found)
 
 
 def with_pretrain(spec: dict[str, Any], **changes: Any) -> dict[str, Any]:
