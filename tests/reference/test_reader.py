@@ -1,5 +1,6 @@
 """The one reader of text: files as people really have them are read, or named with a remedy."""
 
+import base64
 import datetime
 import gzip
 import json
@@ -252,7 +253,6 @@ def test_a_build_that_skips_counts_every_line_it_skipped(tmp_path: Path) -> None
 
 
 def test_a_split_pattern_that_no_engine_reads_is_one_error(tmp_path: Path) -> None:
-    import base64
 
     from reference.tokenizer.reuse import reuse
 
@@ -260,3 +260,26 @@ def test_a_split_pattern_that_no_engine_reads_is_one_error(tmp_path: Path) -> No
     (tmp_path / "a.tiktoken").write_bytes(b"\n".join(ranks))
     with pytest.raises(TrainerError, match="cannot be used as the tokenizer"):
         reuse(str(tmp_path / "a.tiktoken"), pattern="(")
+
+
+def test_a_token_with_two_ranks_is_no_file_of_ranks(tmp_path: Path) -> None:
+    from reference.tokenizer.reuse import reuse
+
+    tokens = [bytes([i]) for i in range(256)] + [b"th", b"th"]
+    lines = [base64.b64encode(token) + b" %d" % rank for rank, token in enumerate(tokens)]
+    (tmp_path / "a.tiktoken").write_bytes(b"\n".join(lines))
+    with pytest.raises(TrainerError, match="1 tokens have two ranks"):
+        reuse(str(tmp_path / "a.tiktoken"))
+
+
+@pytest.mark.parametrize("text", ['{"format": 1}', '{"format": 1, "sources": {"a": 3}}'])
+def test_a_damaged_manifest_is_named(text: str, tmp_path: Path) -> None:
+    from reference.data.diff import diff
+    from reference.data.report import write_report
+
+    (tmp_path / "corpus.json").write_text(text)
+    with pytest.raises(TrainerError, match=r"corpus\.json of .* is damaged"):
+        write_report(tmp_path, tmp_path / "out.html")
+    with pytest.raises(TrainerError, match=r"corpus\.json of .* is damaged"):
+        diff(tmp_path, tmp_path)
+    assert not (tmp_path / "out.html").exists()
