@@ -23,7 +23,7 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -34,6 +34,7 @@ from reference.bench.levers import measure
 from reference.config.trainer import section_defaults
 from reference.kernels.attention import FLEX, lacks
 from reference.kernels.eight_bit import KINDS, multiply, product, quantize
+from reference.kernels.int8_rounding import Producer, block_mm, inverse_rms, round_both
 from reference.kernels.matmul_trial import profiled_kernels
 from reference.model.cost import count_flops, peak_flops
 from reference.model.loss import full_cross_entropy, softcapped_cross_entropy
@@ -143,6 +144,39 @@ def check_loss(device: torch.device, tokens: int, vocabulary: int) -> dict[str, 
     return {"check": "chunked loss", "error": max(errors), "ok": max(errors) < 1e-3}
 
 
+def check_int8(device: torch.device, tokens: int, channels: int) -> list[dict[str, Any]]:
+    """The int8 kernels against the same arithmetic on the CPU, bit by bit; the int8 loss's error.
+
+    `error` is the share of values that differ; for the loss that of its gradients' norms.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x, gate = (torch.randn((tokens, channels), generator=generator).bfloat16() for _ in range(2))
+    x[3] = 0.0
+    others: dict[str, Any] = {"norm": inverse_rms(x), "relu2_backward": gate}
+    rows = []
+    for producer in get_args(Producer):
+        other = others.get(producer)
+        plain = round_both(x, producer, other)
+        found = round_both(x.to(device), producer, None if other is None else other.to(device))
+        products = [
+            block_mm(f.columns, f.columns, f.column_scale, f.column_scale) for f in (plain, found)
+        ]
+        pairs = [*zip(plain, found, strict=True), (products[0], products[1])]
+        different = sum(int((a != b.cpu()).sum()) for a, b in pairs)
+        share = different / sum(a.numel() for a, _ in pairs)
+        rows.append({"check": f"int8, {producer}", "error": share, "ok": share == 0})
+    hidden = torch.randn((tokens, 64), generator=generator).to(device)
+    weight = (0.3 * torch.randn((512, 64), generator=generator)).to(device)
+    targets = torch.randint(-1, 512, (tokens,), generator=generator).to(device)
+    results = []
+    for rounded in (round_both(weight), None):
+        h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        loss = softcapped_cross_entropy(h, w, targets, vocab_size=512, softcap=15.0, int8=rounded)
+        results.append(torch.autograd.grad(loss, (h, w)))
+    error = max(float((a - b).norm() / b.norm()) for a, b in zip(*results, strict=True))
+    return [*rows, {"check": "int8 loss", "error": error, "ok": error < 0.02}]
+
+
 def kernels_of(found: Any) -> tuple[str, str]:
     """Attention kernels for whole and narrower windows, as the report's trial chose them."""
     chosen = {
@@ -172,6 +206,7 @@ class Check:
 
     def numerics(self) -> dict[str, Any]:
         rows = check_products(self.device, 64 if self.toy else 1024)
+        rows += check_int8(self.device, 300 if self.toy else 4096, 96 if self.toy else 1280)
         rows.append(check_loss(self.device, 128 if self.toy else 4096, 512 if self.toy else 32768))
         return {"rows": rows, "ok": all(row["ok"] for row in rows)}
 

@@ -48,7 +48,8 @@ SWITCHES: dict[str, dict[str, dict[str, Any]]] = {
     "8 bits until late": {"pretrain": {"matmul": "fp8", "matmul_until": 0.6}},
     "untied late, 8 bits, short rows": {
         "model": {"tied_until": 0.5},
-        "pretrain": {"matmul": "int8", "seq_len_ramp": [[0, 16], [0.5, 32]]},
+        "pretrain": {"matmul": "int8", "matmul_layers": ["attention", "mlp", "head"],
+                     "seq_len_ramp": [[0, 16], [0.5, 32]]},
     },
     "tied, states in other types": {
         "model": {"tied_until": 1},
