@@ -98,13 +98,17 @@ LADDER = (
     ),
     Rung("weights rounded once a step", 'matmul = "int8"', {"casts": INT8.casts}),
     Rung(
+        "gradients summed in the product",
+        'matmul = "int8"',
+        {"accumulation": INT8.accumulation},
+    ),
+    Rung(
         "head in int8, all three products",
         'matmul_layers with "head"',
         {},
         {"head": ALL_INT8},
         {"matmul_layers": ["attention", "mlp", "head"]},
     ),
-    Rung("gradients summed in the product", "not written", {"accumulation": 8.0}),
 )
 
 

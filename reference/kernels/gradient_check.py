@@ -78,14 +78,14 @@ def _check_block(
         x, x0 = (state.clone().requires_grad_() for state in states)
         scales = [torch.ones((), device=x.device, dtype=x.dtype).requires_grad_() for _ in "xy"]
         gated = None if value is None else value.clone().requires_grad_()
+        if model.step_weights is not None:
+            model.step_weights.refresh()
         call(x, x0, *scales, gated, rope, None, documents).backward(upstream)
-        found = {name: p.grad for name, p in block.named_parameters() if p.grad is not None}
+        found = {name: p.grad.clone() for name, p in block.named_parameters() if p.grad is not None}
         block.zero_grad(set_to_none=True)
         return {"input": x.grad, **found}  # type: ignore[dict-item]
 
     with _nonzero_weights(block, generator):
-        if model.step_weights is not None:
-            model.step_weights.refresh()
         eager = gradients(block.forward)
         compiled = gradients(block)
     for name, wanted in eager.items():

@@ -155,10 +155,11 @@ def block_mm(
     Args:
         scale_a: (ceil(K / BLOCK), M) fp32; scale_b: (the same, N).
         dtype: Of the result, which is computed in fp32: float32 or bfloat16.
-        into: (M, N) fp32 to add to, in place; None: a new matrix. Not in compiled code.
+        into: (M, N) fp32 to add to, in place, and to return; None: a new matrix.
     """
     if into is not None:
-        return _sum(a, b, scale_a, scale_b, into)
+        _block_mm_add(a, b, scale_a, scale_b, into)
+        return into
     return _block_mm(a, b, scale_a, scale_b, dtype == torch.bfloat16)
 
 
@@ -172,6 +173,16 @@ def _block_mm(a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, half: bool
 def _(a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, half: bool) -> Tensor:
     dtype = torch.bfloat16 if half else torch.float32
     return a.new_empty((a.size(0), b.size(0)), dtype=dtype)
+
+
+@torch.library.custom_op("n4090::int8_block_mm_add", mutates_args=("into",))
+def _block_mm_add(a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, into: Tensor) -> None:
+    _sum(a, b, scale_a, scale_b, into)
+
+
+@_block_mm_add.register_fake
+def _(a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, into: Tensor) -> None:
+    return None
 
 
 def _sum(

@@ -96,7 +96,8 @@ class Attention(nn.Module):
         normed = norm(x)
         if self.int8 is not None and torch.is_grad_enabled():
             maps = self.int8
-            qkv = mapped(x, inner(self), maps.inner, "norm", maps.passes).view(B, T, -1, D)
+            qkv = mapped(x, inner(self), maps.inner, "norm", maps.passes, maps.inner_grad)
+            qkv = qkv.view(B, T, -1, D)
             G = self.config.n_kv_head
             q, k, v = qkv.split([self.config.n_head, G, G], dim=2)
         else:
@@ -131,8 +132,8 @@ class Attention(nn.Module):
     def output(self, y: Tensor) -> Tensor:
         """(B, T, C): what is added to the states, of `mix`'s result."""
         if self.int8 is not None and torch.is_grad_enabled():
-            weight = self.c_proj.weight
-            return mapped(y, [weight], self.int8.outer, passes=self.int8.passes)
+            maps, weight = self.int8, self.c_proj.weight
+            return mapped(y, [weight], maps.outer, "identity", maps.passes, maps.outer_grad)
         return self.c_proj(y)
 
 
@@ -161,8 +162,10 @@ class MLP(nn.Module):
     def _forward_int8(self, x: Tensor, maps: RoundedMaps) -> Tensor:
         if not self.swiglu:
             return relu2_mlp(x, self.c_fc.weight, self.c_proj.weight, maps)
-        gate, up = mapped(x, inner(self), maps.inner, "norm", maps.passes).chunk(2, dim=-1)
-        return mapped(F.silu(gate) * up, [self.c_proj.weight], maps.outer, passes=maps.passes)
+        both = mapped(x, inner(self), maps.inner, "norm", maps.passes, maps.inner_grad)
+        gate, up = both.chunk(2, dim=-1)
+        weight, bent = self.c_proj.weight, F.silu(gate) * up
+        return mapped(bent, [weight], maps.outer, "identity", maps.passes, maps.outer_grad)
 
 
 class Block(nn.Module):

@@ -57,6 +57,9 @@ class RoundedMaps(NamedTuple):
     inner: Rounded
     outer: Rounded
     passes: Passes
+    # (out, in) fp32 that the weights' gradients are added to; None: they are returned to autograd.
+    inner_grad: Tensor | None = None
+    outer_grad: Tensor | None = None
 
 
 def round_weight(weight: Tensor) -> Rounded:
@@ -89,6 +92,9 @@ class StepWeights:
     @torch.no_grad()
     def refresh(self) -> None:
         """Rounds the weights if one of them has changed since the last call."""
+        for module in self._modules:
+            if module.int8 is not None:
+                _attach_gradients(module)
         head = self._model.head[0]
         versions = [p._version for m in self._modules for p in (*inner(m), outer(m))]
         versions += [id(head), head._version]
@@ -99,7 +105,15 @@ class StepWeights:
         for module in self._modules:
             new = (round_weight(_merged(inner(module))), round_weight(outer(module)))
             if module.int8 is None:
-                module.int8 = RoundedMaps(*new, self.passes)
+                sums = [
+                    torch.empty((n, w.size(1)), device=w.device)
+                    for w, n in (
+                        (inner(module)[0], sum(len(w) for w in inner(module))),
+                        (outer(module), len(outer(module))),
+                    )
+                ]
+                module.int8 = RoundedMaps(*new, self.passes, *sums)
+                _attach_gradients(module)
             else:  # compiled code keeps the tensors it was given
                 for old, value in zip(module.int8[:2], new, strict=True):
                     for kept, tensor in zip(old, value, strict=True):
@@ -146,6 +160,19 @@ def outer(module: Attention | MLP) -> nn.Parameter:
     return cast("nn.Parameter", module.c_proj.weight)
 
 
+def _attach_gradients(module: Attention | MLP) -> None:
+    """Makes the sums of `module.int8` the gradients of weights that have none, from zero on."""
+    assert module.int8 is not None
+    for weights, total in (
+        (inner(module), module.int8.inner_grad),
+        ((outer(module),), module.int8.outer_grad),
+    ):
+        if total is not None and weights[0].grad is None:
+            total.zero_()
+            for weight, part in zip(weights, total.split([len(w) for w in weights]), strict=True):
+                weight.grad = part
+
+
 def _merged(weights: Sequence[Tensor]) -> Tensor:
     return weights[0] if len(weights) == 1 else torch.cat(list(weights))
 
@@ -156,6 +183,7 @@ def mapped(
     rounded: Rounded,
     producer: Producer = "identity",
     passes: Passes = ALL_PASSES,
+    total: Tensor | None = None,
 ) -> Tensor:
     """Returns f(x) @ cat(weights).T, f named by `producer`; gradients for x and the weights.
 
@@ -163,6 +191,7 @@ def mapped(
         x: (..., in) bf16 or fp32.
         weights: One or several (out, in).
         rounded: `weights` in int8, merged.
+        total: (sum of out, in) fp32: the weights' gradient is added to it and not returned.
 
     Returns:
         (..., sum of out) in x's dtype.
@@ -170,14 +199,15 @@ def mapped(
     if producer == "relu2_backward":
         raise ValueError("relu2_backward is a gradient, not a function in front of a map")
     rows = x.flatten(0, -2).contiguous()
-    y = _Mapped.apply(rows, producer, tuple(passes), *rounded, *weights)
+    y = _Mapped.apply(rows, producer, tuple(passes), total, *rounded, *weights)
     return y.view(*x.shape[:-1], -1)
 
 
 def relu2_mlp(x: Tensor, fc: Tensor, proj: Tensor, maps: RoundedMaps) -> Tensor:
     """Returns relu(norm(x) @ fc.T)**2 @ proj.T for x (..., C); gradients for x and both weights."""
     rows = x.flatten(0, -2).contiguous()
-    y = _MLP.apply(rows, tuple(maps.passes), *maps.inner, *maps.outer, fc, proj)
+    sums = (maps.inner_grad, maps.outer_grad)
+    y = _MLP.apply(rows, tuple(maps.passes), *sums, *maps.inner, *maps.outer, fc, proj)
     return y.view(x.shape)
 
 
@@ -229,13 +259,27 @@ class _Product:
         ).to(dy.dtype)
 
     def weight_grad(
-        self, both: Rounded | None, dy: Tensor, columns: Tensor, scale: Tensor, fx: Tensor
-    ) -> Tensor:
-        """dy.T @ fx in fp32; `dy` and `fx` are read only where the product is not in int8."""
+        self,
+        both: Rounded | None,
+        dy: Tensor,
+        columns: Tensor,
+        scale: Tensor,
+        fx: Tensor,
+        total: Tensor | None,
+    ) -> list[Tensor | None]:
+        """dy.T @ fx in fp32 for each weight, or None for each where `total` takes it.
+
+        `dy` and `fx` are read only where the product is not in int8.
+        """
         if not self.passes.weight_grad:
-            return matmul(dy.T, fx).float()
-        assert both is not None
-        return block_mm(both.columns, columns, both.column_scale, scale)
+            found = matmul(dy.T, fx).float()
+            found = found if total is None else total.add_(found)
+        else:
+            assert both is not None
+            found = block_mm(both.columns, columns, both.column_scale, scale, into=total)
+        if total is not None:
+            return [None] * len(self.plain)
+        return list(found.split([len(weight) for weight in self.plain]))
 
     def _plain(self, dtype: torch.dtype) -> Tensor:
         return _merged(self.plain).to(dtype)
@@ -244,60 +288,73 @@ class _Product:
 class _Mapped(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, producer: Producer, passes: tuple[bool, ...], *tensors: Tensor
+        ctx: Any,
+        x: Tensor,
+        producer: Producer,
+        passes: tuple[bool, ...],
+        total: Tensor | None,
+        *tensors: Tensor,
     ) -> Tensor:
         product = _Product(Rounded(*tensors[:4]), tensors[4:], Passes(*passes))
         y, columns, scale = product.output(x, producer)
-        ctx.save_for_backward(x, columns, scale, *tensors)
+        ctx.save_for_backward(x, columns, scale, total, *tensors)
         ctx.producer, ctx.passes = producer, passes
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, columns, scale, *tensors = ctx.saved_tensors
-        passes, weights = Passes(*ctx.passes), tensors[4:]
-        product = _Product(Rounded(*tensors[:4]), weights, passes)
+        x, columns, scale, total, *tensors = ctx.saved_tensors
+        passes = Passes(*ctx.passes)
+        product = _Product(Rounded(*tensors[:4]), tensors[4:], passes)
         dy = dy.contiguous()
         both = product.rounded(dy)
         fx = x if passes.weight_grad else _plain_input(x, ctx.producer)
-        d_weight = product.weight_grad(both, dy, columns, scale, fx)
+        d_weights = product.weight_grad(both, dy, columns, scale, fx, total)
         d_input = product.input_grad(both, dy)
         dx = backward_of(ctx.producer, d_input.float(), x.float()).to(x.dtype)
-        d_weights = d_weight.split([w.size(0) for w in weights])
-        return dx, None, None, None, None, None, None, *d_weights
+        return dx, *[None] * 7, *d_weights
 
 
 class _MLP(torch.autograd.Function):
     """Both maps in one function: the gradient between them exists in int8 alone."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, passes: tuple[bool, ...], *tensors: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        passes: tuple[bool, ...],
+        fc_total: Tensor | None,
+        proj_total: Tensor | None,
+        *tensors: Tensor,
+    ) -> Tensor:
         fc, proj = _mlp_products(tensors, passes)
         h, *columns_x = fc.output(x, "norm")
         y, *columns_h = proj.output(h, "relu2")
-        ctx.save_for_backward(x, h, *columns_x, *columns_h, *tensors)
+        ctx.save_for_backward(x, h, *columns_x, *columns_h, fc_total, proj_total, *tensors)
         ctx.passes = passes
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, h, columns_x, scale_x, columns_h, scale_h, *tensors = ctx.saved_tensors
+        x, h, columns_x, scale_x, columns_h, scale_h, fc_total, proj_total, *tensors = (
+            ctx.saved_tensors
+        )
         passes = Passes(*ctx.passes)
         fc, proj = _mlp_products(tensors, passes)
         dy = dy.contiguous()
         both = proj.rounded(dy)
         fh = h if passes.weight_grad else _plain_input(h, "relu2")
-        d_proj = proj.weight_grad(both, dy, columns_h, scale_h, fh)
+        d_proj = proj.weight_grad(both, dy, columns_h, scale_h, fh, proj_total)
         d_bent = proj.input_grad(both, dy)
         both = fc.rounded(d_bent, "relu2_backward", h)
         dh = d_bent  # not read where both gradients are in int8
         if not (passes.input_grad and passes.weight_grad):
             dh = produce(d_bent, "relu2_backward", h).to(h.dtype)
         fx = x if passes.weight_grad else _plain_input(x, "norm")
-        d_fc = fc.weight_grad(both, dh, columns_x, scale_x, fx)
+        d_fc = fc.weight_grad(both, dh, columns_x, scale_x, fx, fc_total)
         d_normed = fc.input_grad(both, dh)
         dx = backward_of("norm", d_normed.float(), x.float()).to(x.dtype)
-        return dx, None, *[None] * 8, d_fc, d_proj
+        return dx, *[None] * 11, *d_fc, *d_proj
 
 
 def _mlp_products(tensors: Sequence[Tensor], passes: tuple[bool, ...]) -> tuple[_Product, _Product]:

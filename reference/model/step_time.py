@@ -114,7 +114,8 @@ OURS = replace(COMPILED, tables=0.0, table_rows=6.0)
 # gradient of relu squared has two inputs of 4 widths each: 6 bytes. A layer has 7 widths of inputs
 # and 9 of gradients: (12 * 4 + 4 * 6) / 16 = 4.5 bytes. What the norm and relu squared no longer
 # write and read in bf16, forward and backward, is 44 of 115 bytes.
-INT8 = replace(OURS, rounding=4.5, elementwise=71.0, casts=0.0)
+# Weights' gradients are read and written by the product that adds to them: 8 bytes.
+INT8 = replace(OURS, rounding=4.5, elementwise=71.0, casts=0.0, accumulation=8.0)
 DESIGNS = {
     "ours": OURS,
     # The loss as one compiled function over all logits; a single token table in bf16.

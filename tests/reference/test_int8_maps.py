@@ -137,6 +137,29 @@ def test_weights_are_rounded_once_a_step_whatever_changes_them(rule: str, monkey
 
 
 @pytest.mark.parametrize("ffn", ["relu2", "swiglu"])
+@pytest.mark.parametrize("passes", [Passes(), Passes(True, True, False)])
+def test_gradients_summed_in_the_product_are_those_that_autograd_sums(ffn, passes) -> None:
+    found = []
+    for summed in (False, True):
+        model = built(ffn=ffn)
+        use_int8(model, ["attention", "mlp"], passes)
+        model.step_weights.refresh()
+        if not summed:
+            for block in model.layers:
+                for part in (block.attn, block.mlp):
+                    part.int8 = part.int8._replace(inner_grad=None, outer_grad=None)
+                    part.zero_grad(set_to_none=True)
+        for step in range(2):  # the second step's sums begin at zero again
+            for _ in range(3):
+                loss_of(model).backward()
+            if step == 0:
+                model.zero_grad(set_to_none=True)
+        found.append({name: p.grad for name, p in model.named_parameters()})
+    for name, gradient in found[0].items():
+        assert torch.equal(found[1][name], gradient), name
+
+
+@pytest.mark.parametrize("ffn", ["relu2", "swiglu"])
 @pytest.mark.parametrize("layers", [["attention"], ["mlp"], ["attention", "mlp"]])
 def test_a_model_learns_nearly_the_same_and_evaluates_exactly_the_same(ffn, layers) -> None:
     plain, rounded = built(ffn=ffn), built(ffn=ffn)
