@@ -57,7 +57,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "ours, bf16": {},
     "ours, fp8": {"matmul": "fp8"},
     "ours, fastest": {"matmul": "fastest", "compile_optimizer": True},
-    "ours, int8": {"matmul": "int8"},
+    "ours, int8": {"matmul": "int8", "matmul_layers": ["attention", "mlp", "head"]},
     "ours, fp8 rows": {"matmul": "fp8_rowwise"},
 }
 

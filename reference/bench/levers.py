@@ -28,7 +28,7 @@ LAST_SHARE = 0.25  # of the steps, whose mean loss stands for the run's end
 LEVERS: dict[str, dict[str, dict[str, Any]]] = {
     "fp8": {"pretrain": {"matmul": "fp8"}},
     "fp8, rows": {"pretrain": {"matmul": "fp8_rowwise"}},
-    "int8, rows": {"pretrain": {"matmul": "int8"}},
+    "int8": {"pretrain": {"matmul": "int8"}},
     "fastest factors": {"pretrain": {"matmul": "fastest"}},
     "fp8, forward only": {"pretrain": {"matmul": "fp8", "matmul_passes": ["forward"]}},
     "attention flex": {"pretrain": {"attention": "flex"}},

@@ -21,7 +21,7 @@ def test_the_rehearsal_goes_through_every_part_and_writes_its_table(tmp_path, mo
     document = json.loads((tmp_path / "gpu_check.json").read_text())
     numerics = document["parts"]["numerics"]["result"]
     assert code == 0 and numerics["ok"], numerics
-    assert len(numerics["rows"]) == 9 and not document["not_reached"]
+    assert len(numerics["rows"]) == 14 and not document["not_reached"]
     losses = {}
     for name in gpu_check.VARIANTS:
         row = document["parts"][f"d20 {name}"]["result"]
