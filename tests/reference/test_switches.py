@@ -129,7 +129,8 @@ def test_each_switch_that_spares_memory_does_so_in_the_plan():
     assert total({"factored_second_moment": True}) < full
     assert total({"momentum_dtype": "bfloat16"}) < full
     assert total({"fused_loss": False}) > full
-    assert total({"matmul": "fp8"}) >= full
+    # 8-bit factors are kept in place of bf16 ones; tests/nullgpu measures it.
+    assert total({"matmul": "fp8"}) < full
 
 
 def step(model, optimizer, seed):
