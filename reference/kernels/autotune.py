@@ -245,10 +245,11 @@ def precompile(
         if (phase.shape, rows) in seen:
             continue
         seen.add((phase.shape, rows))
-        tokens = torch.full((rows, phase.seq_len), bos or 0, device=model.device)
-        documents = None
+        # No BOS: with as few documents as text has, `offsets` has the size that steps will have.
+        tokens, documents = torch.full((rows, phase.seq_len), int(bos == 0)), None
         if bos is not None:
-            documents = find_documents(tokens.cpu().numpy(), bos).to(model.device)
+            documents = find_documents(tokens.numpy(), bos).to(model.device)
+        tokens = tokens.to(model.device)
         model.loss(tokens, tokens, documents=documents).backward()
         model.zero_grad(set_to_none=True)
         check_compiled_gradients(model, rows, phase.seq_len, documents)

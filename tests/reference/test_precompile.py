@@ -81,3 +81,30 @@ def test_one_sequence_that_does_not_fit_is_an_error_with_a_remedy(monkeypatch):
     with pytest.raises(TrainerError, match="one sequence at a time") as error:
         prepared(monkeypatch, 1)
     assert "lower n_layer" in error.value.hint
+
+
+@pytest.mark.parametrize("bos", [0, 5])
+def test_documents_are_compiled_at_the_size_that_steps_have(monkeypatch, bos):
+    """Rows full of BOS were compiled before: another graph, and 24 GiB for d12 by `varlen`."""
+    from reference.kernels import attention
+
+    sizes, plain = [], attention.find_documents
+
+    def find_documents(tokens, bos):
+        found = plain(tokens, bos)
+        sizes.append(len(found.offsets))
+        return found
+
+    monkeypatch.setattr(attention, "find_documents", find_documents)
+    recipe = tiny_recipe(**{**BENCH, "document_mask": True})
+    state = TrainState.of_recipe(
+        ModelConfig.from_recipe(recipe["model"], 320),
+        recipe["pretrain"],
+        device=torch.device("cpu"),
+        seed=0,
+        horizon_tokens=None,
+    )
+    monkeypatch.setattr(loop, "maybe_compile", lambda *_, **__: True)
+    state.prepare(lambda *_, **__: None, bos=bos)
+    one_a_row = plain(torch.full((state.micro_batch, 32), bos + 1).numpy(), bos)
+    assert sizes and set(sizes) == {len(one_a_row.offsets)}
