@@ -120,7 +120,8 @@ def plan(
         )
     if bench is not None:
         card = measured_card(bench, card)
-    written = base_recipe(base)
+    device = "cpu" if card.peak_flops is None else "cuda"
+    written = base_recipe(base, device)
     setting = Setting.of(written)
     points = (published_points() if published else []) + own_points(list(runs))
     laws = fit_laws(points, OWN_FAMILY if runs else "climbmix")
@@ -146,12 +147,12 @@ def plan(
 
         title = f"d{best.config.n_layer} on one {card.name} in {hours:g} h, as planned"
         document = recipe_document(
-            base_recipe(base),
+            written,
             best,
             name=name,
             title=title,
             hours=hours,
-            device="cpu" if card.peak_flops is None else "cuda",
+            device=device,
         )
         comment = (
             f"Written by `n4090-kit plan {_typed_options()}`; predicted, not measured:\n"

@@ -31,7 +31,7 @@ from reference.lab.scaling import (
 )
 from reference.model.cost import count_flops, count_parameters, plan_vram
 from reference.model.day import Day, plan_day
-from reference.model.step_time import predict_recipe
+from reference.model.step_time import predicted_speed
 
 TARGET_CORE = 0.256525
 CORE_REACH = 0.1  # of the smallest run with CORE: below, its line says nothing
@@ -256,9 +256,9 @@ def sized_recipe(
 
 
 def speed_of(recipe: Mapping[str, Any], card: Card) -> float:
-    """Tokens a second that a recipe is expected to train on a card."""
+    """Tokens a second that a recipe is expected to train on a card, as a mean over pretraining."""
     if card.modelled:
-        return predict_recipe(recipe, card.name).tokens_per_s
+        return predicted_speed(recipe, card.name)
     config = ModelConfig.from_recipe(recipe["model"], recipe["tokenizer"]["vocab_size"])
     return card.flops_per_s / count_flops(config).nanochat
 

@@ -20,12 +20,18 @@ from reference.rows.documents import write_whole
 RECIPES = Path(__file__).parent.parent / "recipes"
 
 
-def base_recipe(name: str) -> dict[str, Any]:
-    """The named recipe, or that file, as written; raises `TrainerError` where there is none."""
+def base_recipe(name: str, device: str = "cuda") -> dict[str, Any]:
+    """The named recipe, or that file, as written; raises `TrainerError` where there is none.
+
+    For a CPU it is without 8-bit products, which are only emulated there.
+    """
     path = RECIPES / f"{name}.toml"
     path = path if path.is_file() else Path(name)
     try:
-        return tomllib.loads(path.read_text("utf-8-sig"))
+        recipe = tomllib.loads(path.read_text("utf-8-sig"))
+        if device == "cpu" and isinstance(recipe.get("pretrain"), dict):
+            recipe["pretrain"].pop("matmul", None)
+        return recipe
     except (OSError, ValueError, RecursionError) as error:
         raise TrainerError(
             "bad_input", f"recipe {name} cannot be read: {error}", "`n4090-kit recipes` lists them."

@@ -17,7 +17,7 @@ TOKENIZER_SHARE = 0.2 / 24  # of the budget: learning the merges and encoding th
 # CORE costs as much as training on so many tokens: kit/core_eval/COST.md, 905 s for d20 at half of
 # an RTX 4090's bf16 peak, where training makes 28,600 tokens/s.
 CORE_TRAINING_TOKENS = 26e6
-EIGHT_BIT_SPEEDUP = 2.0  # at most, of training alone: CORE always multiplies in bf16
+EIGHT_BIT_SPEEDUP = 2.0  # at most, of pretraining alone: all other stages multiply in bf16
 CORE_ITEMS, CORE_TASKS = 91_037, 22
 MARGIN_SHARE, MARGIN_S = 0.005, 60.0  # of the budget: loading models, writing checkpoints
 COMPILE_S = 300.0  # compiling and timing kernels before the first step on a GPU
@@ -68,8 +68,14 @@ def plan_day(recipe: Recipe, tokens_per_s: float) -> Day:
     return Day(
         {stage: value / 3600 for stage, value in seconds.items()},
         trained_tokens(pretrain, seconds["pretrain"], tokens_per_s, str(recipe.get("device"))),
-        seconds.get("sft", 0.0) * tokens_per_s / SFT_OVERHEAD,
+        seconds.get("sft", 0.0) * plain_speed(recipe, tokens_per_s) / SFT_OVERHEAD,
     )
+
+
+def plain_speed(recipe: Recipe, tokens_per_s: float) -> float:
+    """Tokens a second at the least where all products are bf16, as in CORE and fine-tuning."""
+    eight_bit = recipe["pretrain"].get("matmul", "bf16") != "bf16"
+    return tokens_per_s / (EIGHT_BIT_SPEEDUP if eight_bit else 1.0)
 
 
 def later_stages_s(recipe: Recipe, tokens_per_s: float, planned_per_s: float) -> dict[str, float]:
@@ -81,15 +87,14 @@ def later_stages_s(recipe: Recipe, tokens_per_s: float, planned_per_s: float) ->
     """
     stages = recipe.get("stages", ("core", "sft", "chat_eval"))
     found: dict[str, float] = {}
+    plain_per_s = plain_speed(recipe, tokens_per_s)
     if "core" in stages:
-        eight_bit = recipe["pretrain"].get("matmul", "bf16") != "bf16"
-        speed = tokens_per_s / (EIGHT_BIT_SPEEDUP if eight_bit else 1.0)
         cap = recipe.get("core", {}).get("max_per_task", -1)
         share = 1.0 if cap < 0 else min(1.0, cap * CORE_TASKS / CORE_ITEMS)
-        found["core"] = share * CORE_TRAINING_TOKENS / speed
+        found["core"] = share * CORE_TRAINING_TOKENS / plain_per_s
     if "sft" in stages:
         sft = recipe.get("sft", {})
-        steps_s = sft.get("num_steps", 0) * sft.get("total_batch_size", 0) / tokens_per_s
+        steps_s = sft.get("num_steps", 0) * sft.get("total_batch_size", 0) / plain_per_s
         found["sft"] = 3600.0 * sft.get("hours", 0) or SFT_OVERHEAD * steps_s
     if "chat_eval" in stages:
         faster = min(1.0, planned_per_s / tokens_per_s)

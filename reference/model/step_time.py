@@ -389,6 +389,17 @@ def predict_recipe(recipe: Mapping[str, Any], card: str = "rtx4090") -> Predicti
     )
 
 
+def predicted_speed(recipe: Mapping[str, Any], card: str) -> float:
+    """Tokens a second as a mean over pretraining: after `matmul_until` products are in bf16."""
+    fast = predict_recipe(recipe, card).tokens_per_s
+    section = recipe["pretrain"]
+    until = section.get("matmul_until", 1.0)
+    if section.get("matmul", "bf16") == "bf16" or until >= 1.0:
+        return fast
+    plain = predict_recipe({**recipe, "pretrain": {**section, "matmul": "bf16"}}, card)
+    return float(until * fast + (1 - until) * plain.tokens_per_s)
+
+
 def design_of(section: Mapping[str, Any]) -> Design:
     """What this trainer moves with the switches of a recipe's `[pretrain]`."""
     design = INT8 if section.get("matmul") == "int8" else OURS

@@ -61,8 +61,8 @@ def test_wrong_arguments_are_explained(tmp_path: Path, command, arguments, said:
     assert "Traceback" not in done.output
 
 
-def test_a_plan_for_seconds_is_made(tmp_path: Path) -> None:
-    done = CliRunner().invoke(plan, ["--hours", "0.01", "--no-files", "--json"])
+def test_a_plan_for_a_minute_is_made(tmp_path: Path) -> None:
+    done = CliRunner().invoke(plan, ["--hours", "0.02", "--no-files", "--json"])
     assert done.exit_code == 0, done.output
 
 

@@ -239,3 +239,14 @@ def test_a_measured_cpu_gets_a_plan_of_its_own(tmp_path: Path) -> None:
     whole = told["card"]["flops_per_s"] * 3600 * told["hours"]["pretrain"]
     assert 0.85 * whole < told["flops"] < whole, "evaluations take a part of it"
     assert any("extrapolation" in note for note in told["notes"])
+
+
+def test_a_plan_for_a_cpu_leaves_out_products_that_are_only_emulated_there(tmp_path: Path) -> None:
+    from reference.lab.plan_recipe import base_recipe
+
+    base = tmp_path / "base.toml"
+    base.write_text('[pretrain]\nmatmul = "int8"\nhours = 1\n')
+    assert base_recipe(str(base))["pretrain"]["matmul"] == "int8"
+    assert base_recipe(str(base), "cpu")["pretrain"] == {"hours": 1}
+    base.write_text("pretrain = 3\n")
+    assert base_recipe(str(base), "cpu") == {"pretrain": 3}
