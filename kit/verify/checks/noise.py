@@ -161,7 +161,8 @@ def _units(evidence: Evidence, steps: list[Event[Step]]) -> Iterator[Finding]:
                 expected=f"{low:.2f} to {high:.2f} bytes a token",
                 found=f"{bytes_per_token:.2f}",
             )
-    if len(links) == 2 and not 1 / LINKS_APART <= links[0][1] / links[1][1] <= LINKS_APART:
+    apart = links[0][1] / links[1][1] if len(links) == 2 and links[1][1] > 0 else 1.0
+    if not 1 / LINKS_APART <= apart <= LINKS_APART:
         yield fail(
             "the bytes per token before and after training do not match",
             "pretrain: loss and val_bpb",

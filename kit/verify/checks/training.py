@@ -308,7 +308,11 @@ def _evaluations(evidence: Evidence, expected: Expected) -> Iterator[Finding]:
         for data in found:
             value = data.value
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 100:
-                yield fail(f"no figure of {name}", f"{stage} step {data.step}", found=value)
+                yield fail(
+                    f"{name} is not a number between 0 and 100",
+                    f"{stage} step {data.step}",
+                    found=value,
+                )
         last = steps[-1].data.step + 1
         wanted = list(expected.course.evaluated_steps(stage, last))
         if not _complete(evidence, stage):
