@@ -28,6 +28,7 @@ OWN_FILES = {
     ("kit/recipe.py", "(Path(root) / 'recipes').glob('*.toml')"),
     ("kit/board/card.py", "path.endswith('.py')"),
     ("kit/board/push_model.py", "folder.glob('*.py')"),
+    ("reference/gpu_check.py", "Path(__file__).parent.rglob('*.py')"),
     ("kit/cli/export.py", "file.endswith('.py')"),
 }
 

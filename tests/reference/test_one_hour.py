@@ -44,9 +44,9 @@ GATED = {
     "model/gpt.py": [
         ("    c_v: Linear\n", "    c_v: Linear\n    c_gate: Linear\n"),
         (
-            "        x = x + self.attn.c_proj(y)\n",
+            "        x = x + self.attn.output(y)\n",
             "        gate = torch.sigmoid(self.attn.c_gate(norm(x)))\n"
-            "        x = x + self.attn.c_proj(gate * y)\n",
+            "        x = x + self.attn.output(gate * y)\n",
         ),
     ],
 }
