@@ -233,6 +233,9 @@ def _cost(
     micro = batch * config.seq_len
     total = max(1, round(wanted / micro)) * micro
     recipe = {**sized_recipe(setting, config, hours, batch, total), "device": device}
+    # Another micro-batch has another speed, which may leave the day no pretraining after all.
+    if plan_day(recipe, speed_of(recipe, card)).tokens <= 0:
+        return None
     return candidate_of(recipe, card, laws, vram_gib=vram_gib)
 
 

@@ -93,7 +93,10 @@ def test_the_command_prints_odds_and_counts_the_recipes_levers() -> None:
     assert done.exit_code == 0, done.output
     predicted = json.loads(done.output)["predicted"]
     assert 0 <= predicted["odds"]["p_target"] <= 1
-    assert [lever["name"] for lever in predicted["levers"]] == ["vocabulary of 49,152"]
+    assert [lever["name"] for lever in predicted["levers"]] == [
+        "vocabulary of 49,152",
+        "int8 products in all three passes",
+    ]
     measured = CliRunner().invoke(plan, ["--no-files", "--json", "--mfu", "0.75"])
     low, high = json.loads(measured.output)["predicted"]["odds"]["tokens"]
     assert high / low < 1.1, "a given speed is not guessed at again"

@@ -250,3 +250,13 @@ def test_a_plan_for_a_cpu_leaves_out_products_that_are_only_emulated_there(tmp_p
     assert base_recipe(str(base), "cpu")["pretrain"] == {"hours": 1}
     base.write_text("pretrain = 3\n")
     assert base_recipe(str(base), "cpu") == {"pretrain": 3}
+
+
+@pytest.mark.parametrize("hours", ["0.3", "1", "2"])
+def test_a_short_plan_leaves_out_depths_that_have_no_time_to_train(
+    tmp_path: Path, hours: str
+) -> None:
+    out = tmp_path / "mine.toml"
+    done = CliRunner().invoke(plan, ["--hours", hours, "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    assert out.with_suffix(".html").is_file()
