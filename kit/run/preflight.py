@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tomllib
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -51,7 +52,7 @@ def check(recipe: Recipe, work: Path, *, device: str) -> None:
 
 def missing_packages(recipe: Recipe) -> list[Lack]:
     """Packages the reference trainer needs and this interpreter lacks."""
-    if recipe.section("trainer")["command"][:3] != ["python", "-m", "reference"]:
+    if not _by_reference(recipe):
         return []
     missing = [name for name in _TRAINER_PACKAGES if find_spec(name) is None]
     if not missing:
@@ -176,5 +177,17 @@ def needed_bytes(recipe: Recipe) -> int:
 
 
 def estimate(recipe: Recipe) -> dict[str, Any] | None:
-    """Parameters, FLOPs, memory and hours as the recipe's trainer plans them, if it does."""
-    return None if recipe.trainer is None else recipe.trainer.estimate(recipe.document)
+    """Parameters, FLOPs, memory and hours as the recipe's trainer plans them, if it does.
+
+    A recipe with a command of its own may say nothing of a model. The defaults that are filled in
+    then describe a model that its command does not train, so there is no plan.
+    """
+    if recipe.trainer is None:
+        return None
+    if not _by_reference(recipe) and not {"model", "pretrain"} & set(tomllib.loads(recipe.text)):
+        return None
+    return recipe.trainer.estimate(recipe.document)
+
+
+def _by_reference(recipe: Recipe) -> bool:
+    return recipe.section("trainer")["command"][:3] == ["python", "-m", "reference"]
