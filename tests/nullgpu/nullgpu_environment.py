@@ -25,7 +25,7 @@ from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 NEEDED_BYTES = 14 << 30  # the environment, pip's downloads and their unpacking
-KEPT_PER_PYTHON = 3  # environments of older locks are removed beyond this many
+KEPT_PER_PYTHON = 2  # environments of older locks are removed beyond this many
 
 
 class Unavailable(Exception):
@@ -83,6 +83,8 @@ def environment(python: str | None = None, torch: str | None = None) -> Path:
 def _make(folder: Path, python: str, lock: str, torch: str | None) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    if shutil.disk_usage(folder).free < NEEDED_BYTES:
+        _forget_older(folder, kept=0)
     free = shutil.disk_usage(folder).free
     if free < NEEDED_BYTES:
         raise Unavailable(
@@ -106,14 +108,15 @@ def _make(folder: Path, python: str, lock: str, torch: str | None) -> None:
         raise Unavailable("the environment cannot be made: " + " ".join(last)) from error
     shutil.rmtree(tools)
     (folder / "complete").touch()
-    _forget_older(folder)
+    _forget_older(folder, kept=KEPT_PER_PYTHON)
 
 
-def _forget_older(folder: Path) -> None:
+def _forget_older(folder: Path, *, kept: int) -> None:
+    """Removes all but the newest `kept` environments of the Python and torch of `folder`."""
     kind = folder.name.rsplit("-", 1)[0]
     others = [path for path in folder.parent.glob(f"{kind}-*") if (path / "complete").exists()]
     others.sort(key=lambda path: (path / "complete").stat().st_mtime, reverse=True)
-    for path in others[KEPT_PER_PYTHON:]:
+    for path in others[kept:]:
         shutil.rmtree(path, ignore_errors=True)
 
 
