@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
-import sys
-from importlib.util import find_spec
-
 import pytest
 import torch
 from torch import Tensor
@@ -21,103 +15,6 @@ from reference.kernels.int8_rounding import BLOCK, round_both
 from reference.kernels.int8_trial import choose_int8
 from reference.model.gpt import GPT
 from reference.model.int8_maps import Passes, use_int8
-
-needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
-
-INTERPRETED = """
-import torch
-from reference.kernels import int8_loss as plain, int8_loss_triton as k, triton_loss
-
-for n, V, visible, softcap in ((130, 192, 150, 15.0), (5, 128, 128, 0.0)):
-    g = torch.Generator().manual_seed(n)
-    logits = (4 * torch.randn(n, V, generator=g)).bfloat16()
-    targets = torch.randint(0, visible, (n,), generator=g)
-    targets[1] = -1
-    factor = torch.rand(n, generator=g) / 1000
-    factor[1] = 0.0
-    expected = plain.statistics(logits, targets, visible, softcap)
-    found = triton_loss.statistics(logits, targets, vocab_size=visible, softcap=softcap)
-    for a, b in zip(expected, found, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
-    lift = plain.thresholds(logits.device)
-    a = plain.round_gradient(logits, expected.log_sum, factor, visible, softcap)
-    b = k.launch_round_gradient(logits, expected.log_sum, factor, lift, visible, softcap)
-    for x, y in zip(a, b, strict=True):
-        assert x.shape == y.shape and x.dtype == y.dtype
-        if x.dtype == torch.int8:  # exponentials may differ in their last bit
-            difference = (x.int() - y.int()).abs()
-            assert difference.max() <= 1 and difference.float().mean() < 1e-3
-        else:
-            torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-20)
-    assert not b.rows[1].any() and not b.rows[:, visible:].any()
-
-# A value that is not finite is seen in its row and its columns, and nowhere else.
-logits[3, 7] = float("nan")
-for result in (
-    plain.round_gradient(logits, expected.log_sum, factor, visible, softcap),
-    k.launch_round_gradient(logits, expected.log_sum, factor, lift, visible, softcap),
-):
-    assert result.row_scale.isnan().any(0).nonzero().flatten().tolist() == [3]
-    assert result.column_scale.isnan().any(0).nonzero().flatten().tolist() == [7]
-"""
-
-COMPILED = """
-import os, re, subprocess, tempfile
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from reference.kernels import int8_loss_triton as k
-
-tools = os.path.join(os.path.dirname(triton.__file__), "backends/nvidia/bin")
-types = {
-    "logits_ptr": "*bf16", "log_sum_ptr": "*fp32", "factor_ptr": "*fp32", "lift_ptr": "*fp32",
-    "rows_ptr": "*i8", "row_scale_ptr": "*fp32", "columns_ptr": "*i8",
-    "column_scale_ptr": "*fp32", "M": "i32", "V": "i32", "visible": "i32",
-    "softcap": "fp32", "smallest": "fp32",
-}
-const = {"CAPPED": True, "BLOCK": 128}
-source = ASTSource(
-    fn=k.gradient_kernel,
-    signature={**types, **{name: "constexpr" for name in const}},
-    constexprs=const,
-    attrs={(i,): [["tt.divisibility", 16]] for i, t in enumerate(types.values()) if t != "fp32"},
-)
-options = {"num_warps": k.WARPS, "enable_fp_fusion": False}
-out = triton.compile(source, target=GPUTarget("cuda", 89, 32), options=options)
-with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-    file.write(out.asm["cubin"])
-    file.flush()
-    command = [f"{tools}/cuobjdump", "-res-usage", file.name]
-    usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-registers, stack = (int(re.search(rf"{n}:(\\d+)", usage)[1]) for n in ("REG", "STACK"))
-print("kernel", k.WARPS, registers, stack, out.metadata.shared)
-"""
-
-
-def _run(code: str, **environment: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-@needs_triton
-def test_interpreted_kernels_equal_the_formulas() -> None:
-    _run(INTERPRETED, TRITON_INTERPRET="1")
-
-
-@needs_triton
-@pytest.mark.slow
-def test_the_compiled_kernel_fits_an_ada_multiprocessor() -> None:
-    found = re.findall(r"kernel (\d+) (\d+) (\d+) (\d+)", _run(COMPILED))
-    warps, registers, stack, shared = map(int, found[0])
-    assert stack == 0, "registers are spilled"
-    assert warps * 32 * registers <= 65_536 and shared <= 101_376
 
 
 def exact(
