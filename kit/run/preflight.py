@@ -190,4 +190,5 @@ def estimate(recipe: Recipe) -> dict[str, Any] | None:
 
 
 def _by_reference(recipe: Recipe) -> bool:
-    return recipe.section("trainer")["command"][:3] == ["python", "-m", "reference"]
+    command: list[str] = recipe.section("trainer")["command"]
+    return command[:3] == ["python", "-m", "reference"]
