@@ -211,6 +211,15 @@ def connect() -> Any:
         client.ping()
     except DockerException as error:
         denied = "Permission denied" in str(error)
+        host = os.environ.get("DOCKER_HOST", "")
+        if host and not denied:
+            schemes = "unix://, tcp://, ssh:// or npipe://"
+            raise LaunchError(
+                f"no container engine answers at {host} (DOCKER_HOST)",
+                hint="Start that engine, or unset DOCKER_HOST to use this machine's."
+                if "://" in host
+                else f"DOCKER_HOST begins with {schemes}; unset it to use this machine's engine.",
+            ) from error
         raise LaunchError(
             "the container engine refuses this user" if denied else "no container engine answers",
             hint="Join the group `docker` (`sudo usermod -aG docker $USER`, then log in again), or "

@@ -99,7 +99,9 @@ class Hub:
                     reason = explain(cause)
                     unreached += isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout)
                     if is_final(cause) or unreached >= UNREACHED:
-                        raise no_connection(self.api.endpoint, f"{what}: {reason}") from error
+                        raise no_connection(
+                            self.api.endpoint, f"{reason} (asking for {what})"
+                        ) from error
                 elif isinstance(cause, json.JSONDecodeError):
                     raise not_json(self.api.endpoint) from error
                 else:
@@ -123,7 +125,7 @@ class Hub:
         from huggingface_hub.errors import LocalTokenNotFoundError
 
         try:
-            told = self.ask("login", self.api.whoami)
+            told = self.ask("the token's account", self.api.whoami)
         except LocalTokenNotFoundError:
             raise PrerequisiteError(
                 "no access token for the Hugging Face Hub was found",

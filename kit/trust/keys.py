@@ -124,10 +124,15 @@ def load_signer(path: Path) -> Signer:
     """The signer of the key file `path` (private, or `.pub` with the private half in an agent)."""
     try:
         data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise PrerequisiteError(
+            f"there is no key `{path.name}`",
+            hint="make one with `n4090-kit keys make`, or name a private key file with --key",
+        ) from error
     except OSError as error:
         raise PrerequisiteError(
             f"key `{path.name}` cannot be read: {error.strerror}",
-            hint="give a private key file with --key, or none to let the kit make one",
+            hint="name another private key file with --key",
         ) from error
     if _is_public(data):
         line = sshsig.PublicKey.parse(data.decode("ascii", "replace")).line

@@ -15,12 +15,14 @@ from kit.cli.launch import launch
 from kit.errors import LaunchError
 
 
-def launch_without_engine(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def launch_without_engine(
+    folder: Path, *arguments: str, host: str = ""
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "kit.cli.main", "launch", *arguments],
         capture_output=True,
         text=True,
-        env={**os.environ, "DOCKER_HOST": f"unix://{folder}/no-engine.sock"},
+        env={**os.environ, "DOCKER_HOST": host or f"unix://{folder}/no-engine.sock"},
     )
 
 
@@ -49,3 +51,14 @@ def test_starting_a_container_still_needs_the_engine(tmp_path):
     pytest.importorskip("docker")
     done = launch_without_engine(tmp_path, "run", "--recipe", "smoke")
     assert done.returncode == 3 and not done.stdout
+
+
+@pytest.mark.parametrize(
+    ("host", "remedy"),
+    [("localhost", "begins with unix://"), ("tcp://127.0.0.1:9", "Start that engine")],
+)
+def test_an_engine_that_docker_host_names_wrongly_is_named(tmp_path, host, remedy):
+    pytest.importorskip("docker")
+    done = launch_without_engine(tmp_path, "run", "--recipe", "smoke", host=host)
+    assert done.returncode == 3 and f"at {host} (DOCKER_HOST)" in done.stderr
+    assert remedy in done.stderr

@@ -14,7 +14,7 @@ import tamper
 from click.testing import CliRunner, Result
 
 from kit.cli.main import cli
-from kit.errors import SchemaError
+from kit.errors import PrerequisiteError, SchemaError
 from kit.schemas import problems
 from kit.trust import sshsig
 from kit.verify import CHECKS, Options, verify_result
@@ -197,6 +197,13 @@ print(report.verdict, sorted(set(sys.modules) & set({heavy!r})))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "consistent []"
+
+
+def test_a_key_that_is_not_there_yet_is_told_with_the_command_that_makes_it(tmp_path: Path) -> None:
+    done = call("keys", "show", "--work", tmp_path)
+    assert done.exit_code != 0
+    assert isinstance(done.exception, PrerequisiteError)
+    assert "there is no key" in done.exception.message and "keys make" in str(done.exception.hint)
 
 
 def test_keys_are_made_shown_and_revoked(honest: Path, tmp_path: Path) -> None:
