@@ -27,7 +27,7 @@ check: $(VENV)/installed ## Format, lint and types.
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-schemas: $(VENV)/installed ## Write the schemas that are made from dataclasses.
+schemas: $(VENV)/installed ## Write the schemas and the table of recipe fields.
 	PYTHONPATH=tests $(BIN)/python -m support.write_schemas
 
 docs: $(VENV)/installed ## Build the site into docs/_build/html; a warning is an error.

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, cast
 
 from kit.errors import SchemaError
 from kit.recipe import STAGES
-from kit.typed import Count, Digest, JsonSchema, Rule, from_json, schema_of, to_json
+from kit.typed import Count, Digest, Rule, from_json, to_json
 
 Source = Literal["sup", "trainer", "eval"]
 Stage = Annotated[str, Rule(choices=STAGES)]
@@ -494,7 +494,7 @@ class Clocks:
 
 @dataclass(frozen=True, slots=True)
 class Event(Generic[D_co]):
-    """One line of events.jsonl with its data as a dataclass; `_Line` explains the fields."""
+    """One line of events.jsonl with its data as a dataclass; `Line` explains the fields."""
 
     seq: int
     prev: str
@@ -532,7 +532,7 @@ class Event(Generic[D_co]):
         Raises:
             SchemaError: The line is not an event.
         """
-        line = from_json(_Line, record)
+        line = from_json(Line, record)
         kind = EVENTS.get(line.ev)
         if kind is None:
             raise SchemaError(f"unknown event {line.ev[:40]!r}", place="ev")
@@ -557,7 +557,7 @@ class Event(Generic[D_co]):
 
 
 @dataclass(frozen=True, slots=True)
-class _Line:
+class Line:
     """One line of events.jsonl: canonical JSON (RFC 8785), bound to the line before by `prev`.
 
     Attributes:
@@ -586,19 +586,3 @@ def parse_report(ev: str, data: dict[str, Any]) -> Data:
     if kind is None or kind.by != "stage":
         raise SchemaError(f"a stage cannot report {ev[:40]!r}")
     return from_json(kind, data, "data")
-
-
-def event_schema() -> JsonSchema:
-    """schema/event.schema.json: the line, and the data of each event."""
-    line = schema_of(_Line)
-    line["properties"]["ev"] = {"enum": list(EVENTS)}
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "$id": "https://n4090-kit/schema/event.schema.json",
-        "title": "Event",
-        **line,
-        "oneOf": [
-            {"properties": {"ev": {"const": name}, "data": schema_of(kind)}}
-            for name, kind in EVENTS.items()
-        ],
-    }

@@ -17,7 +17,6 @@ from kit.typed import (
     AtMostOne,
     Count,
     Digest,
-    JsonSchema,
     Rule,
     Seconds,
     Share,
@@ -27,7 +26,6 @@ from kit.typed import (
     UtcTime,
     from_json,
     one_of,
-    schema_of,
     to_json,
 )
 
@@ -456,13 +454,3 @@ class Result:
         """The document, its keys in the order of the fields."""
         document: dict[str, Any] = to_json(self)
         return document
-
-
-def result_schema() -> JsonSchema:
-    """schema/result.schema.json."""
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "$id": "https://n4090-kit/schema/result.schema.json",
-        "title": "Result",
-        **schema_of(Result),
-    }

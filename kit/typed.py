@@ -1,4 +1,4 @@
-"""Frozen dataclasses to and from JSON, and the JSON Schema that follows from them.
+"""Frozen dataclasses to and from JSON.
 
 A field's type is the rule for its value: `int`, `float`, `str`, `bool`, `X | None`,
 `tuple[X, ...]`, `dict[str, X]`, `Any`, a nested dataclass, or `Annotated[X, Rule(...)]` with
@@ -9,7 +9,6 @@ from null. A class with a field `more: dict[str, Any]` keeps the fields that it 
 
 from __future__ import annotations
 
-import inspect
 import math
 import re
 import types
@@ -21,7 +20,6 @@ from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin, g
 from kit.errors import SchemaError
 
 T = TypeVar("T")
-JsonSchema = dict[str, Any]
 MAX_INTEGER = 2**53 - 1  # the largest integer that every JSON reader keeps exact
 
 
@@ -111,52 +109,28 @@ def to_json(value: Any) -> Any:
     return value
 
 
-def schema_of(kind: type) -> JsonSchema:
-    """The JSON Schema of dataclass `kind`, descriptions taken from its docstring."""
-    hints = get_type_hints(kind, include_extras=True)
-    summary, described = _docstring(kind)
-    properties: JsonSchema = {}
-    required = []
-    for item in fields(kind):
-        if item.name == "more":
-            continue
-        rule = _schema_of_type(hints[item.name])
-        if item.name in described:
-            rule = {"description": described[item.name], **rule}
-        properties[_key(item.name)] = rule
-        if not _optional(item):
-            required.append(_key(item.name))
-    schema: JsonSchema = {"type": "object"}
-    if summary:
-        schema = {"description": summary, **schema}
-    if "more" not in hints:
-        schema["additionalProperties"] = False
-    elif (limit := _most_entries(hints)) is not None:
-        schema["maxProperties"] = limit
-    return {**schema, "required": required, "properties": properties}
-
-
 @cache
 def _members(kind: type) -> tuple[tuple[str, str, bool], ...]:
     """(name, JSON name, whether None is left out) of each field."""
     return tuple(
-        (item.name, _key(item.name), _optional(item) and item.default is not ABSENT)
+        (item.name, json_name(item.name), has_default(item) and item.default is not ABSENT)
         for item in fields(kind)
     )
 
 
-def _most_entries(hints: dict[str, Any]) -> int | None:
+def most_entries(hints: dict[str, Any]) -> int | None:
     """The limit that a class with `more` sets to the entries of its object."""
-    _, rule = _split(hints["more"])
+    _, rule = split_rule(hints["more"])
     return None if rule is None else rule.max_length
 
 
-def _key(name: str) -> str:
+def json_name(name: str) -> str:
     """The JSON name of a field: `class_` is written `class`."""
     return name.removesuffix("_")
 
 
-def _optional(item: Field[Any]) -> bool:
+def has_default(item: Field[Any]) -> bool:
+    """Whether a field has a default."""
     return item.default is not MISSING or item.default_factory is not MISSING
 
 
@@ -166,12 +140,17 @@ def _decoder(kind: Any) -> _Decode:
     hints = get_type_hints(kind, include_extras=True)
     members = [item for item in fields(kind) if item.name != "more"]
     plan = [
-        (_key(item.name), item.name, _decoder_of_type(hints[item.name]), not _optional(item))
+        (
+            json_name(item.name),
+            item.name,
+            _decoder_of_type(hints[item.name]),
+            not has_default(item),
+        )
         for item in members
     ]
     known = frozenset(key for key, *_ in plan)
     keeps_more = "more" in hints
-    most = _most_entries(hints) if keeps_more else None
+    most = most_entries(hints) if keeps_more else None
     build: Callable[..., Any] = kind
 
     def decode(value: Any, place: str) -> Any:
@@ -196,7 +175,7 @@ def _decoder(kind: Any) -> _Decode:
 
 
 def _decoder_of_type(hint: Any) -> _Decode:
-    base, rule = _split(hint)
+    base, rule = split_rule(hint)
     convert = _plain_decoder(base)
     return convert if rule is None else _bounded(convert, rule)
 
@@ -282,71 +261,9 @@ def _wrong(value: Any, place: str, expected: str) -> SchemaError:
     return SchemaError(f"`{place}` is {shown}; expected {expected}", place=place)
 
 
-def _split(hint: Any) -> tuple[Any, Rule | None]:
+def split_rule(hint: Any) -> tuple[Any, Rule | None]:
+    """A field's type and its limits, if it has any."""
     if get_origin(hint) is Annotated:
         base, *notes = get_args(hint)
         return base, next((note for note in notes if isinstance(note, Rule)), None)
     return hint, None
-
-
-_NAMES: dict[Any, str] = {int: "integer", float: "number", str: "string", bool: "boolean"}
-
-
-def _schema_of_type(hint: Any) -> JsonSchema:
-    base, rule = _split(hint)
-    schema = _schema_of_plain(base)
-    return schema if rule is None else {**schema, **_limits(base, rule)}
-
-
-def _schema_of_plain(base: Any) -> JsonSchema:
-    origin = get_origin(base)
-    if base is Any:
-        return {}
-    if origin in (Union, types.UnionType):
-        [inner] = [part for part in get_args(base) if part is not types.NoneType]
-        schema = _schema_of_type(inner)
-        # Not `anyOf`: a validator then names the wrong field instead of the whole object.
-        nullable = {**schema, "type": [schema["type"], "null"]}
-        if "enum" in schema:
-            nullable["enum"] = [*schema["enum"], None]
-        return nullable
-    if origin is tuple:
-        return {"type": "array", "items": _schema_of_type(get_args(base)[0])}
-    if origin is dict:
-        return {"type": "object", "additionalProperties": _schema_of_type(get_args(base)[1])}
-    if is_dataclass(base):
-        return schema_of(cast(type, base))
-    return {"type": _NAMES.get(base, "object")}
-
-
-def _limits(base: Any, rule: Rule) -> JsonSchema:
-    length = {tuple: "maxItems", dict: "maxProperties"}.get(get_origin(base), "maxLength")
-    found = {
-        "enum": None if rule.choices is None else list(rule.choices),
-        "minimum": rule.minimum,
-        "maximum": rule.maximum,
-        length: rule.max_length,
-        "minItems": rule.min_items,
-        "pattern": rule.pattern,
-        "propertyNames": None if rule.key_pattern is None else {"pattern": rule.key_pattern},
-    }
-    return {key: value for key, value in found.items() if value is not None}
-
-
-@cache
-def _docstring(kind: type) -> tuple[str, dict[str, str]]:
-    """(first paragraph, {field: text}) of a docstring with an `Attributes:` section."""
-    text = inspect.getdoc(kind) or ""
-    head, _, tail = text.partition("Attributes:")
-    described: dict[str, str] = {}
-    names: list[str] = []
-    for line in tail.splitlines():
-        started = re.match(r"    ([a-z_][\w, ]*): (.*)", line)
-        if started:
-            names = [name.strip() for name in started[1].split(",")]
-            described.update(dict.fromkeys(names, started[2].strip()))
-        elif line.startswith("        "):
-            for name in names:
-                described[name] += " " + line.strip()
-    summary = " ".join(head.strip().split("\n\n")[0].split())
-    return ("" if text.startswith(f"{kind.__name__}(") else summary), described

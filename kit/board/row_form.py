@@ -13,7 +13,6 @@ from kit.typed import (
     AtMostOne,
     Count,
     Digest,
-    JsonSchema,
     Rule,
     Seconds,
     Share,
@@ -21,7 +20,6 @@ from kit.typed import (
     Text200,
     Text300,
     one_of,
-    schema_of,
 )
 
 ResultId = Annotated[str, Rule(pattern=r"^[0-9a-f]{16}$")]
@@ -222,16 +220,6 @@ class Row:
     reproductions: Annotated[tuple[Reproduction, ...], Rule(max_length=1000)]
     statements: Annotated[tuple[Statement, ...], Rule(max_length=1000)]
     source: Source | None
-
-
-def row_schema() -> JsonSchema:
-    """schema/leaderboard-row.schema.json."""
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "$id": "https://n4090-kit/schema/leaderboard-row.schema.json",
-        "title": "Leaderboard row",
-        **schema_of(Row),
-    }
 
 
 def arrow_schema(arrow: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -136,21 +136,6 @@ def ladder(recipe: Mapping[str, Any], card: str) -> list[dict[str, Any]]:
     return rows
 
 
-def ladder_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The ladder as a table for plan 04."""
-    lines = [
-        "| change | how it is switched on | kB a token | us a token | tokens/s | planned GiB |",
-        "|---|---|--:|--:|--:|--:|",
-    ]
-    for row in rows:
-        lines.append(
-            f"| {row['change']} | {row['state']} | {row['kb_per_token']:,.0f} |"
-            f" {row['us_per_token']:.2f} | {row['tokens_per_s']:,.0f} |"
-            f" {row['planned_gib']:.1f} |"
-        )
-    return "\n".join(lines)
-
-
 def _print_ladder(told: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -225,9 +210,3 @@ def print_prediction(recipe: Mapping[str, Any], card: str, *, as_json: bool) -> 
     for row in told["leave_one_out"]:
         if row["note"]:
             console.print(f"[dim]{row['name']}: {row['note']}[/dim]")
-
-
-if __name__ == "__main__":  # the table of plan 04
-    from reference.config.resolve import resolve_recipe
-
-    print(ladder_markdown(ladder(resolve_recipe("reference"), "rtx4090")))

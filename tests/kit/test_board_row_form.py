@@ -10,8 +10,9 @@ from typing import Any
 
 import jsonschema
 import pytest
+from support.dataclass_schema import row_schema
 
-from kit.board.row_form import Row, arrow_schema, row_schema
+from kit.board.row_form import Row, arrow_schema
 from kit.errors import SchemaError
 from kit.schemas import load_schema
 from kit.typed import from_json, to_json

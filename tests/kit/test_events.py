@@ -7,9 +7,10 @@ from typing import Any
 
 import jsonschema
 import pytest
+from support.dataclass_schema import event_schema
 
 from kit.errors import SchemaError
-from kit.events import EVENTS, Event, Step, event_schema, parse_report
+from kit.events import EVENTS, Event, Step, parse_report
 from kit.run_log import LOG_KIND, RunLog
 from kit.schemas import load_schema
 from kit.trust.chain import Chain, read_chain

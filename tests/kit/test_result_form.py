@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.dataclass_schema import result_schema
 
 from kit.errors import SchemaError
-from kit.result_form import Result, result_schema
+from kit.result_form import Result
 from kit.schemas import load_schema, problems
 from kit.verify import verify_result
 

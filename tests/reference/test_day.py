@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from benchmarks.plan_pages import PLANNED
 from kit.recipe import load_recipe
 from reference import request as request_module
 from reference.chat.evaluation import Question, Task, TaskResult
 from reference.chat.rounds import ask_in_rounds, part, shuffled
 from reference.lab.plan import speed_of
-from reference.lab.plan_pages import PLANNED
 from reference.lab.plan_recipe import planned_card, planned_fields
 from reference.model.day import CORE_TRAINING_TOKENS, margin_s, plain_speed, plan_day
 from reference.request import Request
@@ -23,7 +23,7 @@ from reference.train.pretrain import planned_speed
 
 @pytest.mark.parametrize("name", PLANNED)
 def test_a_shipped_recipe_states_what_the_plan_computes(name: str) -> None:
-    # Mended by `python -m reference.lab.plan_pages`.
+    # Mended by `python -m benchmarks.plan_pages`.
     recipe = load_recipe(name).document
     sections = {"pretrain": recipe["pretrain"], "data": recipe["data"], "sft": recipe["sft"]}
     for dotted, planned in planned_fields(recipe).items():

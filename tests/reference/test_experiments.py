@@ -81,8 +81,7 @@ def test_an_experiment_is_off_by_default_and_all_that_it_names_exists(experiment
 
 
 def test_the_table_of_recipe_fields_is_the_one_that_is_made() -> None:
-    from reference.config.table import field_table
+    from support.field_table import field_table
 
     page = ROOT / "reference/recipes/README.md"
-    hint = "python -m reference.config.table > reference/recipes/README.md"
-    assert page.read_text() == field_table(), hint
+    assert page.read_text() == field_table(), "run `make schemas`"

@@ -9,8 +9,8 @@ from click.testing import CliRunner
 
 pytest.importorskip("scipy")
 
+from benchmarks.plan_pages import BLOCKS, Plans, pages, with_block
 from reference.lab.commands import plan
-from reference.lab.plan_pages import BLOCKS, Plans, pages, with_block
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def plans() -> Plans:
 
 
 def test_no_page_is_out_of_date(plans: Plans) -> None:
-    """Mended by `python -m reference.lab.plan_pages`."""
+    """Mended by `python -m benchmarks.plan_pages`."""
     for path, text in pages(plans).items():
         assert path.read_text() == text, path
 

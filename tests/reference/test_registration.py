@@ -13,9 +13,9 @@ from click.testing import CliRunner
 
 pytest.importorskip("scipy")
 
+from benchmarks.plan_pages import RECIPES, REGISTERED
 from reference.lab.commands import plan, report
 from reference.lab.on_course import FULL_RATE_GAP, compare, two_sided, verdict
-from reference.lab.plan_pages import RECIPES, REGISTERED
 from reference.lab.registration import read_registration, recipe_digest
 from reference.lab.run_facts import Facts
 from reference.lab.run_folder import RunFolder
@@ -27,7 +27,7 @@ EXAMPLE = next((ROOT / "submissions" / "2026" / "example").glob("*/result.json")
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_registration_is_of_the_recipe_as_it_is(name: str) -> None:
-    """A changed recipe wants `python -m reference.lab.plan_pages` again."""
+    """A changed recipe wants `python -m benchmarks.plan_pages` again."""
     document = read_registration(REGISTERED / f"{name}.json")
     assert document["recipe_digest"] == recipe_digest(name)
     from kit.recipe import load_recipe

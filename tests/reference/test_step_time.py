@@ -11,10 +11,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from reference.bench.prediction import ladder, ladder_markdown
 from reference.commands import bench_train
 from reference.config.model import ModelConfig
-from reference.config.resolve import resolve_recipe
 from reference.errors import TrainerError
 from reference.model.step_time import (
     COMPILED,
@@ -122,12 +120,6 @@ def test_the_command_says_that_it_predicts() -> None:
     assert speeds == sorted(speeds)
     # The recipe stands on one of the rungs.
     assert any(speed == pytest.approx(told["tokens_per_s"], rel=1e-6) for speed in speeds)
-
-
-def test_plan_04_holds_the_ladder_that_the_command_prints() -> None:
-    plan = ROOT / "reference/plans/04-4090-systems-optimization-checklist.md"
-    table = ladder_markdown(ladder(resolve_recipe("reference"), "rtx4090"))
-    assert table in plan.read_text(), f"python -m reference.bench.prediction, into {plan.name}"
 
 
 def test_the_model_needs_no_torch() -> None:

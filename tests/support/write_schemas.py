@@ -1,4 +1,4 @@
-"""Writes the schemas that are made from dataclasses: `make schemas`."""
+"""Writes the schemas and the table of recipe fields, made from dataclasses: `make schemas`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from kit.board.row_form import row_schema
-from kit.events import event_schema
-from kit.result_form import result_schema
+from support.dataclass_schema import event_schema, result_schema, row_schema
+from support.field_table import field_table
 
-FOLDER = Path(__file__).parents[2] / "schema"
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "schema"
 
 
 def schemas() -> dict[str, dict[str, Any]]:
@@ -32,3 +32,6 @@ if __name__ == "__main__":
         path = FOLDER / f"{name}.schema.json"
         path.write_text(text_of(schema), encoding="utf-8")
         sys.stdout.write(f"{path}\n")
+    table = ROOT / "reference" / "recipes" / "README.md"
+    table.write_text(field_table(), encoding="utf-8")
+    sys.stdout.write(f"{table}\n")

@@ -1,7 +1,4 @@
-"""Prints the table of all recipe fields that this trainer owns, as Markdown.
-
-python -m reference.config.table > reference/recipes/README.md
-"""
+"""The table of all recipe fields that this trainer owns, as Markdown; `make schemas` writes it."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from reference.config.trainer import TRAINER
 
 HEAD = """# Fields of a recipe
 
-The sections that the reference trainer owns, made by `python -m reference.config.table`.
+The sections that the reference trainer owns, made by `make schemas`.
 `n4090-kit recipes schema` prints these and the kit's own; `n4090-kit recipes show NAME` prints a
 recipe with every field filled in.
 """
@@ -55,7 +52,3 @@ def _allowed(rule: dict[str, Any]) -> str:
         if name in rule
     ]  # fmt: skip
     return " ".join([str(rule["type"]), ", ".join(limits)]).strip()
-
-
-if __name__ == "__main__":
-    print(field_table(), end="")

@@ -1,6 +1,6 @@
 """The figures of the plans and of the README, from one computation.
 
-`python -m reference.lab.plan_pages` writes each block between its two marks again, the
+`python -m benchmarks.plan_pages` writes each block between its two marks again, the
 registrations of the recipes (`reference.lab.registration`), which name a recipe by digest, and the
 numbers in the recipes. Run it after a change of a recipe, of the time model or of a law, until a
 first run is registered for good. With `--check` it only says which pages are out of date. Nothing
@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import tomlkit
 
+from reference.bench.prediction import ladder
 from reference.config.resolve import resolve_recipe
 from reference.lab.cards import CARDS, Card
 from reference.lab.odds import Odds, known_levers, simulate
@@ -37,7 +38,7 @@ from reference.lab.plan_recipe import RECIPES as RECIPE_FOLDER
 from reference.lab.plan_recipe import base_recipe, planned_card, planned_fields
 from reference.lab.published_runs import published_points
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 REGISTERED = ROOT / "reference" / "plans" / "registered"
 HOURS = 24.0
 # Shipped recipes whose numbers follow from the plan.
@@ -170,6 +171,22 @@ def hours_table(plans: Plans) -> str:
     return markdown(("recipe", *STAGES, "shards"), rows)
 
 
+def ladder_table(_: Plans) -> str:
+    rows = [
+        (
+            row["change"],
+            row["state"],
+            f"{row['kb_per_token']:,.0f}",
+            f"{row['us_per_token']:.2f}",
+            f"{row['tokens_per_s']:,.0f}",
+            f"{row['planned_gib']:.1f}",
+        )
+        for row in ladder(resolve_recipe("reference"), "rtx4090")
+    ]
+    headings = ("change", "how it is switched on", "kB a token", "us a token", "tokens/s")
+    return markdown((*headings, "planned GiB"), rows, text=2)
+
+
 def readme_line(plans: Plans) -> str:
     _, best, odds = plans.recipes["reference"]
     assert odds is not None
@@ -190,6 +207,7 @@ def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]], text: int =
 
 
 PLAN_01 = "reference/plans/01-compute-budget-and-target-architecture.md"
+PLAN_04 = "reference/plans/04-4090-systems-optimization-checklist.md"
 BLOCKS: dict[tuple[str, str], Callable[[Plans], str]] = {
     ("README.md", "prediction"): readme_line,
     (PLAN_01, "recipes"): recipe_table,
@@ -198,6 +216,7 @@ BLOCKS: dict[tuple[str, str], Callable[[Plans], str]] = {
     (PLAN_01, "shapes"): shape_table,
     (PLAN_01, "cards"): card_table,
     (PLAN_01, "hours"): hours_table,
+    (PLAN_04, "ladder"): ladder_table,
 }
 
 
@@ -241,7 +260,7 @@ def main(arguments: Sequence[str]) -> int:
     stale = [path for path, text in pages(Plans.make()).items() if path.read_text() != text]
     if "--check" in arguments:
         for path in stale:
-            sys.stdout.write(f"{path}: run `python -m reference.lab.plan_pages`\n")
+            sys.stdout.write(f"{path}: run `python -m benchmarks.plan_pages`\n")
         return 1 if stale else 0
     for name in PLANNED:
         state_planned_fields(name)
