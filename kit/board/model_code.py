@@ -15,7 +15,12 @@ if TYPE_CHECKING:
     from kit.board.hub import Hub
 
 # Every version of reference/export/modeling_n4090.py that was ever released, by its digest.
-OWN_CODE = frozenset({"sha256:4517c8d51e97e8842f7cfcffeb20d414dd56011f1c8c011650ff61fca44f9c21"})
+OWN_CODE = frozenset(
+    {
+        "sha256:4517c8d51e97e8842f7cfcffeb20d414dd56011f1c8c011650ff61fca44f9c21",
+        "sha256:ae6fca0f11c7935e399d4400745fca905de98c366e172a7aa3a194f3160a626d",
+    }
+)
 _EXECUTED = (".py", ".pyc", ".so", ".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt")
 _MAX_CODE_BYTES = 2**20
 _SHOWN = 5

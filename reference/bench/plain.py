@@ -71,9 +71,10 @@ def plain_logits(weights: dict[str, Tensor], config: ModelConfig, tokens: Tensor
         k = 1.2 * plain_norm(plain_rotate(k, config.rope_base))
         y = plain_attention(q, k, v, config.windows[layer])
         x = x + y.transpose(1, 2).reshape(B, T, -1) @ w["attn.c_proj.weight"].T
-        inner = plain_norm(x) @ w["mlp.c_fc.weight"].T
+        n = plain_norm(x) * w.get("mlp.norm_scale", 1.0)
+        inner = n @ w["mlp.c_fc.weight"].T
         if config.ffn == "swiglu":
-            inner = F.silu(inner) * (plain_norm(x) @ w["mlp.c_up.weight"].T)
+            inner = F.silu(inner) * (n @ w["mlp.c_up.weight"].T)
         else:
             inner = F.relu(inner).square()
         x = x + inner @ w["mlp.c_proj.weight"].T
@@ -82,7 +83,8 @@ def plain_logits(weights: dict[str, Tensor], config: ModelConfig, tokens: Tensor
     if config.backout:
         x = x - weights["backout_scale"] * middle
     head = 0.025 * weights["wte.weight"] if config.tied else weights["lm_head.weight"]
-    logits = (plain_norm(x) @ head.T)[..., : config.vocab_size].float()
+    x = plain_norm(x) * weights.get("final_norm_scale", 1.0)
+    logits = (x @ head.T)[..., : config.vocab_size].float()
     return config.softcap * torch.tanh(logits / config.softcap) if config.softcap else logits
 
 

@@ -129,6 +129,10 @@ class ModelConfig:
         True,
         "Subtract a share of the middle layer's residual before the head.",
     )
+    norm_scales: bool = setting(
+        False,
+        "Learned scales of the channels after the norm before each MLP and after the last norm.",
+    )
     dtype: str = setting(
         "auto",
         "Matmul type: auto is bf16 on GPUs and fp32 on CPUs.",

@@ -154,6 +154,11 @@ class Pretrain:
         "AdamW, residual scalars.",
         low=0,
     )
+    norm_scale_lr: float = setting(
+        0.005,
+        "AdamW, the norms' scales.",
+        low=0,
+    )
     x0_lr: float = setting(
         0.5,
         "AdamW, x0 scalars.",

@@ -114,6 +114,7 @@ def own_config(model: GPT) -> dict[str, Any]:
         "qk_scale": QUERY_KEY_SCALE,
         "final_logit_softcapping": config.softcap,
         "x0_mix": config.x0_mix,
+        "norm_scales": config.norm_scales,
         "smear": config.smear,
         "backout": config.backout,
         "tie_word_embeddings": False,

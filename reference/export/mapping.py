@@ -74,11 +74,11 @@ def qwen3_tensors(model: GPT) -> dict[str, Tensor]:
         raise ValueError("the learned scale of a layer's input is 0")
     signs = scales.sign().float()
     V, C = config.vocab_size, config.n_embd
-    table = weights["wte.weight"][:V]
+    table, ones = weights["wte.weight"][:V], torch.ones(C)
     head, head_scale = model.head
     tensors = {
         "model.embed_tokens.weight": F.rms_norm(table, (C,), eps=EPSILON),
-        "model.norm.weight": signs[-1].expand(C),
+        "model.norm.weight": signs[-1] * weights.get("final_norm_scale", ones),
         "lm_head.weight": head.detach().float().cpu()[:V] * head_scale,
     }
     for layer in range(config.n_layer):
@@ -86,7 +86,8 @@ def qwen3_tensors(model: GPT) -> dict[str, Tensor]:
         up = weights[f"{ours}mlp.c_fc.weight"]
         layer_tensors = {
             "input_layernorm.weight": signs[layer].expand(C),
-            "post_attention_layernorm.weight": signs[layer].expand(C),
+            "post_attention_layernorm.weight": signs[layer]
+            * weights.get(f"{ours}mlp.norm_scale", ones),
             "self_attn.q_proj.weight": _swapped(weights[f"{ours}attn.c_q.weight"], config.head_dim),
             "self_attn.k_proj.weight": _swapped(weights[f"{ours}attn.c_k.weight"], config.head_dim),
             "self_attn.v_proj.weight": weights[f"{ours}attn.c_v.weight"],

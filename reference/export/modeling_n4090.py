@@ -59,6 +59,7 @@ class N4090Config(PretrainedConfig):
         x0_mix: bool = True,
         smear: bool = True,
         backout: bool = True,
+        norm_scales: bool = False,
         use_cache: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -79,6 +80,7 @@ class N4090Config(PretrainedConfig):
         self.x0_mix = x0_mix
         self.smear = smear
         self.backout = backout
+        self.norm_scales = norm_scales
         self.use_cache = use_cache
         kwargs.setdefault("tie_word_embeddings", False)
         super().__init__(**kwargs)
@@ -142,9 +144,13 @@ class N4090MLP(nn.Module):
         if config.ffn == "swiglu":
             self.c_up = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.c_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-        self.swiglu = config.ffn == "swiglu"
+        self.swiglu, self.norm_scale = config.ffn == "swiglu", None
+        if config.norm_scales:
+            self.norm_scale = nn.Parameter(torch.ones(config.hidden_size))
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.norm_scale is not None:
+            x = x * self.norm_scale
         if self.swiglu:
             return self.c_proj(F.silu(self.c_fc(x)) * self.c_up(x))
         return self.c_proj(F.relu(self.c_fc(x)).square())
@@ -181,6 +187,8 @@ class N4090Model(N4090PreTrainedModel):
             {str(layer): nn.Embedding(V, kv_dim) for layer in config.value_embedding_layers}
         )
         self.blocks = nn.ModuleList(N4090Block(config, layer) for layer in range(L))
+        if config.norm_scales:
+            self.final_norm_scale = nn.Parameter(torch.ones(C))
         self.resid_scale = nn.Parameter(torch.ones(L))
         if config.x0_mix:
             self.x0_scale = nn.Parameter(torch.zeros(L))
@@ -249,6 +257,8 @@ class N4090Model(N4090PreTrainedModel):
         if self.config.backout:
             x = x - self.backout_scale * middle
         x = norm(x)
+        if self.config.norm_scales:
+            x = x * self.final_norm_scale
         found = BaseModelOutputWithPast(
             last_hidden_state=x,
             past_key_values=past_key_values if use_cache else None,

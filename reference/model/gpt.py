@@ -1,7 +1,8 @@
 """The GPT that the reference trainer trains: nanochat's architecture of July 2026.
 
 What a reader may not expect of a GPT, all of it optional in `ModelConfig` or free of parameters:
-norms without scales, also after the embedding and on queries and keys; relu squared; separate
+norms without scales, also after the embedding and on queries and keys (`norm_scales` adds them
+where they were seen to pay: before each MLP, and last); relu squared; separate
 input and output tables; sliding windows; on every other layer a second table whose rows are gated
 into the values; learned mixes of each layer's input with the first one (x0); `smear`, which lets a
 token see its predecessor's embedding; `backout`, which takes part of the middle layer's output out
@@ -147,6 +148,9 @@ class MLP(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.swiglu = config.ffn == "swiglu"
+        self.norm_scale: nn.Parameter | None = None
+        if config.norm_scales:
+            self.norm_scale = nn.Parameter(torch.empty(config.n_embd))
         self.int8: RoundedMaps | None = None  # the weights of training in int8
         add_maps(self, mlp_maps(config))
 
@@ -155,6 +159,8 @@ class MLP(nn.Module):
         if self.int8 is not None and torch.is_grad_enabled():
             return self._forward_int8(x, self.int8)
         x = norm(x)
+        if self.norm_scale is not None:
+            x = x * self.norm_scale.to(x.dtype)
         if self.swiglu:
             return self.c_proj(F.silu(self.c_fc(x)) * self.c_up(x))
         return self.c_proj(relu_squared(self.c_fc(x)))
@@ -162,7 +168,7 @@ class MLP(nn.Module):
     def _forward_int8(self, x: Tensor, maps: RoundedMaps) -> Tensor:
         if not self.swiglu:
             return relu2_mlp(x, self.c_fc.weight, self.c_proj.weight, maps)
-        both = mapped(x, inner(self), maps.inner, "norm", maps.passes, maps.inner_grad)
+        both = mapped(x, inner(self), maps.inner, "norm", maps.passes, maps.inner_grad, maps.scale)
         gate, up = both.chunk(2, dim=-1)
         weight, bent = self.c_proj.weight, F.silu(gate) * up
         return mapped(bent, [weight], maps.outer, "identity", maps.passes, maps.outer_grad)
@@ -237,6 +243,8 @@ class GPT(nn.Module):
         self.full_loss = False  # all logits at once, as the baseline does it
         self.teacher: Teacher | None = None  # whose targets take part in training's gradients
         self._dtype = torch.float32
+        if config.norm_scales:
+            self.final_norm_scale = nn.Parameter(torch.empty(config.n_embd))
         self.resid_scale = nn.Parameter(torch.empty(config.n_layer))
         if config.x0_mix:
             self.x0_scale = nn.Parameter(torch.empty(config.n_layer))
@@ -325,13 +333,15 @@ class GPT(nn.Module):
         """The parameters by the treatment they get; each is in exactly one group.
 
         Returns:
-            matrix, embedding, unembedding, value_embedding, resid, x0, gate: (name, parameter)s.
+            matrix, embedding, unembedding, value_embedding, norm_scale, resid, x0, gate: (name,
+            parameter)s.
         """
         groups: dict[str, list[tuple[str, nn.Parameter]]] = {
             "matrix": [],
             "embedding": [],
             "unembedding": [],
             "value_embedding": [],
+            "norm_scale": [],
             "resid": [],
             "x0": [],
             "gate": [],
@@ -347,6 +357,9 @@ class GPT(nn.Module):
             "backout_": "gate",
         }
         for name, parameter in self.named_parameters():
+            if name.endswith("norm_scale"):
+                groups["norm_scale"].append((name, parameter))
+                continue
             prefix = next(p for p in by_prefix if name.startswith(p))
             groups[by_prefix[prefix]].append((name, parameter))
         return groups
@@ -411,7 +424,8 @@ class GPT(nn.Module):
         if self.config.backout:
             assert middle is not None
             x = x - self.backout_scale.to(x.dtype) * middle
-        return norm(x)
+        x = norm(x)
+        return x * self.final_norm_scale.to(x.dtype) if self.config.norm_scales else x
 
     def _value_rows(self, tokens: Tensor, index: Index | None) -> dict[str, Tensor]:
         """For each layer with a value embedding: its rows of tokens (B, T), (B, T, G D)."""

@@ -28,6 +28,8 @@ def set_initial_values(model: GPT, seed: int, *, on_device: bool) -> None:
             value.normal_(0.0, 0.8, generator=generator)
         elif name == "lm_head.weight":
             value.normal_(0.0, 0.001, generator=generator)
+        elif name.endswith("norm_scale"):
+            value.fill_(1.0)
         elif name == "resid_scale":
             value.copy_(1.15 - 0.10 * layers)
         elif name == "x0_scale":

@@ -4,7 +4,9 @@ A block has two pairs of maps. The inner maps read the normed state: queries, ke
 are one product here, and the MLP's first map (with "swiglu" its first two, merged as well). The
 outer map writes back to the state. `RoundedMaps` holds both in int8, in the two layouts that the
 three products need. `StepWeights` rounds the weights again after every optimizer step, so that its
-micro-steps share one rounding.
+micro-steps share one rounding. Learned scales of the norm's channels (`model.norm_scales`) are
+rounded with the columns of the weights that read them, so that they cost nothing a token:
+norm(x) * s @ W.T is norm(x) @ (W * s).T.
 
 The norm and relu squared, forward and backward, are computed by the kernels that round
 (`reference.kernels.int8_rounding`): their results never exist in the activations' type.
@@ -60,6 +62,7 @@ class RoundedMaps(NamedTuple):
     # (out, in) fp32 that the weights' gradients are added to; None: they are returned to autograd.
     inner_grad: Tensor | None = None
     outer_grad: Tensor | None = None
+    scale: Tensor | None = None  # (in,) of the inner maps' inputs, which `inner` holds as well
 
 
 def round_weight(weight: Tensor) -> Rounded:
@@ -97,13 +100,16 @@ class StepWeights:
                 _attach_gradients(module)
         head = self._model.head[0]
         versions = [p._version for m in self._modules for p in (*inner(m), outer(m))]
-        versions += [id(head), head._version]
+        scales = [scale for m in self._modules if (scale := norm_scale(m)) is not None]
+        versions += [id(head), head._version, *(scale._version for scale in scales)]
         if versions == self._versions:
             return
         if "head" in self.layers and not any(n % FACTOR_MULTIPLE for n in head.shape):
             self.head = round_both(head.detach())
         for module in self._modules:
-            new = (round_weight(_merged(inner(module))), round_weight(outer(module)))
+            scale = norm_scale(module)
+            read = _scaled(_merged(inner(module)), scale)
+            new = (round_weight(read), round_weight(outer(module)))
             if module.int8 is None:
                 sums = [
                     torch.empty((n, w.size(1)), device=w.device)
@@ -112,13 +118,28 @@ class StepWeights:
                         (outer(module), len(outer(module))),
                     )
                 ]
-                module.int8 = RoundedMaps(*new, self.passes, *sums)
+                module.int8 = RoundedMaps(*new, self.passes, sums[0], sums[1], scale)
                 _attach_gradients(module)
             else:  # compiled code keeps the tensors it was given
                 for old, value in zip(module.int8[:2], new, strict=True):
                     for kept, tensor in zip(old, value, strict=True):
                         kept.copy_(tensor)
         self._versions = versions
+
+    @torch.no_grad()
+    def finish_gradients(self) -> None:
+        """Turns the sums for scaled weights W * s, after a step's micro-steps, into gradients.
+
+        The gradient of s is the sum of W times that of W * s over the outputs, that of W is s times
+        it. Called once between the last backward pass of a step and the optimizer.
+        """
+        for module in self._modules:
+            scale = norm_scale(module)
+            if module.int8 is None or module.int8.inner_grad is None or scale is None:
+                continue
+            total = module.int8.inner_grad
+            scale.grad = (total * _merged(inner(module))).sum(0)
+            total.mul_(scale)
 
     def remove(self) -> None:
         """Gives all maps back to the activations' type."""
@@ -160,6 +181,11 @@ def outer(module: Attention | MLP) -> nn.Parameter:
     return cast("nn.Parameter", module.c_proj.weight)
 
 
+def norm_scale(module: Attention | MLP) -> nn.Parameter | None:
+    """The learned scales (in,) of the channels that the inner maps read, if there are any."""
+    return cast("nn.Parameter | None", getattr(module, "norm_scale", None))
+
+
 def _attach_gradients(module: Attention | MLP) -> None:
     """Makes the sums of `module.int8` the gradients of weights that have none, from zero on."""
     assert module.int8 is not None
@@ -173,6 +199,10 @@ def _attach_gradients(module: Attention | MLP) -> None:
                 weight.grad = part
 
 
+def _scaled(weight: Tensor, scale: Tensor | None) -> Tensor:
+    return weight if scale is None else weight * scale
+
+
 def _merged(weights: Sequence[Tensor]) -> Tensor:
     return weights[0] if len(weights) == 1 else torch.cat(list(weights))
 
@@ -184,29 +214,39 @@ def mapped(
     producer: Producer = "identity",
     passes: Passes = ALL_PASSES,
     total: Tensor | None = None,
+    scale: Tensor | None = None,
 ) -> Tensor:
-    """Returns f(x) @ cat(weights).T, f named by `producer`; gradients for x and the weights.
+    """Returns f(x) * scale @ cat(weights).T, f named by `producer`; gradients for x and weights.
 
     Args:
         x: (..., in) bf16 or fp32.
         weights: One or several (out, in).
-        rounded: `weights` in int8, merged.
+        rounded: `weights` times `scale` in int8, merged.
         total: (sum of out, in) fp32: the weights' gradient is added to it and not returned.
+        scale: (in,) fp32. `total` then takes the gradient of the scaled weights (see
+            `StepWeights.finish_gradients`).
 
     Returns:
         (..., sum of out) in x's dtype.
     """
     if producer == "relu2_backward":
         raise ValueError("relu2_backward is a gradient, not a function in front of a map")
+    if scale is not None and total is None:
+        raise ValueError("the gradient of scaled weights needs a sum to go to")
     rows = x.flatten(0, -2).contiguous()
-    y = _Mapped.apply(rows, producer, tuple(passes), total, *rounded, *weights)
+    y = _Mapped.apply(rows, producer, tuple(passes), total, scale, *rounded, *weights)
     return y.view(*x.shape[:-1], -1)
 
 
 def relu2_mlp(x: Tensor, fc: Tensor, proj: Tensor, maps: RoundedMaps) -> Tensor:
-    """Returns relu(norm(x) @ fc.T)**2 @ proj.T for x (..., C); gradients for x and both weights."""
+    """Returns relu(norm(x) * scale @ fc.T)**2 @ proj.T for x (..., C); gradients for x and weights.
+
+    The scale is that of `maps`; see `mapped` for its gradient.
+    """
+    if maps.scale is not None and maps.inner_grad is None:
+        raise ValueError("the gradient of scaled weights needs a sum to go to")
     rows = x.flatten(0, -2).contiguous()
-    sums = (maps.inner_grad, maps.outer_grad)
+    sums = (maps.inner_grad, maps.outer_grad, maps.scale)
     y = _MLP.apply(rows, tuple(maps.passes), *sums, *maps.inner, *maps.outer, fc, proj)
     return y.view(x.shape)
 
@@ -214,8 +254,14 @@ def relu2_mlp(x: Tensor, fc: Tensor, proj: Tensor, maps: RoundedMaps) -> Tensor:
 class _Product:
     """The three products of one map: int8 where `passes` says so, else in the activations' type."""
 
-    def __init__(self, weight: Rounded, plain: Sequence[Tensor], passes: Passes) -> None:
-        self.weight, self.plain, self.passes = weight, plain, passes
+    def __init__(
+        self,
+        weight: Rounded,
+        plain: Sequence[Tensor],
+        passes: Passes,
+        scale: Tensor | None = None,
+    ) -> None:
+        self.weight, self.plain, self.passes, self.scale = weight, plain, passes, scale
 
     def output(self, x: Tensor, producer: Producer) -> tuple[Tensor, Tensor, Tensor]:
         """f(x) @ weight.T, and what the weight's gradient needs: int8 columns and their scales."""
@@ -282,7 +328,7 @@ class _Product:
         return list(found.split([len(weight) for weight in self.plain]))
 
     def _plain(self, dtype: torch.dtype) -> Tensor:
-        return _merged(self.plain).to(dtype)
+        return _scaled(_merged(self.plain), self.scale).to(dtype)
 
 
 class _Mapped(torch.autograd.Function):
@@ -293,26 +339,27 @@ class _Mapped(torch.autograd.Function):
         producer: Producer,
         passes: tuple[bool, ...],
         total: Tensor | None,
+        channels: Tensor | None,
         *tensors: Tensor,
     ) -> Tensor:
-        product = _Product(Rounded(*tensors[:4]), tensors[4:], Passes(*passes))
+        product = _Product(Rounded(*tensors[:4]), tensors[4:], Passes(*passes), channels)
         y, columns, scale = product.output(x, producer)
-        ctx.save_for_backward(x, columns, scale, total, *tensors)
+        ctx.save_for_backward(x, columns, scale, total, channels, *tensors)
         ctx.producer, ctx.passes = producer, passes
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, columns, scale, total, *tensors = ctx.saved_tensors
+        x, columns, scale, total, channels, *tensors = ctx.saved_tensors
         passes = Passes(*ctx.passes)
-        product = _Product(Rounded(*tensors[:4]), tensors[4:], passes)
+        product = _Product(Rounded(*tensors[:4]), tensors[4:], passes, channels)
         dy = dy.contiguous()
         both = product.rounded(dy)
         fx = x if passes.weight_grad else _plain_input(x, ctx.producer)
         d_weights = product.weight_grad(both, dy, columns, scale, fx, total)
         d_input = product.input_grad(both, dy)
         dx = backward_of(ctx.producer, d_input.float(), x.float()).to(x.dtype)
-        return dx, *[None] * 7, *d_weights
+        return dx, *[None] * 8, *d_weights
 
 
 class _MLP(torch.autograd.Function):
@@ -325,22 +372,25 @@ class _MLP(torch.autograd.Function):
         passes: tuple[bool, ...],
         fc_total: Tensor | None,
         proj_total: Tensor | None,
+        channels: Tensor | None,
         *tensors: Tensor,
     ) -> Tensor:
-        fc, proj = _mlp_products(tensors, passes)
+        fc, proj = _mlp_products(tensors, passes, channels)
         h, *columns_x = fc.output(x, "norm")
         y, *columns_h = proj.output(h, "relu2")
-        ctx.save_for_backward(x, h, *columns_x, *columns_h, fc_total, proj_total, *tensors)
+        ctx.save_for_backward(
+            x, h, *columns_x, *columns_h, fc_total, proj_total, channels, *tensors
+        )
         ctx.passes = passes
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, h, columns_x, scale_x, columns_h, scale_h, fc_total, proj_total, *tensors = (
+        x, h, columns_x, scale_x, columns_h, scale_h, fc_total, proj_total, channels, *tensors = (
             ctx.saved_tensors
         )
         passes = Passes(*ctx.passes)
-        fc, proj = _mlp_products(tensors, passes)
+        fc, proj = _mlp_products(tensors, passes, channels)
         dy = dy.contiguous()
         both = proj.rounded(dy)
         fh = h if passes.weight_grad else _plain_input(h, "relu2")
@@ -354,12 +404,14 @@ class _MLP(torch.autograd.Function):
         d_fc = fc.weight_grad(both, dh, columns_x, scale_x, fx, fc_total)
         d_normed = fc.input_grad(both, dh)
         dx = backward_of("norm", d_normed.float(), x.float()).to(x.dtype)
-        return dx, *[None] * 11, *d_fc, *d_proj
+        return dx, *[None] * 12, *d_fc, *d_proj
 
 
-def _mlp_products(tensors: Sequence[Tensor], passes: tuple[bool, ...]) -> tuple[_Product, _Product]:
+def _mlp_products(
+    tensors: Sequence[Tensor], passes: tuple[bool, ...], scale: Tensor | None
+) -> tuple[_Product, _Product]:
     return (
-        _Product(Rounded(*tensors[:4]), tensors[8:9], Passes(*passes)),
+        _Product(Rounded(*tensors[:4]), tensors[8:9], Passes(*passes), scale),
         _Product(Rounded(*tensors[4:8]), tensors[9:], Passes(*passes)),
     )
 

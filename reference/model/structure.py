@@ -43,6 +43,8 @@ def block_maps(config: ModelConfig, layer: int) -> Iterator[tuple[str, Shape]]:
 def scalar_sizes(config: ModelConfig) -> dict[str, int]:
     """Weights that are neither matrices of blocks nor tables, with their number of entries."""
     return {
+        "norm_scale": config.n_layer * config.n_embd * config.norm_scales,
+        "final_norm_scale": config.n_embd * config.norm_scales,
         "resid_scale": config.n_layer,
         "x0_scale": config.n_layer * config.x0_mix,
         "smear_gate": SMEAR_GATE_CHANNELS * config.smear,

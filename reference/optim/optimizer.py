@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from reference.config.model import ModelConfig
+from reference.config.pretrain import Pretrain
 from reference.errors import TrainerError
 from reference.model.gpt import GPT
 from reference.model.structure import count_parameters
@@ -244,6 +245,8 @@ def parameter_groups(
         "embedding": (pretrain["embedding_lr"] * by_width, (0.8, 0.995), 0.001),
         "value_embedding": (pretrain["value_embedding_lr"] * by_width, (0.8, 0.995), 0.01),
         "resid": (pretrain["resid_lr"], (0.8, 0.95), 0.05),
+        # Rate and decay of nanochat's pull request 830.
+        "norm_scale": (pretrain.get("norm_scale_lr", Pretrain.norm_scale_lr), (0.8, 0.95), 0.05),
         "x0": (pretrain["x0_lr"], (0.96, 0.95), 0.0),
         "gate": (pretrain["gate_lr"], (0.8, 0.95), 0.0),
     }

@@ -74,6 +74,8 @@ def train_step(
             if row_losses is not None and each is not None:
                 row_losses.append(each.sum(1) / (piece.targets >= 0).sum(1).clamp_min(1))
             total = total + loss.detach()
+    if model.step_weights is not None:
+        model.step_weights.finish_gradients()
     optimizer.set_schedule(schedule)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

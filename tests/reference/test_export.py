@@ -43,6 +43,7 @@ OURS = {
     "no value embeddings": {"value_embeddings": False},
     "only short windows": {"window_pattern": "S"},
     "no cap": {"softcap": 0.0},
+    "scales of norms": {"norm_scales": True},
     "one layer": {"n_layer": 1},
 }
 QWEN3 = {
@@ -50,6 +51,7 @@ QWEN3 = {
     "plain, grouped queries": {**MAPS, "n_kv_head": 1},
     "plain, swiglu, long": {**MAPS, "ffn": "swiglu", "window_pattern": "L"},
     "plain, tied": {**MAPS, "tied_until": 1.0},
+    "plain, scales of norms": {**MAPS, "norm_scales": True},
 }
 # The others differ from these in what has no state between tokens.
 GENERATE = ("everything", "grouped queries", "no value embeddings", "plain", "plain, swiglu, long")

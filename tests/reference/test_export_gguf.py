@@ -36,7 +36,7 @@ def tokenizer() -> Tokenizer:
 
 def build(tokenizer: Tokenizer, **changes) -> GPT:
     shape = {"n_layer": 3, "n_embd": 64, "n_head": 4, "n_kv_head": 2, "seq_len": 64}
-    config = ModelConfig(tokenizer.vocab_size, **{**shape, **MAPS, **changes})
+    config = ModelConfig(tokenizer.vocab_size, **{**shape, **MAPS, "norm_scales": True, **changes})
     model = GPT(config)
     model.init_weights(0)
     generator = torch.Generator().manual_seed(1)

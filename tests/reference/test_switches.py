@@ -29,8 +29,10 @@ SWITCHES = {
     "tied, late": {"tied_until": 0.5},
     "one value embedding": {"value_embedding_every": 4},
     "a value embedding a layer": {"value_embedding_every": 1},
+    "scales of norms": {"norm_scales": True},
     "all of them": {
         "n_kv_head": 1, "ffn": "swiglu", "tied_until": 1.0, "value_embedding_every": 3,
+        "norm_scales": True,
     },
 }  # fmt: skip
 RATES = {

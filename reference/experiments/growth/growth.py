@@ -121,6 +121,8 @@ def _axes(
         yield 1, Axis(keys, "copied")
     elif name == "lm_head.weight":
         yield 1, Axis(channels, "shared")
+    elif name.endswith("norm_scale"):
+        yield 0, Axis(channels, "copied")
     elif name.startswith("blocks."):
         module = ".".join(name.split(".")[2:4])
         yield 0, Axis(outputs[module], "copied")
