@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from reference.command_errors import explained
+from reference.tables import print_table
 
 if TYPE_CHECKING:
     from reference.chat.session import Session
@@ -95,17 +96,11 @@ def bench_train(
 
 
 def _print_table(result: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     def percent(value: float | None) -> str:
         return f"- ({result['mfu_reason']})" if value is None else f"{value:.1%}"
 
     plain = result["plain"] or {}
-    table = Table(title=f"bench train {result['recipe']}: {result['steps']} steps", box=None)
-    table.add_column("", justify="left")
-    for heading in ("this trainer", "plain PyTorch"):
-        table.add_column(heading, justify="right")
+    shown = []
     for label, field, form in (
         ("tokens/s", "tokens_per_s", "{:,.0f}"),
         ("step, median ms", "step_ms_median", "{:,.1f}"),
@@ -113,7 +108,7 @@ def _print_table(result: dict[str, Any]) -> None:
         ("first step, s", "first_step_s", "{:,.2f}"),
     ):
         twin = form.format(plain[field]) if plain else f"- ({result['plain_reason']})"
-        table.add_row(label, form.format(result[field]), twin)
+        shown.append((label, form.format(result[field]), twin))
     rows = {
         "MFU, nanochat's count": percent(result["mfu_nanochat"]),
         "MFU, causal attention halved": percent(result["mfu_causal"]),
@@ -128,11 +123,13 @@ def _print_table(result: dict[str, Any]) -> None:
     }
     if result["device"] == "cpu":
         rows["matrix products"] = result["cpu_matmul"]
-    for label, value in rows.items():
-        table.add_row(label, value)
-    if result["ratio_vs_plain"] is not None:
-        table.add_row("speed against plain", f"{result['ratio_vs_plain']:.2f}x", "1.00x")
-    Console().print(table)
+    speed = result["ratio_vs_plain"]
+    against = () if speed is None else (("speed against plain", f"{speed:.2f}x", "1.00x"),)
+    print_table(
+        f"bench train {result['recipe']}: {result['steps']} steps",
+        ("", "this trainer", "plain PyTorch"),
+        [*shown, *rows.items(), *against],
+    )
 
 
 @click.command()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import click
 
 from reference.command_errors import explained
 from reference.commands import PLOT
 from reference.config.resolve import resolve_recipe
+from reference.tables import print_table
 
 
 @click.command("kernels")
@@ -74,7 +74,7 @@ def bench_kernels(
     if as_json:
         click.echo(json.dumps(result, indent=2))
         return
-    _print(
+    print_table(
         f"matrix products of {tokens} tokens on {result['device']}",
         ("depth", "map", "product", "factors", "ms", "TFLOP/s", "against bf16"),
         [
@@ -90,7 +90,7 @@ def bench_kernels(
             for r in products
         ],
     )
-    _print(
+    print_table(
         "attention, forward and backward",
         ("depth", "window", "backend", "ms", ""),
         [
@@ -151,7 +151,7 @@ def bench_levers(
     if as_json:
         click.echo(json.dumps({"recipe": recipe["name"], "steps": steps, "rows": rows}, indent=2))
         return
-    _print(
+    print_table(
         f"levers on {recipe['name']}, {steps} steps each",
         ("lever", "tokens/s", "speed", "memory, MiB", "planned", "last loss", "held-out"),
         [
@@ -173,15 +173,3 @@ def bench_levers(
 
 def _or(value: float | None, form: str, reason: str | None = None) -> str:
     return reason or "-" if value is None else format(value, form)
-
-
-def _print(title: str, headings: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, box=None)
-    for place, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if place == 0 else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)

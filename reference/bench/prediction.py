@@ -25,6 +25,7 @@ from reference.model.step_time import (
     rates_of,
     speed_points,
 )
+from reference.tables import print_table
 from reference.train.memory import GIB, VRAM_BYTES, fitting_micro_batch, plan_vram
 
 
@@ -136,48 +137,14 @@ def ladder(recipe: Mapping[str, Any], card: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _print_ladder(told: Mapping[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(
-        title="what each change is predicted to bring, on top of the one before",
-        title_justify="left",
-        box=None,
-        pad_edge=False,
-    )
-    for heading in ("change", "here", "kB/token", "us/token", "tokens/s", "plan GiB"):
-        left = heading in ("change", "here")
-        table.add_column(heading, justify="left" if left else "right", header_style="dim")
-    for row in told["ladder"]:
-        table.add_row(
-            row["change"],
-            row["state"],
-            f"{row['kb_per_token']:,.0f}",
-            f"{row['us_per_token']:.2f}",
-            f"{row['tokens_per_s']:,.0f}",
-            f"{row['planned_gib']:.1f}",
-        )
-    Console().print(table)
-
-
 def print_prediction(recipe: Mapping[str, Any], card: str, *, as_json: bool) -> None:
     """Prints the prediction, as a table or as JSON."""
-    from rich.console import Console
-    from rich.table import Table
-
     told = prediction_json(recipe, card_key(card))
     if as_json:
         click.echo(json.dumps(told, indent=2))
         return
-    console = Console()
-    title = f"{told['recipe']} on one {told['card']}: predicted, not measured"
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for heading in ("kernels", "us/token", "share", "kB/token", "MFLOP/token", "bound"):
-        left = heading in ("kernels", "bound")
-        table.add_column(heading, justify="left" if left else "right", header_style="dim")
-    for row in sorted(told["rows"], key=lambda row: -row["us"]):
-        table.add_row(
+    rows = [
+        (
             row["name"],
             f"{row['us']:.2f}",
             f"{row['us'] / told['us_per_token']:.0%}",
@@ -185,28 +152,45 @@ def print_prediction(recipe: Mapping[str, Any], card: str, *, as_json: bool) -> 
             f"{row['flops'] / 1e6:,.0f}" if row["flops"] else "",
             row["bound"],
         )
-    table.add_row("total", f"{told['us_per_token']:.2f}", "", "", "", "")
-    console.print(table)
-    worst = max(abs(row["error"]) for row in told["leave_one_out"])
-    console.print(f"{told['tokens_per_s']:,.0f} tokens/s, give or take {worst:.0%}")
-    _print_ladder(told)
-    errors = Table(
-        title="the model against published speeds, each fitted to the others",
-        title_justify="left",
-        box=None,
-        pad_edge=False,
+        for row in sorted(told["rows"], key=lambda row: -row["us"])
+    ]
+    print_table(
+        f"{told['recipe']} on one {told['card']}: predicted, not measured",
+        ("kernels", "us/token", "share", "kB/token", "MFLOP/token", "bound"),
+        [*rows, ("total", f"{told['us_per_token']:.2f}")],
+        text=(0, 5),
     )
-    for heading in ("run", "published", "predicted", "error"):
-        left = heading == "run"
-        errors.add_column(heading, justify="left" if left else "right", header_style="dim")
-    for row in told["leave_one_out"]:
-        errors.add_row(
-            row["name"],
-            f"{row['published']:,.0f}",
-            f"{row['predicted']:,.0f}",
-            f"{row['error']:+.0%}",
-        )
-    console.print(errors)
+    worst = max(abs(row["error"]) for row in told["leave_one_out"])
+    click.echo(f"{told['tokens_per_s']:,.0f} tokens/s, give or take {worst:.0%}")
+    print_table(
+        "what each change is predicted to bring, on top of the one before",
+        ("change", "here", "kB/token", "us/token", "tokens/s", "plan GiB"),
+        [
+            (
+                row["change"],
+                row["state"],
+                f"{row['kb_per_token']:,.0f}",
+                f"{row['us_per_token']:.2f}",
+                f"{row['tokens_per_s']:,.0f}",
+                f"{row['planned_gib']:.1f}",
+            )
+            for row in told["ladder"]
+        ],
+        text=(0, 1),
+    )
+    print_table(
+        "the model against published speeds, each fitted to the others",
+        ("run", "published", "predicted", "error"),
+        [
+            (
+                row["name"],
+                f"{row['published']:,.0f}",
+                f"{row['predicted']:,.0f}",
+                f"{row['error']:+.0%}",
+            )
+            for row in told["leave_one_out"]
+        ],
+    )
     for row in told["leave_one_out"]:
         if row["note"]:
-            console.print(f"[dim]{row['name']}: {row['note']}[/dim]")
+            click.echo(f"{row['name']}: {row['note']}")

@@ -33,6 +33,7 @@ from reference.data.spec import Decontaminate, Dedup, Filters, Language, ShardRu
 from reference.data.words import normalise, shingles, word_hashes
 from reference.errors import TrainerError
 from reference.rows.reader import files_ending, open_parquet
+from reference.tables import print_table
 
 NGRAM = 5
 THRESHOLD = 0.8
@@ -331,18 +332,19 @@ def quality_auc(texts: Path, examples: int = 600) -> dict[str, Any]:
 
 def print_tables(found: dict[str, Any]) -> None:
     from rich.console import Console
-    from rich.table import Table
 
     console = Console()
-    table = Table(title=f"one core, {found['documents']} documents", box=None)
-    for heading in ("step", "documents/s", "MB/s"):
-        table.add_column(heading, justify="left" if heading == "step" else "right")
     rows = {**found["steps"], "whole build": found["build"]["ours"]}
     if "datatrove" in found["build"]:
         rows["datatrove's blocks, whole"] = found["build"]["datatrove"]
-    for name, entry in rows.items():
-        table.add_row(name, f"{entry['documents_per_s']:,.0f}", f"{entry['mb_per_s']:.1f}")
-    console.print(table)
+    print_table(
+        f"one core, {found['documents']} documents",
+        ("step", "documents/s", "MB/s"),
+        [
+            (name, f"{entry['documents_per_s']:,.0f}", f"{entry['mb_per_s']:.1f}")
+            for name, entry in rows.items()
+        ],
+    )
     theirs = found["datatrove"]
     if "rules" in theirs:
         console.print(

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from reference.command_errors import explained
+from reference.tables import print_table
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
@@ -99,25 +100,25 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
 
 
 def _print_summary(folder: Path, manifest: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"{manifest['name']}: documents", box=None)
-    table.add_column("source")
-    for heading in ("read", "removed", "left out", "training", "anneal", "validation", "text MB"):
-        table.add_column(heading, justify="right")
+    rows = []
     for name, entry in manifest["sources"].items():
         placed = entry.get("placed", {})
         counts = [placed.get(split, [0, 0])[0] for split in ("train", "anneal", "validation")]
-        table.add_row(
-            name,
-            f"{entry['documents']:,}",
-            f"{sum(entry['removed'].values()):,}",
-            f"{sum(entry['left_out'].values()) if 'left_out' in entry else 0:,}",
-            *(f"{count:,}" for count in counts),
-            f"{sum(size for _, size in placed.values()) / 1e6:,.1f}",
+        rows.append(
+            (
+                name,
+                f"{entry['documents']:,}",
+                f"{sum(entry['removed'].values()):,}",
+                f"{sum(entry['left_out'].values()) if 'left_out' in entry else 0:,}",
+                *(f"{count:,}" for count in counts),
+                f"{sum(size for _, size in placed.values()) / 1e6:,.1f}",
+            )
         )
-    Console().print(table)
+    print_table(
+        f"{manifest['name']}: documents",
+        ("source", "read", "removed", "left out", "training", "anneal", "validation", "text MB"),
+        rows,
+    )
     for text in _left_out(manifest):
         click.echo(text, err=True)
     for line in manifest["problems"]:
@@ -167,31 +168,28 @@ def diff_command(first: Path, second: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
-    from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
 
-    console = Console()
     if found["same"]:
-        console.print("the same corpus")
+        click.echo("the same corpus")
         return
     counts = found["documents"]
-    console.print(
-        f"{counts['shared']:,} texts in both, {counts['only_first']:,} only in {escape(str(first))}"
-        f", {counts['only_second']:,} only in {escape(str(second))}"
+    click.echo(
+        f"{counts['shared']:,} texts in both, {counts['only_first']:,} only in {first}, "
+        f"{counts['only_second']:,} only in {second}"
     )
     for title, rows in (
         ("spec", found["spec"]),
         ("documents in the corpus", found["sources"]),
         ("removed", found["removed"]),
     ):
-        table = Table(title=title, box=None)
-        for heading in ("", str(first), str(second)):
-            table.add_column(escape(heading))
-        for name, (before, after) in rows.items():
-            table.add_row(escape(name), escape(str(before)), escape(str(after)))
+        cells = [
+            [escape(str(cell)) for cell in (name, before, after)]
+            for name, (before, after) in rows.items()
+        ]
         if rows:
-            console.print(table)
+            headings = ("", escape(str(first)), escape(str(second)))
+            print_table(title, headings, cells, text=(0, 1, 2))
 
 
 @data.command()

@@ -14,6 +14,7 @@ import click
 from click.core import ParameterSource
 
 from reference.command_errors import explained
+from reference.tables import print_table, table_of
 
 OTHER_CARDS = ("rtx3090", "rtx4090", "rtx5090", "h100")
 
@@ -282,23 +283,20 @@ def ablate(
 
 def _print_findings(name: str, findings: Any) -> None:
     from rich.console import Console
-    from rich.table import Table
 
     from reference.lab.ablate_page import verdict_table
 
     shown = verdict_table(findings)
-    table = Table(title=f"study {name}", title_justify="left", box=None, pad_edge=False)
-    for index, heading in enumerate(shown["headings"]):
-        numeric = index in shown["numeric"]
-        table.add_column(heading, header_style="dim", justify="right" if numeric else "left")
+    text = [i for i in range(len(shown["headings"])) if i not in shown["numeric"]]
+    table = table_of(f"study {name}", shown["headings"], text)
     colours = {"better": "green", "worse": "red"}
     for row in shown["rows"]:
         table.add_row(*row, style=colours.get(row[1]))
     console = Console()
     console.print(table)
     for row in findings.rows:
-        for text in row.warnings:
-            console.print(f"{row.arm}: {text}", style="yellow")
+        for warning in row.warnings:
+            console.print(f"{row.arm}: {warning}", style="yellow")
     reason = findings.proxy_reason
     console.print(f"proxy: {reason}" if findings.recommended else f"no proxy: {reason}")
 
@@ -352,32 +350,28 @@ def report(
             told.append({"against": against.name, "compared": [row.to_json() for row in course]})
         click.echo(json.dumps(told, indent=2))
         return
-    from rich.console import Console
-
-    from reference.lab.plan_text import table_of
-
-    console = Console()
     if against is not None:
         from reference.lab.on_course import verdict
 
-        table = table_of("against the registration", "", "run", "predicted", "")
-        for row in course:
-            table.add_row(
-                row.figure,
-                f"{row.measured:,.5g}",
-                f"{row.predicted:,.5g}",
-                verdict(row) + (f"; {row.note}" if row.note else ""),
-            )
-        console.print(table)
-        console.print()
+        print_table(
+            "against the registration",
+            ("", "run", "predicted", ""),
+            [
+                (
+                    row.figure,
+                    f"{row.measured:,.5g}",
+                    f"{row.predicted:,.5g}",
+                    verdict(row) + (f"; {row.note}" if row.note else ""),
+                )
+                for row in course
+            ],
+            text=(0, 3),
+        )
+        click.echo()
     for container in found:
-        table = table_of(f"{container.number}. {container.title}", "", "", "")
-        table.show_header = False
-        table.columns[1].justify = "right"
-        for figure in container.figures:
-            table.add_row(figure.label, figure.text, figure.note)
-        console.print(table)
-        console.print()
+        rows = [(figure.label, figure.text, figure.note) for figure in container.figures]
+        print_table(f"{container.number}. {container.title}", ("", "", ""), rows, text=(0, 2))
+        click.echo()
 
 
 def _course_of(facts: Any, against: Path) -> list[Any]:

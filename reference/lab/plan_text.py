@@ -15,6 +15,7 @@ from reference.lab.cards import MEASURED_RANGE, Card
 from reference.lab.odds import Lever, Odds
 from reference.lab.plan import TARGET_CORE, Candidate, Forecast, Laws
 from reference.model.cost import count_flops
+from reference.tables import print_table, table_of
 
 
 def measured_card(bench: Path, card: Card) -> Card:
@@ -106,7 +107,7 @@ def print_plan(
 
     low, high = expected.val_bpb
     near = [o for o in options if o.fits and o.val_bpb < 1.001 * best.val_bpb]
-    table = _two_columns(f"plan: {card.name}, {hours:g} h (predicted, not measured)")
+    table = table_of(f"plan: {card.name}, {hours:g} h (predicted, not measured)", ("", ""), (0, 1))
     table.add_row(
         "model",
         f"d{best.config.n_layer}, width {best.config.n_embd}, "
@@ -155,51 +156,37 @@ def print_plan(
     table.add_row("speed", card.source)
     for remark in remarks:
         table.add_row("note", remark)
-    console = Console()
-    console.print(table)
-    compared = table_of(
-        f"what {hours:g} h buy elsewhere", "card", "depth", "FLOPs", "CORE", "speed"
+    Console().print(table)
+    print_table(
+        f"what {hours:g} h buy elsewhere",
+        ("card", "depth", "FLOPs", "CORE", "speed"),
+        [
+            (
+                row["card"],
+                f"d{row['depth']}",
+                f"{row['flops']:.3g}",
+                "-" if row["core"] is None else f"{row['core']:.3f}",
+                row["assumes"],
+            )
+            for row in cards
+        ],
+        text=(0, 4),
     )
-    for row in cards:
-        core = "-" if row["core"] is None else f"{row['core']:.3f}"
-        compared.add_row(
-            row["card"], f"d{row['depth']}", f"{row['flops']:.3g}", core, row["assumes"]
-        )
-    console.print(compared)
 
 
 def print_shapes(shapes: Sequence[Mapping[str, Any]]) -> None:
     """The table of `compare_shapes`."""
-    from rich.console import Console
-
-    table = table_of(
+    print_table(
         "other shapes in the same hours; that a wide one learns as well is assumed",
-        *("shape", "N", "tokens/s", "tokens", "val_bpb"),
+        ("shape", "N", "tokens/s", "tokens", "val_bpb"),
+        [
+            (
+                f"d{row['depth']} x {row['width']}" + ("" if row["fits"] else " (too large)"),
+                f"{row['parameters'] / 1e6:,.0f} M",
+                f"{row['tokens_per_s']:,.0f}",
+                f"{row['tokens'] / 1e9:.2f} B",
+                f"{row['val_bpb']:.4f}",
+            )
+            for row in shapes
+        ],
     )
-    for row in shapes:
-        table.add_row(
-            f"d{row['depth']} x {row['width']}" + ("" if row["fits"] else " (too large)"),
-            f"{row['parameters'] / 1e6:,.0f} M",
-            f"{row['tokens_per_s']:,.0f}",
-            f"{row['tokens'] / 1e9:.2f} B",
-            f"{row['val_bpb']:.4f}",
-        )
-    Console().print(table)
-
-
-def _two_columns(title: str) -> Any:
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", box=None, show_header=False, pad_edge=False)
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column()
-    return table
-
-
-def table_of(title: str, *headings: str) -> Any:
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for heading in headings:
-        table.add_column(heading, header_style="dim")
-    return table

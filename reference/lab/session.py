@@ -16,6 +16,7 @@ from reference.lab.findings import Findings, find
 from reference.lab.study import BASELINE
 from reference.lab.trial import COMPLETE
 from reference.rows.documents import write_whole
+from reference.tables import table_of
 
 
 class Session(NamedTuple):
@@ -121,15 +122,11 @@ class _Board:
         self._live.update(self._table(), refresh=True)
 
     def _table(self) -> Any:
-        from rich.table import Table
-
         state: Progress = self._run.progress
         study = self._run.study
-        table = Table(title=f"study {study.name}", title_justify="left", box=None, pad_edge=False)
-        table.add_column("change", header_style="dim")
-        for scale in study.scales:
-            table.add_column(scale.name, header_style="dim", justify="right")
-        table.add_column("running", header_style="dim")
+        scales = [scale.name for scale in study.scales]
+        headings = ("change", *scales, "running")
+        table = table_of(f"study {study.name}", headings, text=(0, len(scales) + 1))
         with self._lock:
             latest = dict(self._latest)
         for arm in study.arms:

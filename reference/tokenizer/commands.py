@@ -11,6 +11,7 @@ import click
 
 from reference.command_errors import explained
 from reference.data.commands import FOLDER
+from reference.tables import print_table
 
 LOCK = "tokenizer.lock.json"
 
@@ -122,14 +123,8 @@ def compare_command(
 
 
 def _print(found: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     rows = found["tokenizers"]
-    table = Table(title=f"tokenizers, model of recipe {found['recipe']}", box=None)
-    table.add_column("")
-    for row in rows:
-        table.add_column(row["name"], justify="right", overflow="fold")
+    shown: list[tuple[str, ...]] = []
     lines = [
         ("vocabulary", "vocab_size", "{:,}"),
         ("bytes a token", "bytes_per_token", "{:.3f}"),
@@ -147,10 +142,11 @@ def _print(found: dict[str, Any]) -> None:
     ]
     for label, field, form in lines:
         scale = 1e-9 if field == "vram_bytes" else 1
-        table.add_row(label, *(form.format(row[field] * scale) for row in rows))
+        shown.append((label, *(form.format(row[field] * scale) for row in rows)))
     for domain in found["domains"]:
         rates = (f"{row['by_domain'][domain]:.3f}" for row in rows)
-        table.add_row(f"  bytes a token, {domain}", *rates)
-    Console().print(table)
+        shown.append((f"  bytes a token, {domain}", *rates))
+    headings = ("", *(row["name"] for row in rows))
+    print_table(f"tokenizers, model of recipe {found['recipe']}", headings, shown)
     for note in found["notes"]:
         print(note, file=sys.stderr)
