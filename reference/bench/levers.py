@@ -41,6 +41,7 @@ LEVERS: dict[str, dict[str, dict[str, Any]]] = {
     "all logits at once": {"pretrain": {"fused_loss": False}},
     "bf16 momentum": {"pretrain": {"momentum_dtype": "bfloat16"}},
     "muon squared": {"pretrain": {"matrix_optimizer": "muon2"}},
+    "two momenta": {"pretrain": {"matrix_optimizer": "bi_maxwell"}},
     "soap": {"pretrain": {"matrix_optimizer": "soap"}},
     "soap muon": {"pretrain": {"matrix_optimizer": "soap_muon"}},
     "factored second moment": {"pretrain": {"factored_second_moment": True}},

@@ -23,7 +23,7 @@ RATES = {
     "value_embedding_lr": 0.05, "resid_lr": 0.005, "x0_lr": 0.05, "gate_lr": 0.05,
     "weight_decay": 0.1, "scale_lr": False,
 }  # fmt: skip
-NEW = ("muon2", "soap", "soap_muon")
+NEW = ("muon2", "bi_maxwell", "soap", "soap_muon")
 SMALL = ModelConfig(90, n_layer=2, n_embd=32, n_head=4, n_kv_head=2, seq_len=16, ffn="swiglu")
 
 
@@ -146,6 +146,47 @@ def test_muon2_divides_momentum_by_the_root_of_its_squares(shape):
             factored = torch.zeros_like(G.mean(1 if shape[0] >= shape[1] else 0, keepdim=True))
         step = naive_finish((mu * M + (1 - mu) * G) / V.sqrt(), factored, 0.05)
         weight = decayed(weight, step, 0.05 * math.sqrt(max(1.0, shape[0] / shape[1])) * 0.15)
+    torch.testing.assert_close(p.detach().double(), weight, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(24, 8), (8, 24)])
+def test_two_running_means_are_mixed_to_the_mean_age_from_a_step_on(shape):
+    """Muon's own steps before it; the mix's ages are summed from the weights of each gradient."""
+    fast, slow, age, begin = 0.8, 0.95, 12.0, 3
+    weights_of_ages = [[(1 - kept) * kept**k for k in range(2000)] for kept in (fast, slow)]
+    ages = [sum(k * w for k, w in enumerate(weights)) for weights in weights_of_ages]
+    share = (age - ages[0]) / (ages[1] - ages[0])
+    torch.manual_seed(1)
+    start = torch.randn(shape)
+    p, plain = (start.clone().requires_grad_() for _ in range(2))
+    optimizer = MuonAdamW(
+        [
+            group(
+                "bi_maxwell", [p], maxwell_from=begin, maxwell_fast=fast, maxwell_slow=slow,
+                maxwell_age=age,
+            )
+        ]
+    )  # fmt: skip
+    muon = MuonAdamW([group("muon", [plain])])
+    weight, factored = start.double(), None
+    M, S = torch.zeros(shape).double(), torch.zeros(shape).double()
+    for t in range(8):
+        mu = 0.8 + 0.02 * t
+        p.grad = torch.randn(shape)
+        plain.grad = p.grad.clone()
+        G = p.grad.double()
+        for each in (optimizer, muon):
+            each.set_schedule(Schedule(lr=0.5, momentum=mu, weight_decay=0.5))
+            each.step()
+        if t < begin:
+            torch.testing.assert_close(p, plain, atol=1e-6, rtol=1e-5)
+        kept = (mu, mu) if t < begin else (fast, slow)
+        M, S = (k * mean + (1 - k) * G for k, mean in zip(kept, (M, S), strict=True))
+        mixed = M if t < begin else (1 - share) * M + share * S
+        if factored is None:
+            factored = torch.zeros_like(G.mean(1 if shape[0] >= shape[1] else 0, keepdim=True))
+        weight -= naive_finish(mu * mixed + (1 - mu) * G, factored, 0.05)
+    assert (p - plain).abs().max() > 1e-3
     torch.testing.assert_close(p.detach().double(), weight, atol=1e-4, rtol=1e-4)
 
 

@@ -79,6 +79,7 @@ SWITCHES: dict[str, dict[str, dict[str, Any]]] = {
 # Switches that need no test of a resume of their own.
 MORE_SWITCHES: dict[str, dict[str, dict[str, Any]]] = {
     "muon2": {"pretrain": {"matrix_optimizer": "muon2"}},
+    "two momenta": {"pretrain": {"matrix_optimizer": "bi_maxwell", "maxwell_from": 2}},
     "soap": {"pretrain": {"matrix_optimizer": "soap", "soap_max_dim": 64}},
     "soap_muon": {"pretrain": {"matrix_optimizer": "soap_muon", "soap_refresh_steps": 2}},
     "adamw": {"pretrain": {"matrix_optimizer": "adamw", "matrix_lr": 0.002}},
