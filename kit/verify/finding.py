@@ -33,6 +33,7 @@ class Finding:
         place: Where: a path in the result, a line of a log, a file.
         missing: A skip because evidence is absent that could have been there; the verdict is then
             inconclusive. Other skips say that a check does not apply.
+        unless: Left out of the report where another finding of the check is as bad as this.
     """
 
     status: Status
@@ -42,6 +43,7 @@ class Finding:
     found: Any = None
     missing: bool = False
     check: str = ""
+    unless: Status | None = None
 
     def __post_init__(self) -> None:
         """Makes harmless what a result, a log or a file name brought into the finding."""
@@ -67,6 +69,11 @@ def ok(message: str) -> Finding:
     return Finding("pass", message)
 
 
+def conclude(message: str, *, unless: Status = "fail") -> Finding:
+    """The sentence of a check that passed: left out where a finding is as bad as `unless`."""
+    return Finding("pass", message, unless=unless)
+
+
 def fail(
     message: str, place: str | None = None, *, expected: Any = None, found: Any = None
 ) -> Finding:
@@ -87,6 +94,12 @@ def skip(message: str) -> Finding:
 def missing(message: str) -> Finding:
     """The check applies, but its evidence is not here."""
     return Finding("skip", message, missing=True)
+
+
+def concluded(findings: list[Finding]) -> list[Finding]:
+    """`findings` of one check, without conclusions that others of them contradict."""
+    worst = max((_RANK[finding.status] for finding in findings), default=0)
+    return [f for f in findings if f.unless is None or worst < _RANK[f.unless]]
 
 
 Body = Callable[["Evidence"], Iterable[Finding]]

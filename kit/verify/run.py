@@ -36,7 +36,7 @@ from kit.verify.checks import (
     training,
 )
 from kit.verify.evidence import Absent, Evidence, Irrelevant, Options, Refused, read_result
-from kit.verify.finding import Check, Finding, Report, fail, missing, ok, skip
+from kit.verify.finding import Check, Finding, Report, concluded, fail, missing, ok, skip
 from kit.verify.weights import BrokenWeights
 
 # What a hostile log or file can make arithmetic on it raise. Each becomes a refusal.
@@ -199,7 +199,7 @@ def _run(check: Check, evidence: Evidence) -> list[Finding]:
     except MALFORMED as error:
         sentence = f"the evidence is malformed: {type(error).__name__}: {str(error)[:200]}"
         found.append(fail(sentence))
-    return found
+    return concluded(found)
 
 
 def _facts(evidence: Evidence) -> dict[str, Any]:

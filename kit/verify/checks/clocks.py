@@ -27,7 +27,7 @@ from kit.events import (
 from kit.tracks import is_ranked
 from kit.verify.checks.log import attempts
 from kit.verify.evidence import Evidence
-from kit.verify.finding import Check, Finding, fail, ok, warn
+from kit.verify.finding import Check, Finding, conclude, fail, warn
 from kit.verify.thresholds import (
     CLOCK_SHARE,
     CLOCK_SLACK_S,
@@ -49,13 +49,9 @@ _CLOCKS = ("syscall_ns", "uptime_ms")
 def clocks(evidence: Evidence) -> Iterator[Finding]:
     """All clocks agree, no library or namespace bends them; sleep is seen and counted."""
     ranked = is_ranked(evidence.track)
-    problems = 0
     for part in (_sources, _namespaces, _read, _disagreements, _reboots, _device_clock):
-        for finding in part(evidence, ranked):
-            problems += finding.status == "fail"
-            yield finding
-    if not problems:
-        yield ok(f"every clock of every event within {CLOCK_SHARE:.1%}")
+        yield from part(evidence, ranked)
+    yield conclude(f"every clock of every event within {CLOCK_SHARE:.1%}")
 
 
 def _sources(evidence: Evidence, ranked: bool) -> Iterator[Finding]:

@@ -14,7 +14,7 @@ from kit.verify.checks.clocks import boots, slept_s
 from kit.verify.checks.numbers import differences
 from kit.verify.checks.physics import known_gpu, work_rate
 from kit.verify.evidence import Evidence, Irrelevant
-from kit.verify.finding import Check, Finding, fail, missing, ok
+from kit.verify.finding import Check, Finding, conclude, fail, missing
 from kit.verify.thresholds import (
     BUSY_MFU,
     BUSY_POWER_SHARE,
@@ -37,31 +37,24 @@ def energy(evidence: Evidence) -> Iterator[Finding]:
     telemetry = evidence.telemetry
     if telemetry.chain.problems or (told and told.head != telemetry.chain.head):
         raise Irrelevant("the telemetry cannot be relied on (V04)")
-    findings: list[Finding] = []
     summary = telemetry.summary.to_json()
     stated = to_json(told) if told else {}
     for place, expected, found in differences(
         summary, {key: stated[key] for key in summary if key in stated}, "telemetry.summary"
     ):
-        findings.append(
-            fail("differs from the telemetry itself", place, expected=expected, found=found)
-        )
+        yield fail("differs from the telemetry itself", place, expected=expected, found=found)
     for place, expected, found in differences(
         stated or None, document["telemetry"]["summary"], "telemetry.summary"
     ):
-        findings.append(fail("differs from the log", place, expected=expected, found=found))
+        yield fail("differs from the log", place, expected=expected, found=found)
     for place, expected, found in differences(recompute.energy(log), document["energy"], "energy"):
-        findings.append(fail("differs from the log", place, expected=expected, found=found))
-    findings += _coverage(evidence)
+        yield fail("differs from the log", place, expected=expected, found=found)
+    yield from _coverage(evidence)
     if evidence.uses_gpu:
-        findings += _gpu_energy(evidence, summary)
-    yield from findings
-    if not any(finding.status == "fail" for finding in findings):
-        kwh = evidence.result.energy.kwh
-        yield ok(
-            f"{summary['samples']:,} samples, "
-            + (f"{kwh:.4g} kWh" if kwh is not None else "no energy to be read on this machine")
-        )
+        yield from _gpu_energy(evidence, summary)
+    kwh = evidence.result.energy.kwh
+    said = "no energy to be read on this machine" if kwh is None else f"{kwh:.4g} kWh"
+    yield conclude(f"{summary['samples']:,} samples, {said}")
 
 
 def _coverage(evidence: Evidence) -> Iterator[Finding]:

@@ -16,14 +16,13 @@ from kit.typed import to_json
 from kit.verify import recompute
 from kit.verify.checks.numbers import differences
 from kit.verify.evidence import Absent, Evidence, Refused
-from kit.verify.finding import Check, Finding, fail, ok, warn
+from kit.verify.finding import Check, Finding, conclude, fail, ok, warn
 from kit.verify.thresholds import CORE_TASKS, PUBLISHED_IMAGES
 
 
-def software(evidence: Evidence) -> Iterator[Finding]:
-    """Kit, image and recipe are the ones the log began with."""
+def _stated(evidence: Evidence) -> Iterator[Finding]:
+    """Kit, image and recipe against the log's header, the stages against the recipe."""
     result, header = evidence.result, evidence.header
-    problems = 0
     stated_by_log = {
         "kit": to_json(header.kit),
         "image": to_json(header.image),
@@ -31,14 +30,12 @@ def software(evidence: Evidence) -> Iterator[Finding]:
     }
     for section, logged in stated_by_log.items():
         for place, expected, found in differences(logged, evidence.document[section], section):
-            problems += 1
             yield fail("differs from the log's header", place, expected=expected, found=found)
     recipe = result.recipe
     digest = sha256_bytes(recipe.text.encode())
     stated = {"recipe.digest": recipe.digest, "the log's header": header.recipe.digest}
     for place, value in stated.items():
         if value != digest:
-            problems += 1
             yield fail(
                 "is not the digest of the recipe's text", place, expected=digest, found=value
             )
@@ -49,7 +46,6 @@ def software(evidence: Evidence) -> Iterator[Finding]:
         return
     for name in ("name", "track", "division"):
         if getattr(recipe, name) != getattr(parsed, name):
-            problems += 1
             yield fail(
                 "is not what the recipe's text says",
                 f"recipe.{name}",
@@ -58,7 +54,6 @@ def software(evidence: Evidence) -> Iterator[Finding]:
             )
     began = {name for name, stage in evidence.log.stages.items() if stage.starts}
     if not began <= set(parsed.stages):
-        problems += 1
         yield fail(
             "the run did stages that its recipe does not have",
             "recipe.stages",
@@ -66,15 +61,21 @@ def software(evidence: Evidence) -> Iterator[Finding]:
             found=", ".join(sorted(began)),
         )
     if evidence.complete and began != set(parsed.stages):
-        problems += 1
         yield fail(
             "a complete run left out stages of its recipe",
             "recipe.stages",
             expected=", ".join(parsed.stages),
             found=", ".join(sorted(began)),
         )
+
+
+def software(evidence: Evidence) -> Iterator[Finding]:
+    """Kit, image and recipe are the ones the log began with."""
+    problems = list(_stated(evidence))
     if problems:
+        yield from problems
         return
+    result = evidence.result
     own = _own_code()
     if result.kit.version != kit.__version__:
         yield ok(f"made by kit {result.kit.version}; this is {kit.__version__}")
@@ -114,34 +115,25 @@ def _own_code() -> str | None:
 def data(evidence: Evidence) -> Iterator[Finding]:
     """Inputs are those of the log, canonical where they must be, and the tokens add up."""
     document, log = evidence.document, evidence.log
-    before = 0
-    findings: list[Finding] = []
     for place, expected, found in differences(recompute.data(log), document["data"], "data"):
-        findings.append(
-            fail("differs from the log's inputs", place, expected=expected, found=found)
-        )
+        yield fail("differs from the log's inputs", place, expected=expected, found=found)
     for name, part in log.inputs.items():
         files = [FileDigest(f.path, f.bytes, f.sha256) for f in part.files]
         digest = manifest_digest(files)
         if digest != part.digest:
-            findings.append(
-                fail(
-                    "the digest of an input is not that of its files",
-                    f"inputs.{name}",
-                    expected=digest,
-                    found=part.digest,
-                )
+            yield fail(
+                "the digest of an input is not that of its files",
+                f"inputs.{name}",
+                expected=digest,
+                found=part.digest,
             )
-    findings += _validation(log.inputs.data)
-    findings += _bundle(evidence)
-    findings += _chat(evidence)
-    findings += _tokens(evidence)
-    before = sum(finding.status == "fail" for finding in findings)
-    yield from findings
-    if not before:
-        shards = log.inputs.data
-        what = f"{len(shards.files)} training files" if shards else "no training data"
-        yield ok(f"{what}, {document['training']['tokens']:,} tokens add up")
+    yield from _validation(log.inputs.data)
+    yield from _bundle(evidence)
+    yield from _chat(evidence)
+    yield from _tokens(evidence)
+    shards = log.inputs.data
+    what = f"{len(shards.files)} training files" if shards else "no training data"
+    yield conclude(f"{what}, {document['training']['tokens']:,} tokens add up")
 
 
 def _validation(shards: InputFiles | None) -> Iterator[Finding]:

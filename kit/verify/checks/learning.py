@@ -10,7 +10,7 @@ from kit.tracks import RANKED, is_ranked
 from kit.trust.digest import DIGEST_PATTERN
 from kit.verify.checks.replay import initial_weights_problem
 from kit.verify.evidence import Evidence, Irrelevant
-from kit.verify.finding import Check, Finding, fail, ok, warn
+from kit.verify.finding import Check, Finding, conclude, fail, ok, warn
 from kit.verify.thresholds import FIRST_LOSS_NATS
 
 
@@ -21,9 +21,7 @@ def curve(evidence: Evidence) -> Iterator[Finding]:
         raise Irrelevant("the run has no pretraining steps")
     if not evidence.reference_trainer:
         raise Irrelevant("only the reference trainer is known to start at ln(vocabulary)")
-    problems = 0
     if any(event.data.loss < 0 for event in steps):
-        problems += 1
         yield fail("a loss below zero", "events.jsonl")
     first = steps[0].data
     vocabulary = _vocabulary(evidence)
@@ -32,7 +30,6 @@ def curve(evidence: Evidence) -> Iterator[Finding]:
     for event in evidence.log.of("pretrain", Step):
         loss = event.data.loss
         if event.data.step == 0 and abs(loss - expected) > FIRST_LOSS_NATS:
-            problems += 1
             yield fail(
                 "the first loss is not that of a fresh model",
                 f"events.jsonl, seq {event.seq}",
@@ -42,7 +39,6 @@ def curve(evidence: Evidence) -> Iterator[Finding]:
     bpb = evidence.result.quality.val_bpb
     track = RANKED.get(evidence.track)
     if track and bpb and bpb.last < track.best_bpb:
-        problems += 1
         say = fail if evidence.recipe.division == "closed" else warn
         yield say(
             "better than anything this card is known to reach in a day",
@@ -50,9 +46,10 @@ def curve(evidence: Evidence) -> Iterator[Finding]:
             expected=f"at least {track.best_bpb}",
             found=bpb.last,
         )
-    if not problems:
-        last = steps[-1].data.loss
-        yield ok(f"loss {first.loss:.3f} (ln vocabulary {expected:.3f}) to {last:.3f}")
+    last = steps[-1].data.loss
+    yield conclude(
+        f"loss {first.loss:.3f} (ln vocabulary {expected:.3f}) to {last:.3f}", unless="warn"
+    )
 
 
 def _vocabulary(evidence: Evidence) -> int:

@@ -10,7 +10,7 @@ from kit.hardware.gpu_class import kind
 from kit.tracks import RANKED, is_ranked
 from kit.verify.checks.numbers import differences
 from kit.verify.evidence import Absent, Evidence, Irrelevant
-from kit.verify.finding import Check, Finding, fail, missing, ok, warn
+from kit.verify.finding import Check, Finding, conclude, fail, missing, warn
 from kit.verify.thresholds import (
     BEFORE_AFTER_CPU,
     BEFORE_AFTER_GPU,
@@ -27,12 +27,10 @@ def alone(evidence: Evidence) -> Iterator[Finding]:
     """No network, one GPU, nobody else on it."""
     result = evidence.result
     ranked = is_ranked(evidence.track)
-    problems = 0
     traffic = [result.environment.rx_bytes, result.environment.tx_bytes]
     known = [value for value in traffic if value is not None]
     others = known and max(known) > IDLE_NETWORK_BYTES and _stages_were_offline(evidence)
     if known and max(known) > IDLE_NETWORK_BYTES and not others:
-        problems += 1
         say = fail if ranked else warn
         yield say(
             f"{max(known) / 2**20:,.0f} MiB went over the network during the run",
@@ -41,7 +39,6 @@ def alone(evidence: Evidence) -> Iterator[Finding]:
             found=f"rx {traffic[0]}, tx {traffic[1]}",
         )
     elif not known and ranked:
-        problems += 1
         yield warn("network traffic could not be counted over a resume", "environment.rx_bytes")
     if evidence.uses_gpu:
         for when in ("before", "after"):
@@ -49,12 +46,10 @@ def alone(evidence: Evidence) -> Iterator[Finding]:
             gpus = (measured or {}).get("gpus")
             if gpus is None:
                 if measured is not None:
-                    problems += 1
                     text = f"the GPU could not be asked who else uses it ({when})"
                     yield fail(text) if ranked else missing(text)
                 continue
             if len(gpus) != 1:
-                problems += 1
                 yield fail(
                     "not exactly one GPU was visible",
                     f"hardware.{when}.gpus",
@@ -63,18 +58,18 @@ def alone(evidence: Evidence) -> Iterator[Finding]:
                 )
             for gpu in gpus:
                 if gpu["foreign_processes"]:
-                    problems += 1
                     yield fail(
                         "other processes used the GPU",
                         f"hardware.{when}.gpus",
                         expected=0,
                         found=gpu["foreign_processes"],
                     )
-    if not problems:
-        heard = f"{max(known) / 2**20:,.1f} MiB of traffic" if known else "traffic not counted"
-        if others:
-            heard += " by other programs (no stage held a socket to another machine)"
-        yield ok(heard + (", one GPU, no other process on it" if evidence.uses_gpu else ""))
+    heard = f"{max(known) / 2**20:,.1f} MiB of traffic" if known else "traffic not counted"
+    if others:
+        heard += " by other programs (no stage held a socket to another machine)"
+    yield conclude(
+        heard + (", one GPU, no other process on it" if evidence.uses_gpu else ""), unless="warn"
+    )
 
 
 def _stages_were_offline(evidence: Evidence) -> bool:
@@ -89,30 +84,26 @@ def _stages_were_offline(evidence: Evidence) -> bool:
 def machine(evidence: Evidence) -> Iterator[Finding]:
     """The machine is one and the same, and its GPU what it says it is."""
     document, log = evidence.document, evidence.log
-    findings: list[Finding] = []
     for when in ("before", "after"):
         logged = log.fingerprints.get(when)
         for place, expected, found in differences(
             logged, document["hardware"][when], f"hardware.{when}"
         ):
-            findings.append(fail("differs from the log", place, expected=expected, found=found))
+            yield fail("differs from the log", place, expected=expected, found=found)
     before, after = evidence.result.hardware.before, evidence.result.hardware.after
     if before is None:
-        yield from findings
         yield missing("the machine was not measured before the run")
         return
-    findings += _class(evidence, before, "before")
+    yield from _class(evidence, before, "before")
     if after is not None:
-        findings += _class(evidence, after, "after")
+        yield from _class(evidence, after, "after")
         rebooted = any(event.data.rebooted for event in log.resumes)
-        findings += _same_machine(before, after, rebooted=rebooted)
+        yield from _same_machine(before, after, rebooted=rebooted)
     elif evidence.complete:
-        findings.append(fail("a complete run that did not measure its machine again", "hardware"))
-    yield from findings
-    if not any(finding.status == "fail" for finding in findings):
-        name = before["class"]["name"]
-        what = before["host"]["cpu_model"] or "unnamed CPU"
-        yield ok(f"class {name}, {what}" + (", the same after the run" if after else ""))
+        yield fail("a complete run that did not measure its machine again", "hardware")
+    name = before["class"]["name"]
+    what = before["host"]["cpu_model"] or "unnamed CPU"
+    yield conclude(f"class {name}, {what}" + (", the same after the run" if after else ""))
 
 
 def _class(evidence: Evidence, found: dict[str, Any], when: str) -> Iterator[Finding]:
@@ -222,13 +213,11 @@ def settings(evidence: Evidence) -> Iterator[Finding]:
     """Power limit, clock offsets and heat stay within the card's own limits."""
     if not evidence.uses_gpu:
         raise Irrelevant("the run used no GPU")
-    problems = 0
     for when in ("before", "after"):
         for gpu in evidence.gpus(when):
             place = f"hardware.{when}.gpus"
             limit, default = gpu["power_limit_w"], gpu["power_default_w"]
             if limit and default and limit > default * POWER_LIMIT_SLACK:
-                problems += 1
                 yield warn(
                     "the power limit is raised above the card's own",
                     place,
@@ -237,12 +226,10 @@ def settings(evidence: Evidence) -> Iterator[Finding]:
                 )
             for name in ("sm_offset_mhz", "memory_offset_mhz"):
                 if gpu[name]:
-                    problems += 1
                     yield warn(
                         "the card is overclocked", f"{place}.{name}", expected=0, found=gpu[name]
                     )
             if gpu["mig"]:
-                problems += 1
                 yield fail("the card is divided (MIG)", place)
     try:
         summary = evidence.telemetry.summary.to_json()
@@ -251,7 +238,6 @@ def settings(evidence: Evidence) -> Iterator[Finding]:
         return
     peak, limit = summary["peaks"]["gpu_power_w"], _limit_w(evidence)
     if peak and limit and summary["means"]["gpu_power_w"] > limit * POWER_LIMIT_SLACK:
-        problems += 1
         yield fail(
             "the mean power is above the card's limit",
             "telemetry",
@@ -265,11 +251,12 @@ def settings(evidence: Evidence) -> Iterator[Finding]:
         and share > THERMAL_SHARE_WARN
     }
     if hot:
-        problems += 1
         shares = ", ".join(f"{name} {share:.0%}" for name, share in hot.items())
         yield warn(f"the card slowed itself down: {shares} of the run", "telemetry")
-    if not problems:
-        yield ok(f"limit {limit or 'unknown'} W, no offsets, no thermal throttling to speak of")
+    yield conclude(
+        f"limit {limit or 'unknown'} W, no offsets, no thermal throttling to speak of",
+        unless="warn",
+    )
 
 
 def _limit_w(evidence: Evidence) -> float | None:

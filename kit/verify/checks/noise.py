@@ -14,7 +14,7 @@ from itertools import pairwise
 from kit.events import Eval, Event, Model, Note, Step
 from kit.tracks import is_ranked
 from kit.verify.evidence import Absent, Evidence, Irrelevant, Refused
-from kit.verify.finding import Check, Finding, fail, ok, warn
+from kit.verify.finding import Check, Finding, conclude, fail, warn
 from kit.verify.thresholds import (
     BYTES_PER_TOKEN,
     BYTES_PER_TOKEN_SHARE,
@@ -38,15 +38,11 @@ def noise(evidence: Evidence) -> Iterator[Finding]:
     expected = evidence.expected
     if not steps or not expected.reference:
         raise Irrelevant("only the reference trainer's losses have a known distribution")
-    problems = 0
     for part in (_scatter, _learning, _units, _answers):
-        for finding in part(evidence, steps):
-            problems += finding.status == "fail"
-            yield finding
-    if not problems:
-        found = scatter(steps)
-        said = "too few steps for their scatter" if found is None else f"loss noise {found:.2f}"
-        yield ok(f"{said}, in units of loss / sqrt(batch)")
+        yield from part(evidence, steps)
+    found = scatter(steps)
+    said = "too few steps for their scatter" if found is None else f"loss noise {found:.2f}"
+    yield conclude(f"{said}, in units of loss / sqrt(batch)")
 
 
 def scatter(steps: list[Event[Step]]) -> float | None:

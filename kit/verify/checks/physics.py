@@ -13,7 +13,7 @@ from kit.hardware.gpu_class import GpuKind, kind
 from kit.tracks import is_ranked
 from kit.verify.checks.log import attempts
 from kit.verify.evidence import Evidence, Irrelevant, safe_path
-from kit.verify.finding import Check, Finding, fail, ok, warn
+from kit.verify.finding import Check, Finding, conclude, fail, ok, warn
 from kit.verify.thresholds import (
     BURST_S,
     CPU_PEAK_SLACK,
@@ -260,18 +260,15 @@ def _eight_bit_gain(evidence: Evidence, measured: list[dict[str, Any]]) -> float
 
 def pace(evidence: Evidence) -> Iterator[Finding]:
     """The trainer's step times fit the supervisor's clock, and vary as real ones do."""
-    problems = judged = 0
+    judged = 0
     for stage in ("pretrain", "sft"):
         steps = evidence.log.of(stage, Step)
         judged += len(steps)
         for run in attempts(steps):
-            for finding in _pace_of(run, stage):
-                problems += 1
-                yield finding
+            yield from _pace_of(run, stage)
     if not judged:
         raise Irrelevant("no steps were reported")
-    if not problems:
-        yield ok(f"step times of {judged:,} steps fit the clock")
+    yield conclude(f"step times of {judged:,} steps fit the clock", unless="skip")
 
 
 def _pace_of(steps: list[Event[Step]], stage: str) -> Iterator[Finding]:

@@ -15,7 +15,7 @@ from kit.typed import to_json
 from kit.verify.checks.physics import flops_per_token, peak_flops, rate_of
 from kit.verify.evidence import Absent, Evidence, Refused
 from kit.verify.expected import Expected
-from kit.verify.finding import Check, Finding, fail, ok
+from kit.verify.finding import Check, Finding, conclude, fail
 from kit.verify.thresholds import (
     CORE_BYTES_PER_TOKEN,
     CORE_TASKS,
@@ -33,14 +33,10 @@ _CLOSE = 1e-6
 def scope(evidence: Evidence) -> Iterator[Finding]:
     """Inputs, scored items and durations fit the recipe and each other."""
     expected = evidence.expected
-    problems = 0
     for part in (_inputs, _overlap, _corpus, _core, _chat, _durations, _finetuning):
-        for finding in part(evidence, expected):
-            problems += finding.status == "fail"
-            yield finding
-    if not problems:
-        read = [name for name in _INPUTS if evidence.log.inputs.get(name)]
-        yield ok(f"read {', '.join(read) or 'nothing'}, as the recipe's stages do")
+        yield from part(evidence, expected)
+    read = [name for name in _INPUTS if evidence.log.inputs.get(name)]
+    yield conclude(f"read {', '.join(read) or 'nothing'}, as the recipe's stages do")
 
 
 def _inputs(evidence: Evidence, expected: Expected) -> Iterator[Finding]:

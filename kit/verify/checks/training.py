@@ -10,7 +10,7 @@ from kit.events import Eval, Event, Memory, Model, Note, Step
 from kit.trainer import Course
 from kit.verify.evidence import Evidence, Irrelevant
 from kit.verify.expected import Expected, consecutive, least_memory_bytes
-from kit.verify.finding import Check, Finding, fail, ok
+from kit.verify.finding import Check, Finding, conclude, fail
 from kit.verify.thresholds import (
     DEVICE_MEMORY_SLACK,
     LEARNING_RATE_ROUNDING,
@@ -29,15 +29,11 @@ def training(evidence: Evidence) -> Iterator[Finding]:
     began = [name for name in ("pretrain", "sft") if name in evidence.log.stages]
     if not began:
         raise Irrelevant("the run trained nothing")
-    problems = 0
     for part in (_model, _steps, _horizon, _evaluations, _memory):
-        for finding in part(evidence, expected):
-            problems += finding.status == "fail"
-            yield finding
-    if not problems:
-        steps = sum(len(evidence.log.steps(name)) for name in began)
-        whose = "the recipe" if expected.course else "what any trainer reports"
-        yield ok(f"{steps:,} steps held to {whose}")
+        yield from part(evidence, expected)
+    steps = sum(len(evidence.log.steps(name)) for name in began)
+    whose = "the recipe" if expected.course else "what any trainer reports"
+    yield conclude(f"{steps:,} steps held to {whose}")
 
 
 def _complete(evidence: Evidence, stage: str) -> bool:
