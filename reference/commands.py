@@ -121,6 +121,9 @@ def _print_table(result: dict[str, Any]) -> None:
         "compiling, s": f"{result['compile_s']:.1f}" if result["compiled"] else "not compiled",
         "device": f"{result['device']}, {result['dtype']}, {result['threads']} threads",
     }
+    if result["micro_batch_parts"] > 1:
+        parts = f"{result['micro_batch_parts']} pieces of each micro-batch"
+        rows["out of memory"] = f"made in {parts}: free some of the GPU's memory"
     if result["device"] == "cpu":
         rows["matrix products"] = result["cpu_matmul"]
     speed = result["ratio_vs_plain"]

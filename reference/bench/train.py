@@ -25,13 +25,15 @@ from reference.model.cost import count_flops, peak_flops
 from reference.model.gpt import GPT, ModelConfig
 from reference.optim.schedule import ScheduleConfig
 from reference.train.curriculum import Curriculum
-from reference.train.device import peak_memory_bytes
+from reference.train.device import memory_limit_bytes, peak_memory_bytes
 from reference.train.loop import TrainState, new_optimizer
 from reference.train.metrics import mfu
 from reference.train.step import maybe_compile
 
 Batches = list[tuple[Tensor, Tensor]]
 ALONE_STEPS = 5
+TWIN_BYTES = 12  # of each weight of the twin between its steps: itself and two moments, all fp32
+NO_ROOM = "the plain twin does not fit the GPU's memory beside this trainer"
 WARMUP_STEPS = 2  # untimed: allocations, autotuning, and where asked for compiling
 
 
@@ -134,11 +136,21 @@ def bench_training(
         return state.step(0.0, step).loss
 
     trainers: dict[str, Callable[[int, Batches], float]] = {"ours": ours}
-    if compare:
+    plain_reason = None if compare else "not asked for"
+    if compare and not twin_fits(weights, alone.peak_bytes, where, section["vram_cap_gib"]):
+        plain_reason = NO_ROOM
+    if plain_reason is None:
         trainers["plain"] = plain_trainer(weights, config, device)
     draw = _drawer(config, micro_batch, micro_batches, device)
     began = time.perf_counter()
-    timings, plain_reason = _time_in_turn(trainers, draw, steps, device)
+    timings = _time_in_turn(trainers, draw, steps, device)
+    if state.parts > alone.parts:
+        # The twin took memory that this trainer's step needs: its pieces were not the recipe's.
+        trainers.pop("plain", None)
+        state.run_in_parts(alone.parts)
+        timings = _time_in_turn(trainers, draw, steps, device)
+    if plain_reason is None and "plain" not in timings:
+        plain_reason = NO_ROOM
     elapsed_s = time.perf_counter() - began
 
     mine, plain = timings["ours"], timings.get("plain")
@@ -165,6 +177,7 @@ def bench_training(
         "mfu_reason": None if peak else peak_reason,
         "flops_per_s": flops.causal * speed,
         "micro_batch": micro_batch,
+        "micro_batch_parts": state.parts,
         "peak_memory_bytes": alone.peak_bytes or peak_memory_bytes(where),
         "planned_memory_bytes": alone.planned_bytes if where.type == "cuda" else None,
         "wait_share": sum(alone.wait_s) / sum(alone.step_s),
@@ -185,6 +198,23 @@ def bench_training(
         if plain
         else None,
     }
+
+
+def twin_fits(
+    weights: Mapping[str, Tensor], peak_bytes: int | None, device: torch.device, cap_gib: float
+) -> bool:
+    """Whether the twin's weights and moments fit a GPU beside this trainer's step; always on a CPU.
+
+    Args:
+        peak_bytes: Of this trainer alone.
+        cap_gib: Of the recipe; 0: all of the card.
+    """
+    limit = memory_limit_bytes(device, cap_gib)
+    if limit is None or peak_bytes is None:
+        return True
+    free, _ = torch.cuda.mem_get_info(device)
+    twin = TWIN_BYTES * sum(weight.numel() for weight in weights.values())
+    return peak_bytes + twin <= min(limit, free + torch.cuda.memory_reserved(device))
 
 
 def plain_trainer(
@@ -227,10 +257,9 @@ def _time_in_turn(
     draw: Callable[[], Batches],
     steps: int,
     device: str,
-) -> tuple[dict[str, Timing], str | None]:
-    """Each trainer's timings; the reason where the twin did not fit the GPU's memory."""
+) -> dict[str, Timing]:
+    """Each trainer's timings; a twin that runs out of memory is taken out of `trainers`."""
     timings = {name: Timing([], []) for name in trainers}
-    reason = None if "plain" in trainers else "not asked for"
     for step in range(WARMUP_STEPS + steps):
         batches = draw()
         for name in list(timings):
@@ -241,14 +270,12 @@ def _time_in_turn(
             except torch.OutOfMemoryError:
                 if name != "plain":
                     raise
-                del timings[name]
-                torch.cuda.empty_cache()
-                reason = "the plain twin does not fit the GPU's memory"
+                del timings[name], trainers[name]
                 continue
             _synchronize(device)
             timings[name].all_s.append((time.perf_counter_ns() - began) / 1e9)
             timings[name].losses.append(loss)
-    return timings, reason
+    return timings
 
 
 def _synchronize(device: str) -> None:

@@ -332,6 +332,10 @@ class TrainState:
                 self._say(note)
             self._stepper.notes.clear()
 
+    def run_in_parts(self, parts: int) -> None:
+        """Runs each micro-batch in `parts` pieces from here on, until memory runs out again."""
+        self.parts = self._stepper.parts = parts
+
     def take(self, model: GPT) -> None:
         """Continues with another model, not yet placed, and an optimizer without moments."""
         self.model = model.place(self.device)
@@ -466,7 +470,7 @@ class TrainState:
         self.load_weights(saved)
         self.divergence.load_state_dict(saved.get("divergence", {}))
         self.tokens, self.flops = saved["tokens"], saved.get("flops", 0.0)
-        self.parts = self._stepper.parts = saved.get("parts", 1)
+        self.run_in_parts(saved.get("parts", 1))
         self.decisions = saved.get("decisions")
 
 

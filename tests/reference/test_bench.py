@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import time
+import weakref
 
 import pytest
 import torch
@@ -13,7 +15,8 @@ from support.tiny_training import BENCH, tiny_recipe
 
 import reference.bench.train
 import reference.commands
-from reference.bench.train import bench_training, nearest_rank
+import reference.train.step
+from reference.bench.train import bench_training, nearest_rank, twin_fits
 from reference.model.gpt import GPT, ModelConfig
 from reference.train.loop import TrainState
 from reference.train.step import has_cpp_compiler, maybe_compile
@@ -34,6 +37,66 @@ def test_both_trainers_start_from_the_same_loss_and_are_timed_step_by_step():
     assert result["peak_memory_bytes"] > 1 << 20
     assert not result["compiled"] and result["compile_s"] == 0.0
     json.dumps(result)
+
+
+def test_a_twin_that_takes_this_trainers_memory_is_dropped_and_the_steps_timed_again(monkeypatch):
+    """Otherwise the trainer's own speed would be that of halved micro-batches."""
+    twins, parts = [], []
+    make, make_step = reference.bench.train.plain_trainer, reference.train.step.train_step
+
+    def noted_twin(*arguments):
+        twin = make(*arguments)
+        twins.append(weakref.ref(twin))
+        return twin
+
+    def crowded_step(*arguments, **options):
+        if options["parts"] == 1 and twins and twins[0]() is not None:
+            next(iter(arguments[2]))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        parts.append(options["parts"])
+        return make_step(*arguments, **options)
+
+    monkeypatch.setattr(reference.bench.train, "plain_trainer", noted_twin)
+    monkeypatch.setattr(reference.train.step, "train_step", crowded_step)
+    result = bench_training(RECIPE, steps=3)
+    assert result["plain"] is None and "does not fit" in result["plain_reason"]
+    assert result["micro_batch_parts"] == 1 and len(result["step_ms"]["ours"]) == 3
+    assert parts[-5:] == [1] * 5, "two untimed steps and three, each micro-batch whole"
+
+
+def test_a_twin_that_runs_out_of_memory_leaves_its_memory_to_this_trainer(monkeypatch):
+    freed = []
+
+    class Twin:
+        def __call__(self, *_):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        def __del__(self):
+            freed.append(True)
+
+    monkeypatch.setattr(reference.bench.train, "plain_trainer", lambda *_: Twin())
+    draw = reference.bench.train._drawer
+
+    def watched(*arguments):
+        made, calls = draw(*arguments), itertools.count()
+        return lambda: (
+            (next(calls) == 0 or freed or pytest.fail("the twin is still there")) and (made())
+        )
+
+    monkeypatch.setattr(reference.bench.train, "_drawer", watched)
+    result = bench_training(RECIPE, steps=2)
+    assert result["plain"] is None and "does not fit" in result["plain_reason"] and freed
+
+
+def test_a_twin_needs_twelve_bytes_a_weight_beside_the_trainers_own_peak(monkeypatch):
+    weights = {"a": torch.empty(1000), "b": torch.empty(24, 1000)}
+    monkeypatch.setattr(reference.bench.train, "memory_limit_bytes", lambda *_: 1_000_000)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (500_000, 2_000_000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 400_000)
+    device = torch.device("cuda")
+    assert twin_fits(weights, 600_000, device, 0.0)
+    assert not twin_fits(weights, 600_001, device, 0.0), "900,000 bytes are free or our own"
+    assert twin_fits(weights, None, torch.device("cpu"), 0.0)
 
 
 def test_time_lost_between_steps_and_slow_steps_show(monkeypatch):
