@@ -21,7 +21,7 @@ from scipy.stats import spearmanr
 from kit.core_eval.likelihood import compare_likelihoods, mean_likelihood
 from kit.core_eval.report import outcomes
 from kit.core_eval.statistics import compare, core_metric
-from reference.rows.documents import write_whole
+from reference.files import write_whole
 
 FILE = Path(__file__).parents[1] / "reference" / "studies" / "cpu-ladder" / "answers.json"
 KEPT = ("label", "file", "type", "shots", "baseline", "outcomes", "answer_bits", "answer_bytes")

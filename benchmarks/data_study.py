@@ -43,7 +43,7 @@ from reference.data.spec import (
     Spec,
 )
 from reference.errors import TrainerError
-from reference.rows.documents import write_whole
+from reference.files import write_whole
 from reference.rows.reader import files_ending
 
 WEB = ("web-raw", "c4", "openwebtext", "stackexchange")

@@ -23,6 +23,7 @@ from scipy.stats import ttest_1samp
 
 from benchmarks.answers import FILE as ANSWERS
 from benchmarks.answers import model_table, pair_table, pairs_of, summary
+from reference.files import write_whole
 from reference.lab.ablate import Progress
 from reference.lab.baseline_curve import fit_curve, multiplier
 from reference.lab.findings import baseline_rungs, find
@@ -30,7 +31,6 @@ from reference.lab.halving import Slot
 from reference.lab.statistics import gains
 from reference.lab.study import BASELINE, Study, load_study
 from reference.lab.trial import COMPLETE, OUTCOME, Outcome
-from reference.rows.documents import write_whole
 
 STUDIES = Path(__file__).parents[1] / "reference" / "studies"
 STUDY = STUDIES / "cpu-ladder.toml"

@@ -25,7 +25,7 @@ from kit.board.layout import (
 )
 from kit.board.load import load_board, read_document
 from kit.errors import KitError, PrerequisiteError, SchemaError
-from kit.files import write_bytes
+from kit.files import whole_file, write_bytes
 from kit.trust.canonical import parse_strict
 from kit.trust.digest import sha256_file
 from kit.trust.sign import result_id
@@ -244,10 +244,8 @@ def _copy_weights(source: Path, folder: Path, paths: list[str]) -> None:
             raise PrerequisiteError(f"`{path}` is not in the board's `models/` any more")
         if here.is_file() and sha256_file(here) == sha256_file(there):
             continue
-        here.parent.mkdir(parents=True, exist_ok=True)
-        temporary = here.with_name(f".{here.name}.tmp")
-        shutil.copyfile(there, temporary)
-        temporary.replace(here)
+        with whole_file(here) as temporary:
+            shutil.copyfile(there, temporary)
 
 
 def _download_weights(

@@ -9,7 +9,7 @@ from pathlib import Path
 from kit.board.layout import Layout, Settings
 from kit.board.package import Item, Package
 from kit.errors import KitError
-from kit.files import sync_folder, write_bytes
+from kit.files import whole_file, write_bytes
 from kit.trust.digest import sha256_file
 
 
@@ -74,13 +74,7 @@ def _write(target: Path, item: Item) -> None:
     if isinstance(item.source, bytes):
         write_bytes(target, item.source)
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.tmp")
-    shutil.copyfile(item.source, temporary)
-    if sha256_file(temporary) != item.digest:
-        temporary.unlink()
-        raise KitError(f"`{item.path}` changed while it was copied")
-    with temporary.open("rb+") as file:
-        file.flush()
-    temporary.replace(target)
-    sync_folder(target.parent)
+    with whole_file(target) as temporary:
+        shutil.copyfile(item.source, temporary)
+        if sha256_file(temporary) != item.digest:
+            raise KitError(f"`{item.path}` changed while it was copied")

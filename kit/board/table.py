@@ -8,14 +8,13 @@ for bit under the locked pyarrow.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from kit.board.row_form import arrow_schema
 from kit.errors import PrerequisiteError
-from kit.files import sync_folder
+from kit.files import whole_file
 
 Document = dict[str, Any]
 _ROWS_A_GROUP = 1000
@@ -23,23 +22,18 @@ _ROWS_A_GROUP = 1000
 
 def write_table(rows: Iterable[Document], jsonl: Path, parquet: Path) -> int:
     """Writes both files, each under its name only when whole; returns the number of rows."""
-    temporary = [path.with_name(f".{path.name}.tmp") for path in (jsonl, parquet)]
-    try:
-        with temporary[0].open("wb") as lines, _ParquetFile(temporary[1]) as table:
-            count = 0
-            for row in rows:
-                text = json.dumps(row, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-                lines.write(text.encode() + b"\n")
-                table.add(row)
-                count += 1
-            lines.flush()
-            os.fsync(lines.fileno())
-        for path, final in zip(temporary, (jsonl, parquet), strict=True):
-            path.replace(final)
-        sync_folder(jsonl.parent)
-    finally:
-        for path in temporary:
-            path.unlink(missing_ok=True)
+    count = 0
+    with (
+        whole_file(parquet) as new_parquet,
+        whole_file(jsonl) as new_jsonl,
+        new_jsonl.open("wb") as lines,
+        _ParquetFile(new_parquet) as table,
+    ):
+        for row in rows:
+            text = json.dumps(row, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+            lines.write(text.encode() + b"\n")
+            table.add(row)
+            count += 1
     return count
 
 

@@ -6,7 +6,6 @@ The same rows give the same bytes: files in the order given, rows in file order.
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 
 from kit.conversations import Mapped
 from kit.errors import SchemaError
-from kit.files import sync_folder
+from kit.files import whole_file
 
 _BATCH_ROWS = 1000
 
@@ -163,21 +162,15 @@ def _unreadable(path: Path, why: str) -> SchemaError:
 
 
 def _write(target: Path, values: Iterable[Any]) -> int:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.tmp")
     rows = 0
-    with temporary.open("wb") as file:
-        for value in values:
-            file.write(json.dumps(value, ensure_ascii=False).encode() + b"\n")
-            rows += 1
-        file.flush()
-        os.fsync(file.fileno())
-    if rows == 0:
-        temporary.unlink()
-        raise SchemaError(
-            f"{target.name} would hold nothing: no row of its sources could be used",
-            hint="Check the recipe's data section.",
-        )
-    temporary.replace(target)
-    sync_folder(target.parent)
+    with whole_file(target) as temporary:
+        with temporary.open("wb") as file:
+            for value in values:
+                file.write(json.dumps(value, ensure_ascii=False).encode() + b"\n")
+                rows += 1
+        if rows == 0:
+            raise SchemaError(
+                f"{target.name} would hold nothing: no row of its sources could be used",
+                hint="Check the recipe's data section.",
+            )
     return rows

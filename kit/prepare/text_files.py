@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from kit.errors import PrerequisiteError, SchemaError
-from kit.files import sync_folder
+from kit.files import whole_file
 from kit.prepare.conversion import Converted
 from kit.text_mix import TextSource
 
@@ -57,12 +56,13 @@ def write_text(
                 hint=f"Set its shards to about {shards:.0f}, or lower its share.",
             )
         keep = min(1.0, wanted / max(1, there))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.tmp")
     schema = pa.schema([(column, pa.large_string())])
     seen = rows = 0
     group: list[Any] = []
-    with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+    with (
+        whole_file(target) as temporary,
+        pq.ParquetWriter(temporary, schema, compression="zstd") as writer,
+    ):
         for path in files:
             for texts in _texts(path, source.column):
                 # Row i is kept where i * keep passes a whole number: evenly, and without a seed.
@@ -80,10 +80,6 @@ def write_text(
                     group = []
         if group:
             writer.write_table(pa.table([pa.chunked_array(group)], schema=schema))
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(target)
-    sync_folder(target.parent)
     return Converted(rows, {"rows left out to keep the share": seen - rows} if seen > rows else {})
 
 

@@ -44,9 +44,9 @@ from reference.chat.programs import pass_all, program_of, why_not_here
 from reference.chat.scoring import Kind, chatcore, is_right, right_by_nanochat
 from reference.errors import TrainerError
 from reference.events import Events
+from reference.files import write_whole
 from reference.model.gpt import GPT
 from reference.request import Request
-from reference.rows.documents import write_whole
 from reference.rows.json_lines import files_by_stem, json_lines
 from reference.stage import Stopped, stop_requested
 from reference.tokenizer.bpe import Tokenizer

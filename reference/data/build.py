@@ -37,7 +37,7 @@ from reference.data.sources import Part, find_parts, refuse_inside
 from reference.data.spec import Spec, identity
 from reference.data.workers import Workers, open_workers
 from reference.errors import TrainerError
-from reference.rows.documents import write_whole
+from reference.files import write_whole
 from reference.rows.reader import files_ending
 
 Progress = Callable[[str, int, int], None]

@@ -29,7 +29,7 @@ from reference.data.sources import Part, RawDocument, read_part
 from reference.data.spec import Spec
 from reference.data.words import mix, normalise, shingles, word_hashes
 from reference.errors import TrainerError
-from reference.rows.documents import write_whole
+from reference.files import whole_file, write_whole
 from reference.rows.reader import BadText, not_utf8
 
 SAMPLES = 6  # removed documents shown for each reason, a part
@@ -117,14 +117,14 @@ class _PartWork:
         self.hash = hashlib.sha256()
 
     def run(self) -> dict[str, Any]:
-        self.stem.parent.mkdir(parents=True, exist_ok=True)
         texts, index = self.stem.with_suffix(".arrow"), self.stem.with_suffix(".index.parquet")
-        temporary = [path.with_name(f"{path.name}.tmp") for path in (texts, index)]
         began = time.perf_counter()
         with (
-            pa.OSFile(str(temporary[0]), "wb") as sink,
+            whole_file(index) as new_index,
+            whole_file(texts) as new_texts,
+            pa.OSFile(str(new_texts), "wb") as sink,
             pa.ipc.new_file(sink, TEXTS) as text_writer,
-            pq.ParquetWriter(temporary[1], INDEX, compression="zstd") as index_writer,
+            pq.ParquetWriter(new_index, INDEX, compression="zstd") as index_writer,
         ):
             rows: list[dict[str, Any]] = []
             held = 0
@@ -135,8 +135,6 @@ class _PartWork:
                     self._write(rows, text_writer, index_writer)
                     rows, held = [], 0
             self._write(rows, text_writer, index_writer)
-        for path, final in zip(temporary, (texts, index), strict=True):
-            path.replace(final)
         self.seconds["read"] = time.perf_counter() - began - sum(self.seconds.values())
         return {
             "part": self.part.to_json(),

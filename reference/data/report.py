@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from reference.data.manifest import read_manifest, whole_manifest
-from reference.rows.documents import write_whole
+from reference.files import write_whole
 
 SAMPLE_BYTES = 20_000_000  # of text tokenized for the counts by domain
 _STEPS = {

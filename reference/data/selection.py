@@ -19,7 +19,7 @@ from reference.data import index
 from reference.data.document_pipeline import open_texts
 from reference.data.spec import Spec
 from reference.data.workers import Workers
-from reference.rows.documents import write_whole
+from reference.files import whole_file, write_whole
 
 _STEP = "finding duplicates"
 
@@ -90,12 +90,9 @@ def _compare(build: Path, group: int, ngram: int) -> None:
     path = _pairs(build, group)
     if path.is_file():
         return
-    path.parent.mkdir(exist_ok=True)
     values = index.compare_pairs(build, group, ngram)
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("wb") as file:
+    with whole_file(path) as temporary, temporary.open("wb") as file:
         np.save(file, values)
-    temporary.replace(path)
 
 
 def _example(

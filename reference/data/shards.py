@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from reference.data.document_pipeline import open_texts
+from reference.files import whole_file
 
 SCHEMA = pa.schema(
     [
@@ -39,12 +39,13 @@ def write_shard(build: Path, name: str) -> dict[str, Any]:
             texts[place] = column[int(rows[place])].as_py()
 
     folder = build / "shards"
-    folder.mkdir(exist_ok=True)
     final = folder / f"{name}.parquet"
-    temporary = final.with_name(f"{final.name}.tmp")
     content = hashlib.sha256()
     size = 0
-    with pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
+    with (
+        whole_file(final) as temporary,
+        pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer,
+    ):
         for begin, end in _groups([len(text or "") for text in texts]):
             group = texts[begin:end]
             for text in group:
@@ -57,10 +58,8 @@ def write_shard(build: Path, name: str) -> dict[str, Any]:
                 for field in list(SCHEMA)[1:]
             ]
             writer.write_table(pa.Table.from_arrays(columns, schema=SCHEMA), row_group_size=1 << 30)
-    with temporary.open("rb") as file:
+    with final.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-        os.fsync(file.fileno())
-    temporary.replace(final)
     return {
         "path": final.name,
         "split": name.rpartition("-")[0],

@@ -20,11 +20,12 @@ import tomlkit
 
 from reference.config.resolve import resolve_recipe, resolve_recipes
 from reference.errors import TrainerError
+from reference.files import write_whole
 from reference.lab.executor import Executor
 from reference.lab.halving import Ladder, Slot
 from reference.lab.study import BASELINE, Study, trial_id
 from reference.lab.trial import COMPLETE, FAILED, OUTCOME, Outcome, Trial
-from reference.rows.documents import find_shards, shard_rows, write_whole
+from reference.rows.documents import find_shards, shard_rows
 from reference.rows.reader import files_ending
 
 ATTEMPTS = 3  # of a trial that failed for reasons of the machine

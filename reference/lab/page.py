@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from reference.rows.documents import write_whole
+from reference.files import write_whole
 
 _PAGE = Path(__file__).with_name("page.html.j2")
 

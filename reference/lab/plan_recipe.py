@@ -11,11 +11,11 @@ import tomlkit
 
 from reference.config.resolve import resolve_recipe
 from reference.errors import TrainerError
+from reference.files import write_whole
 from reference.lab.cards import CARDS, Card
 from reference.lab.plan import Candidate, speed_of
 from reference.model.day import plan_day
 from reference.model.step_time import card_of
-from reference.rows.documents import write_whole
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 

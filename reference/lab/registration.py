@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from reference.errors import TrainerError
+from reference.files import write_whole
 from reference.lab.plan_recipe import RECIPES
-from reference.rows.documents import write_whole
 
 FORMAT = 1
 SPEED_ERROR = 0.15  # of the time model against published speeds, each left out (at most 13 %)

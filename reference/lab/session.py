@@ -9,13 +9,13 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from reference.files import write_whole
 from reference.lab.ablate import Progress, StudyRun
 from reference.lab.ablate_page import write_study_page
 from reference.lab.executor import Executor, LocalExecutor, RayExecutor
 from reference.lab.findings import Findings, find
 from reference.lab.study import BASELINE
 from reference.lab.trial import COMPLETE
-from reference.rows.documents import write_whole
 from reference.tables import table_of
 
 

@@ -27,8 +27,8 @@ from typing import Any
 
 from reference.errors import TrainerError
 from reference.events import FD_VARIABLE
+from reference.files import write_whole
 from reference.request import CONTRACT
-from reference.rows.documents import write_whole
 
 STAGE_LIMIT_S = 24 * 3600.0
 GRACE_S = 30.0  # between asking a stage to stop and ending it

@@ -32,6 +32,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from reference.errors import TrainerError
+from reference.files import write_whole
 from reference.rows.reader import files_ending, first_line, open_parquet, plain_bytes
 from reference.tokenizer.bpe import Tokenizer
 
@@ -295,17 +296,6 @@ def _mapped(path: Path, record: ShardTokens) -> np.ndarray:
     array = tokens.numpy().view(dtype)
     array.flags.writeable = False
     return array
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Puts `data` under its final name only when all of it is on the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 class Documents:

@@ -18,7 +18,6 @@ import base64
 import binascii
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +30,7 @@ import rustbpe
 import tiktoken
 
 from reference.errors import TrainerError
+from reference.files import write_whole
 
 FILE_NAME = "tokenizer.json"
 FORMAT = "n4090-bpe-1"
@@ -139,13 +139,7 @@ class Tokenizer:
 
     def save(self, folder: Path) -> None:
         """Writes `folder/tokenizer.json`, whole or not at all."""
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f"{FILE_NAME}.tmp"
-        with temporary.open("wb") as file:
-            file.write(self._file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(folder / FILE_NAME)
+        write_whole(folder / FILE_NAME, self._file)
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:

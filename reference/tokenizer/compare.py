@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from reference.config.model import ModelConfig
 from reference.errors import TrainerError
+from reference.files import write_whole
 from reference.model.cost import count_flops, count_parameters, estimate
 from reference.rows.reader import files_ending
 from reference.tokenizer.bpe import Tokenizer
@@ -183,6 +184,4 @@ def write_page(found: dict[str, Any], target: Path) -> None:
     )
     highest = max(rate for row in found["tokenizers"] for rate in row["by_domain"].values())
     page = environment.get_template("compare.html.jinja").render(found=found, highest=highest)
-    temporary = target.with_name(f"{target.name}.tmp")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(target)
+    write_whole(target, page.encode())

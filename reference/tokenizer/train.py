@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from reference.errors import TrainerError
-from reference.rows.documents import find_shards, sample_texts, write_whole
+from reference.files import write_whole
+from reference.rows.documents import find_shards, sample_texts
 from reference.tokenizer.bpe import Tokenizer, split_pattern
 
 LOCK = "tokenizer.lock.json"
