@@ -131,6 +131,14 @@ def _difference(later: int | None, earlier: int | None) -> int | None:
     return None if later is None or earlier is None else later - earlier
 
 
+def clock_text(seconds: float) -> str:
+    """`1:02:03`, `2:03`: how a clock shows it."""
+    sign, seconds = ("-", -seconds) if seconds < 0 else ("", seconds)
+    hours, rest = divmod(round(seconds), 3600)
+    minutes, left = divmod(rest, 60)
+    return f"{sign}{hours}:{minutes:02}:{left:02}" if hours else f"{sign}{minutes}:{left:02}"
+
+
 def duration(seconds: float) -> str:
     """`23 h 12 min`, `15 min 21 s`, `38.1 s`."""
     if seconds < 60:

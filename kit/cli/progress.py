@@ -11,7 +11,6 @@ import contextlib
 import sys
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol, Self, TextIO, cast
 
 from rich.console import Console
@@ -26,6 +25,7 @@ from kit.events import Data, Eval, Event, Model, Progress, RunStart, StageStart,
 from kit.recipe import Recipe
 from kit.speed import stage_speed
 from kit.text import HIDDEN
+from kit.timing import clock_text
 
 PLAIN_EVERY_S = 10.0
 LIVE_EVERY_S = 1.0
@@ -39,12 +39,7 @@ class Display(Protocol):
     def begin(self, run: str, key_created: bool) -> None: ...
     def observe(self, event: Event[Data]) -> None: ...
     def __enter__(self) -> Self: ...
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
 
 
 def make_display(recipe: Recipe, *, quiet: bool) -> Display:
@@ -125,9 +120,9 @@ class Reading:
         if self.fraction and 0 < self.fraction < 1 and elapsed_s > 1:
             ahead_s = elapsed_s / self.fraction - elapsed_s
             late = left_s is not None and ahead_s > left_s
-            parts.append(f"ETA {_duration(ahead_s)}" + (", too late" if late else ""))
+            parts.append(f"ETA {clock_text(ahead_s)}" + (", too late" if late else ""))
         if left_s is not None:
-            parts.append(f"budget left {_duration(left_s)}")
+            parts.append(f"budget left {clock_text(left_s)}")
         # The trainer names some of them: no terminal may take a name for a command.
         return "  ".join(parts).translate(_CONTROLS)
 
@@ -142,12 +137,7 @@ class QuietDisplay:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         return
 
 
@@ -178,7 +168,7 @@ class PlainDisplay(QuietDisplay):
             self._next = time.monotonic() + PLAIN_EVERY_S
         elif isinstance(data, StageStop):
             elapsed_s = (event.t_ns - self.reading.stage_start_ns) / 1e9
-            self.say(f"{data.stage}: {data.status} after {_duration(elapsed_s)}")
+            self.say(f"{data.stage}: {data.status} after {clock_text(elapsed_s)}")
         elif event.src != "sup" and time.monotonic() >= self._next:
             self.say(self.reading.line())
             self._next = time.monotonic() + PLAIN_EVERY_S
@@ -219,12 +209,7 @@ class LiveDisplay(PlainDisplay):
         self._console.show_cursor(False)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if isinstance(self._console.file, Screen):
             self._console.file.wait()
         with contextlib.suppress(OSError):  # the terminal was closed during the run
@@ -290,10 +275,3 @@ def print_summary(result: dict[str, Any], path: Path) -> None:
             ]
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def _duration(seconds: float) -> str:
-    sign, seconds = ("-", -seconds) if seconds < 0 else ("", seconds)
-    hours, rest = divmod(round(seconds), 3600)
-    minutes, left = divmod(rest, 60)
-    return f"{sign}{hours}:{minutes:02}:{left:02}" if hours else f"{sign}{minutes}:{left:02}"

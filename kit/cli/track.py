@@ -182,20 +182,21 @@ def screen(view: RunView) -> Group:
     from rich.text import Text
 
     from kit.text import plain
+    from kit.timing import clock_text
 
     stages = Table(box=None, pad_edge=False, show_header=False)
     for stage in view.stages:
         share = 1.0 if stage.status == "complete" else stage.fraction or 0.0
         note = f"{share:.0%}" if stage.status == "running" else stage.status
-        seconds = _duration(stage.seconds) if stage.seconds else ""
+        seconds = clock_text(stage.seconds) if stage.seconds else ""
         stages.add_row(stage.name, ProgressBar(1.0, share, width=40), note, seconds)
     figures = Table(box=None, pad_edge=False, show_header=False)
     figures.add_column(style="dim")
     left = view.time_left()
     expected = view.expected() if view.status == "running" else None
     rows = [
-        ("budget", f"{_duration(view.elapsed_s)} of {_duration(view.budget_s)}"),
-        ("left in this stage", left and f"{_duration(left[0])} ± {_duration(left[1])}"),
+        ("budget", f"{clock_text(view.elapsed_s)} of {clock_text(view.budget_s)}"),
+        ("left in this stage", left and f"{clock_text(left[0])} ± {clock_text(left[1])}"),
         ("loss", view.loss and f"{view.loss[-1][1]:.4f}  {sparks([y for _, y in view.loss])}"),
         ("loss at the end", expected and f"about {expected[-1][1]:.3f}, by the curve so far"),
         *((plain(name, 40), f"{value:.4f}") for name, value in view.evals.items()),
@@ -216,9 +217,3 @@ def sparks(values: list[float], width: int = 40) -> str:
     low, high = min(shown), max(shown)
     scale = (len(_SPARKS) - 1) / (high - low) if high > low else 0.0
     return "".join(_SPARKS[round((value - low) * scale)] for value in shown)
-
-
-def _duration(seconds: float) -> str:
-    minutes, left = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{left:02}" if hours else f"{minutes}:{left:02}"

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from reference.errors import TrainerError
-from reference.rows.reader import files_ending
 
 MANIFEST = "corpus.json"
 FORMAT = 1
@@ -90,19 +89,3 @@ def code_digest() -> str:
     for path in (*(here / f"{name}.py" for name in _DECIDING), here.parent / "rows/reader.py"):
         found.update(path.read_bytes())
     return f"sha256:{found.hexdigest()}"
-
-
-def folder_digest(folder: Path) -> str:
-    """The digest of any folder of parquet files, as `corpus_digest` has it.
-
-    Raises:
-        TrainerError: There is none.
-    """
-    shards = []
-    for path in files_ending(folder, ".parquet"):
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        shards.append({"path": path.name, "sha256": f"sha256:{digest}"})
-    if not shards:
-        raise TrainerError("bad_input", f"no *.parquet file in {folder}", "Name another folder.")
-    return corpus_digest(shards)

@@ -16,7 +16,9 @@ import pyarrow.parquet as pq
 
 from reference.data.manifest import read_manifest, whole_manifest
 from reference.files import write_whole
+from reference.pages import render
 
+_PAGE = Path(__file__).with_name("report.html.jinja")
 SAMPLE_BYTES = 20_000_000  # of text tokenized for the counts by domain
 _STEPS = {
     "read": "empty, too long or unreadable",
@@ -72,26 +74,20 @@ def write_report(corpus: Path, target: Path, tokenizer: Path | None = None) -> N
     """
     manifest = read_manifest(corpus)
     with whole_manifest(corpus):
-        page = _page(corpus, manifest, tokenizer).encode()
+        page = _page(corpus, manifest, tokenizer)
     write_whole(target, page)
 
 
-def _page(corpus: Path, manifest: dict[str, Any], tokenizer: Path | None) -> str:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
+def _page(corpus: Path, manifest: dict[str, Any], tokenizer: Path | None) -> bytes:
     tokens = count_tokens(corpus, manifest, tokenizer) if tokenizer else None
-    environment = Environment(
-        loader=PackageLoader("reference.data", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        number=number, size=size, short_size=short_size, share=share, documents=documents
-    )
-    page: str = environment.get_template("report.html.jinja").render(**view(manifest, tokens))
-    return page
+    filters = {
+        "number": number,
+        "size": size,
+        "short_size": short_size,
+        "share": share,
+        "documents": documents,
+    }
+    return render(_PAGE, filters, **view(manifest, tokens))
 
 
 def view(manifest: dict[str, Any], tokens: dict[str, Any] | None) -> dict[str, Any]:

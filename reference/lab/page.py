@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from reference.files import write_whole
+from reference.pages import render
 
 _PAGE = Path(__file__).with_name("page.html.j2")
 
@@ -31,11 +32,4 @@ def section(title: str, **parts: Sequence[Any]) -> dict[str, Any]:
 
 def write_page(path: Path, title: str, lead: str, sections: Sequence[Mapping[str, Any]]) -> None:
     """Writes the page whole."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined)
-    text = environment.from_string(_PAGE.read_text()).render(
-        title=title, lead=lead, sections=sections
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, text.encode())
+    write_whole(path, render(_PAGE, {}, title=title, lead=lead, sections=sections))

@@ -59,7 +59,6 @@ SPECIAL_TOKENS = (
     "<|output_start|>",
     "<|output_end|>",
 )
-_UNDECODABLE = re.compile("([\udc80-\udcff])")
 _MAX_BLANKS = 20_000
 _BLANKS = re.compile(rf"(?<!\s)(\s{{{_MAX_BLANKS}}})\s+")
 MIN_VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)
@@ -234,18 +233,6 @@ class Tokenizer:
             mergeable_ranks={token: rank for rank, token in enumerate(self.ranks)},
             special_tokens={},
         )
-
-    def encode_bytes(self, data: bytes) -> list[int]:
-        """Token ids of any bytes: text as `encode` gives it, what is no UTF-8 byte by byte."""
-        ids: list[int] = []
-        # Undecodable bytes become lone surrogates, which no valid text holds.
-        for part in _UNDECODABLE.split(data.decode("utf-8", errors="surrogateescape")):
-            raw = part.encode("utf-8", errors="surrogateescape")
-            if len(part) == 1 and _UNDECODABLE.match(part):
-                ids.append(self._encoding.encode_single_token(raw))
-            elif part:
-                ids += self.encode([part])[0]
-        return ids
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         """The exact bytes behind `ids`; a special token gives its name."""

@@ -25,12 +25,15 @@ from reference.config.model import ModelConfig
 from reference.errors import TrainerError
 from reference.files import write_whole
 from reference.model.cost import count_flops, count_parameters, estimate
+from reference.pages import render
 from reference.rows.reader import files_ending
 from reference.tokenizer.bpe import Tokenizer
 
 BPB_EXPONENT = -0.050
 RARE = 10  # occurrences below which a token learns next to nothing
 DOMAIN_BYTES = 2_000_000  # of each domain at most
+
+_PAGE = Path(__file__).with_name("compare.html.jinja")
 
 
 def read_domains(folder: Path, column: str = "text") -> dict[str, list[str]]:
@@ -173,15 +176,5 @@ def measure_speed(tokenizer: Tokenizer, texts: Sequence[str], repeats: int) -> d
 
 def write_page(found: dict[str, Any], target: Path) -> None:
     """The comparison as a self-contained HTML page with a plot."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("reference.tokenizer", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     highest = max(rate for row in found["tokenizers"] for rate in row["by_domain"].values())
-    page = environment.get_template("compare.html.jinja").render(found=found, highest=highest)
-    write_whole(target, page.encode())
+    write_whole(target, render(_PAGE, {}, found=found, highest=highest))
