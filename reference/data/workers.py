@@ -6,7 +6,6 @@ worker that dies costs the jobs it had in hand, nothing else.
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Protocol
 
 from reference.errors import TrainerError
+from reference.ray_cluster import connect
 
 Job = tuple[Any, ...]
 RETRIES = 2
@@ -109,25 +109,8 @@ class RayCluster:
     """
 
     def __init__(self, address: str, count: int) -> None:
-        try:
-            import ray
-        except ModuleNotFoundError as error:
-            raise TrainerError(
-                "bad_input", "--ray needs the package ray", "in the checkout: pip install '.[ray]'"
-            ) from error
-        self._ray = ray
-        local: dict[str, Any] = (
-            {"num_cpus": count, "include_dashboard": False} if address == "local" else {}
-        )
-        try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise TrainerError(
-                "bad_input",
-                f"no Ray cluster at {address!r}: {error}",
-                "Start one: ray start --head",
-            ) from error
-        self.count = int(ray.cluster_resources().get("CPU", 1))
+        self._ray = connect(address, count)
+        self.count = int(self._ray.cluster_resources().get("CPU", 1))
 
     def run(self, function: Callable[..., Any], jobs: Sequence[Job]) -> Iterator[tuple[int, Any]]:
         ray = self._ray

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from reference.errors import TrainerError
 from reference.lab.trial import FAILED, Outcome, Report, Trial, run_trial
+from reference.ray_cluster import connect
 
 LOST = "the worker that ran it was lost"
 Run = Callable[[Trial, Report | None, Event | None], Outcome]
@@ -99,18 +100,7 @@ class RayExecutor:
     """
 
     def __init__(self, address: str, *, device: str, threads: int, run: Run = run_trial) -> None:
-        try:
-            import ray
-        except ModuleNotFoundError as error:
-            raise TrainerError(
-                "bad_input", "--ray needs the package ray", "in the checkout: pip install '.[ray]'"
-            ) from error
-        self._ray = ray
-        local = address == "local"
-        if not ray.is_initialized():
-            ray.init(
-                address=address, log_to_driver=False, include_dashboard=False if local else None
-            )
+        self._ray = ray = connect(address)
         total = ray.cluster_resources()
         on_gpu = device == "cuda" or (device == "auto" and total.get("GPU", 0) > 0)
         need: dict[str, Any] = {"num_gpus": 1} if on_gpu else {"num_cpus": threads}
@@ -122,8 +112,7 @@ class RayExecutor:
                 "Add a machine with `ray start --address=…`.",
             )
         self._jobs = int(have)
-        remote: Any = ray.remote
-        self._remote = remote(max_retries=0, **need)(run)
+        self._remote = ray.remote(max_retries=0, **need)(run)
         self._running: dict[Any, Trial] = {}
 
     def free(self) -> bool:

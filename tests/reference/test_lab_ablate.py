@@ -341,6 +341,19 @@ def test_ray_without_the_package_is_explained(monkeypatch: pytest.MonkeyPatch) -
         RayExecutor("local", device="cpu", threads=1)
 
 
+def test_a_ray_cluster_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+    from types import SimpleNamespace
+
+    def init(**_: Any) -> None:
+        raise ConnectionError("no route to host")
+
+    ray = SimpleNamespace(is_initialized=lambda: False, init=init)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    with pytest.raises(TrainerError, match=r"no Ray cluster at 'ray://10.0.0.9:10001': no route"):
+        RayExecutor("ray://10.0.0.9:10001", device="cpu", threads=1)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_ray_worker_that_is_killed_costs_one_attempt(
