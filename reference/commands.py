@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from reference.chat.commands import DEVICE, SEED, TEMPERATURE, TOP_K
 from reference.command_errors import explained
 from reference.tables import print_table
 
@@ -138,21 +139,9 @@ def _print_table(result: dict[str, Any]) -> None:
 @click.command()
 @click.argument("model", metavar="RUN", type=click.Path(path_type=Path))
 @click.option("--prompt", metavar="TEXT", help="Answer this one message and leave.")
-@click.option(
-    "--temperature",
-    default=0.6,
-    show_default=True,
-    type=click.FloatRange(min=0),
-    help="0 always takes the likeliest token.",
-)
-@click.option(
-    "--top-k",
-    default=50,
-    show_default=True,
-    type=click.IntRange(min=0),
-    help="Draw among the k likeliest tokens; 0: among all.",
-)
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0, max=2**31 - 1))
+@TEMPERATURE
+@TOP_K
+@SEED
 @click.option("--max-new-tokens", default=256, show_default=True, type=click.IntRange(min=1))
 @click.option(
     "--system",
@@ -160,7 +149,7 @@ def _print_table(result: dict[str, Any]) -> None:
     show_default=True,
     help="System message, put before the conversation.",
 )
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto")
+@DEVICE
 @click.option("--web", is_flag=True, help="In the browser instead of the terminal.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="With --web: listen here.")
 @click.option(

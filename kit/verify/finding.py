@@ -53,6 +53,12 @@ class Finding:
         object.__setattr__(self, "expected", _shown(self.expected))
         object.__setattr__(self, "found", _shown(self.found))
 
+    @property
+    def details(self) -> list[tuple[str, Any]]:
+        """Place, expected and found value with their labels, where the check gave them."""
+        named = (("at", self.place), ("expected", self.expected), ("found", self.found))
+        return [(label, value) for label, value in named if value is not None]
+
     def to_json(self) -> dict[str, Any]:
         return {
             "check": self.check,

@@ -117,15 +117,7 @@ def _row(report: Report, name: str) -> str:
     stops = f'<div class="note">{escape(check.protects)}</div>' if check else ""
     texts = []
     for finding in report.of(name):
-        details = [
-            f"{label} {_shown(value)}"
-            for label, value in (
-                ("at", finding.place),
-                ("expected", finding.expected),
-                ("found", finding.found),
-            )
-            if value is not None
-        ]
+        details = [f"{label} {_shown(value)}" for label, value in finding.details]
         note = f'<br><span class="note">{"<br>".join(details)}</span>' if details else ""
         tone = f' class="{finding.status}"' if finding.status in ("fail", "warn") else ""
         texts.append(f"<p><span{tone}>{escape(finding.message)}</span>{note}</p>")

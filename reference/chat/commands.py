@@ -15,6 +15,23 @@ if TYPE_CHECKING:
 
 RUN = click.Path(path_type=Path)
 DEVICE = click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto")
+TEMPERATURE = click.option(
+    "--temperature",
+    default=0.6,
+    show_default=True,
+    type=click.FloatRange(min=0),
+    help="0 always takes the likeliest token.",
+)
+TOP_K = click.option(
+    "--top-k",
+    default=50,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Draw among the k likeliest tokens; 0: among all.",
+)
+SEED = click.option(
+    "--seed", default=0, show_default=True, type=click.IntRange(min=0, max=2**31 - 1)
+)
 
 
 @click.command()
@@ -31,7 +48,7 @@ DEVICE = click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps
 )
 @click.option("--base", is_flag=True, help="The base model of RUN instead of the chat model.")
 @click.option("--temperature", default=0.6, show_default=True, type=click.FloatRange(0, 2))
-@click.option("--top-k", default=50, show_default=True, type=click.IntRange(min=0))
+@TOP_K
 @click.option("--max-new-tokens", default=256, show_default=True, type=click.IntRange(min=1))
 @click.option(
     "--max-batch",
@@ -137,16 +154,10 @@ def _serve(
 @click.argument("prompt", metavar="TEXT")
 @click.option("--chat", "chat_model", is_flag=True, help="The chat model instead of the base.")
 @click.option("-n", "count", default=1, show_default=True, type=click.IntRange(1, 64))
-@click.option(
-    "--temperature",
-    default=0.6,
-    show_default=True,
-    type=click.FloatRange(min=0),
-    help="0 always takes the likeliest token.",
-)
-@click.option("--top-k", default=50, show_default=True, type=click.IntRange(min=0))
+@TEMPERATURE
+@TOP_K
 @click.option("--top-p", default=1.0, show_default=True, type=click.FloatRange(0, 1, min_open=True))
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0, max=2**31 - 1))
+@SEED
 @click.option("--max-new-tokens", default=128, show_default=True, type=click.IntRange(min=1))
 @DEVICE
 @explained()

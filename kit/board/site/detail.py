@@ -205,16 +205,7 @@ def _checks(board: Board, document: Document, report: Report | None) -> list[Che
 
 
 def _evidence(finding: Finding) -> str:
-    parts = [
-        f"{label} {clean(str(value))}"
-        for label, value in (
-            ("at", finding.place),
-            ("expected", finding.expected),
-            ("found", finding.found),
-        )
-        if value is not None
-    ]
-    return ", ".join(parts)
+    return ", ".join(f"{label} {clean(str(value))}" for label, value in finding.details)
 
 
 def _tasks(row: Document) -> list[TaskBar]:

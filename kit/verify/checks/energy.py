@@ -11,7 +11,7 @@ from kit.tracks import is_ranked
 from kit.typed import to_json
 from kit.verify import recompute
 from kit.verify.checks.clocks import boots, slept_s
-from kit.verify.checks.numbers import differences
+from kit.verify.checks.numbers import unequal
 from kit.verify.checks.physics import known_gpu, work_rate
 from kit.verify.evidence import Evidence, Irrelevant
 from kit.verify.finding import Check, Finding, conclude, fail, missing
@@ -39,16 +39,11 @@ def energy(evidence: Evidence) -> Iterator[Finding]:
         raise Irrelevant("the telemetry cannot be relied on (V04)")
     summary = telemetry.summary.to_json()
     stated = to_json(told) if told else {}
-    for place, expected, found in differences(
-        summary, {key: stated[key] for key in summary if key in stated}, "telemetry.summary"
-    ):
-        yield fail("differs from the telemetry itself", place, expected=expected, found=found)
-    for place, expected, found in differences(
-        stated or None, document["telemetry"]["summary"], "telemetry.summary"
-    ):
-        yield fail("differs from the log", place, expected=expected, found=found)
-    for place, expected, found in differences(recompute.energy(log), document["energy"], "energy"):
-        yield fail("differs from the log", place, expected=expected, found=found)
+    told_of = {key: stated[key] for key in summary if key in stated}
+    yield from unequal(summary, told_of, "telemetry.summary", "the telemetry itself")
+    in_result = document["telemetry"]["summary"]
+    yield from unequal(stated or None, in_result, "telemetry.summary", "the log")
+    yield from unequal(recompute.energy(log), document["energy"], "energy", "the log")
     yield from _coverage(evidence)
     if evidence.uses_gpu:
         yield from _gpu_energy(evidence, summary)

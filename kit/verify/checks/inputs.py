@@ -14,7 +14,7 @@ from kit.tracks import is_ranked
 from kit.trust.digest import FileDigest, manifest_digest, sha256_bytes
 from kit.typed import to_json
 from kit.verify import recompute
-from kit.verify.checks.numbers import differences
+from kit.verify.checks.numbers import unequal
 from kit.verify.evidence import Absent, Evidence, Refused
 from kit.verify.finding import Check, Finding, conclude, fail, ok, warn
 from kit.verify.thresholds import CORE_TASKS, PUBLISHED_IMAGES
@@ -29,8 +29,7 @@ def _stated(evidence: Evidence) -> Iterator[Finding]:
         "software": header.software,
     }
     for section, logged in stated_by_log.items():
-        for place, expected, found in differences(logged, evidence.document[section], section):
-            yield fail("differs from the log's header", place, expected=expected, found=found)
+        yield from unequal(logged, evidence.document[section], section, "the log's header")
     recipe = result.recipe
     digest = sha256_bytes(recipe.text.encode())
     stated = {"recipe.digest": recipe.digest, "the log's header": header.recipe.digest}
@@ -115,8 +114,7 @@ def _own_code() -> str | None:
 def data(evidence: Evidence) -> Iterator[Finding]:
     """Inputs are those of the log, canonical where they must be, and the tokens add up."""
     document, log = evidence.document, evidence.log
-    for place, expected, found in differences(recompute.data(log), document["data"], "data"):
-        yield fail("differs from the log's inputs", place, expected=expected, found=found)
+    yield from unequal(recompute.data(log), document["data"], "data", "the log's inputs")
     for name, part in log.inputs.items():
         files = [FileDigest(f.path, f.bytes, f.sha256) for f in part.files]
         digest = manifest_digest(files)

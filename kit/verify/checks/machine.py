@@ -8,7 +8,7 @@ from typing import Any
 from kit.hardware.fingerprint import classify
 from kit.hardware.gpu_class import kind
 from kit.tracks import RANKED, is_ranked
-from kit.verify.checks.numbers import differences
+from kit.verify.checks.numbers import unequal
 from kit.verify.evidence import Absent, Evidence, Irrelevant
 from kit.verify.finding import Check, Finding, conclude, fail, missing, warn
 from kit.verify.thresholds import (
@@ -86,10 +86,7 @@ def machine(evidence: Evidence) -> Iterator[Finding]:
     document, log = evidence.document, evidence.log
     for when in ("before", "after"):
         logged = log.fingerprints.get(when)
-        for place, expected, found in differences(
-            logged, document["hardware"][when], f"hardware.{when}"
-        ):
-            yield fail("differs from the log", place, expected=expected, found=found)
+        yield from unequal(logged, document["hardware"][when], f"hardware.{when}", "the log")
     before, after = evidence.result.hardware.before, evidence.result.hardware.after
     if before is None:
         yield missing("the machine was not measured before the run")

@@ -12,7 +12,7 @@ from kit.events import Artifacts, Model
 from kit.files import open_regular
 from kit.trust.digest import FileDigest, manifest_digest
 from kit.typed import to_json
-from kit.verify.checks.numbers import differences
+from kit.verify.checks.numbers import unequal
 from kit.verify.evidence import Evidence, Irrelevant, safe_path
 from kit.verify.finding import Check, Finding, fail, missing, ok, skip, warn
 from kit.verify.weights import BrokenWeights, read_weights
@@ -59,10 +59,8 @@ def checkpoint(evidence: Evidence) -> Iterator[Finding]:
             "digest": logged.digest,
             "files": to_json(logged.files),
         }
-        for place, want, found in differences(
-            expected, document["checkpoint"][part], f"checkpoint.{part}"
-        ):
-            findings.append(fail("differs from the log", place, expected=want, found=found))
+        stated = document["checkpoint"][part]
+        findings += unequal(expected, stated, f"checkpoint.{part}", "the log")
     if not log.artifacts:
         yield from findings
         if not findings:

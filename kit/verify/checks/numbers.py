@@ -88,6 +88,12 @@ def _interval(evidence: Evidence) -> Iterator[Finding]:
             )
 
 
+def unequal(expected: Any, found: Any, place: str, other: str) -> Iterator[Finding]:
+    """A failure wherever `found`, of the result, is not `expected`, of `other`."""
+    for where, want, have in differences(expected, found, place):
+        yield fail(f"differs from {other}", where, expected=want, found=have)
+
+
 def differences(expected: Any, found: Any, place: str) -> Iterator[tuple[str, Any, Any]]:
     """(place, expected, found) wherever two JSON values differ by more than rounding."""
     if isinstance(expected, dict) and isinstance(found, dict):

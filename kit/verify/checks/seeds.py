@@ -14,7 +14,7 @@ from kit.trust import sshsig
 from kit.trust.sign import signed_bytes
 from kit.typed import to_json
 from kit.verify.checks.identity import name_of
-from kit.verify.checks.numbers import differences
+from kit.verify.checks.numbers import unequal
 from kit.verify.evidence import Evidence, Irrelevant, read_result
 from kit.verify.finding import Check, Finding, conclude, fail, ok, skip, warn
 
@@ -23,8 +23,7 @@ def seed(evidence: Evidence) -> Iterator[Finding]:
     """The seed is the log's, and comes from where it says."""
     header = evidence.header
     stated = evidence.result.seed
-    for place, expected, found in differences(to_json(header.seed), to_json(stated), "seed"):
-        yield fail("differs from the log's header", place, expected=expected, found=found)
+    yield from unequal(to_json(header.seed), to_json(stated), "seed", "the log's header")
     policy = evidence.recipe.section("seed")
     if stated.source == "recipe":
         if policy["policy"] != "fixed" or policy["value"] != stated.value:
