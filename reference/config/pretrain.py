@@ -98,8 +98,9 @@ class Pretrain:
     )
     average: str = setting(
         "none",
-        "The final model is an average of the run's weights: ema (its horizon a "
-        "share of the steps so far) or tail (the mean over the last share).",
+        "Keeps an average of the run's weights: ema (its horizon a share of the steps so far) or "
+        "tail (the mean over the last share). The run ends in the average or in the last "
+        "weights, whichever has fewer bits per byte on the validation rows.",
         choices=("none", "ema", "tail"),
     )
     average_share: float = setting(

@@ -7,6 +7,9 @@ the learning rate is still high. Two averages, both in fp32 beside the weights:
           a horizon that grows with the run, so that it needs no tuning for its length
     tail  the plain mean over the last share of the run, as checkpoint averaging takes it
 
+The average does not always help, so a run measures both and ends in the better one, by bits per
+byte of the validation rows alone (`choose`).
+
 References:
     Izmailov et al. 2018, Averaging Weights Leads to Wider Optima (tail averages).
     Karras et al. 2024, Analyzing and Improving the Training Dynamics of Diffusion Models, section 3
@@ -15,7 +18,8 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -61,10 +65,30 @@ class WeightAverage:
         return bool(self._average)
 
     @torch.no_grad()
-    def put(self) -> None:
-        """Gives the model the average for its weights."""
+    def swap(self) -> None:
+        """Exchanges the model's weights and the average; a second call restores both exactly."""
         for name, value in self._average.items():
-            self._parameters[name].copy_(value)
+            parameter = self._parameters[name]
+            self._average[name] = parameter.detach().float().clone()
+            parameter.copy_(value)
+
+    def choose(self, measure: Callable[[str], float]) -> bool:
+        """Leaves the model with the better of its weights and their average.
+
+        Args:
+            measure: "weights" or "average" -> validation loss of the model as it is. A loss that
+                is not finite is never the better one; of two equal ones, the weights stay.
+
+        Returns:
+            Whether the average was taken.
+        """
+        weights = measure("weights")
+        self.swap()
+        average = measure("average")
+        if math.isfinite(average) and not average >= weights:
+            return True
+        self.swap()
+        return False
 
     def state_dict(self) -> dict[str, Any]:
         return {"count": self.count, "average": self._average}

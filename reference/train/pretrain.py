@@ -110,11 +110,9 @@ def run(request: Request, events: Events) -> None:
                 report.memory(step)
 
         report.changes(step, state.reach(1.0))
-        if state.average.exists:  # the model of this run is the average
-            report.evaluation(step, validation, "val_bpb_weights")
-            state.average.put()
+        chosen = report.choice(step, validation) if state.average.exists else None
         report.nanochat_evaluation(step, validation)
-        report.evaluation(step, validation)
+        report.evaluation(step, validation, chosen)
         report.saved(saver.wait())
 
     finish(state, request, report, step, rows)
@@ -291,21 +289,50 @@ class PretrainReport:
         self,
         step: int,
         validation: Validation,
-        name: str = "val_bpb",
+        measured: float | None = None,
         *,
         between: bool = False,
     ) -> float:
         """Evaluates and reports; returns the seconds that a whole evaluation takes.
 
         Args:
+            measured: The bits per byte of these weights, where they are known already.
             between: Neither the first nor the last evaluation of the run: it may be a shorter one.
         """
         section, began = self._state.section, time.perf_counter()
         tokens = (between and section["eval_tokens_between"]) or section["eval_tokens"]
-        value = validation.bits_per_byte(tokens)
+        value = validation.bits_per_byte(tokens) if measured is None else measured
         elapsed_s = time.perf_counter() - began
-        self._events.emit("eval", name=name, step=step, value=value, elapsed_s=elapsed_s)
+        self._events.emit("eval", name="val_bpb", step=step, value=value, elapsed_s=elapsed_s)
         return float(elapsed_s * section["eval_tokens"] / tokens)
+
+    def choice(self, step: int, validation: Validation) -> float:
+        """Ends in the last weights or in their average, by validation; reports both values.
+
+        Returns:
+            Bits per byte of the chosen ones.
+        """
+        section, values = self._state.section, dict[str, float]()
+
+        def measure(which: str) -> float:
+            began = time.perf_counter()
+            values[which] = validation.bits_per_byte(section["eval_tokens"])
+            self._events.emit(
+                "eval",
+                name=f"val_bpb_{which}",
+                step=step,
+                value=values[which],
+                elapsed_s=time.perf_counter() - began,
+            )
+            return values[which]
+
+        taken = self._state.average.choose(measure)
+        self.note(
+            f"the model is {'the average of the weights' if taken else 'the last weights'}: "
+            f"bits per byte of the average {values['average']:.4f}, "
+            f"of the last weights {values['weights']:.4f}"
+        )
+        return values["average" if taken else "weights"]
 
     def nanochat_evaluation(self, step: int, validation: Validation) -> None:
         """Reports the bits per byte that nanochat's figures and laws are in, if there are any."""

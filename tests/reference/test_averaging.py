@@ -49,7 +49,7 @@ def averaged(kind: str, share: float, values: list[float]) -> tuple[WeightAverag
 
 def test_tail_is_the_mean_over_the_last_share():
     average, model = averaged("tail", 0.3, [float(v) for v in range(10)])
-    average.put()
+    average.swap()
     assert model.w.item() == pytest.approx((7 + 8 + 9) / 3)
 
 
@@ -60,15 +60,37 @@ def test_ema_follows_its_recurrence():
     for step, value in enumerate(values[1:], start=1):
         weight = min(1.0, 1.0 / max(0.5 * (step + 1), 1.0))
         expected += weight * (value - expected)
-    average.put()
+    average.swap()
     assert model.w.item() == pytest.approx(expected)
 
 
 def test_none_costs_nothing():
     average, model = averaged("none", 0.5, [1.0, 2.0])
     assert not average.exists
-    average.put()
+    average.swap()
     assert model.w.item() == 2.0
+
+
+@pytest.mark.parametrize(
+    ("losses", "taken"),
+    [
+        ((1.0, 0.9), True), ((0.9, 1.0), False), ((1.0, 1.0), False), ((1.0, math.nan), False),
+        ((math.nan, 1.0), True), ((math.nan, math.nan), False), ((math.inf, math.inf), False),
+    ],
+)  # fmt: skip
+def test_the_average_is_taken_only_where_validation_is_better(
+    losses: tuple[float, float], taken: bool
+) -> None:
+    average, model = averaged("tail", 0.3, [float(v) for v in range(10)])
+    measured = []
+
+    def measure(which: str) -> float:
+        measured.append((which, model.w.item()))
+        return losses[len(measured) - 1]
+
+    assert average.choose(measure) is taken
+    assert measured == [("weights", 9.0), ("average", 8.0)]
+    assert model.w.item() == (8.0 if taken else 9.0)
 
 
 def test_a_bf16_weight_is_averaged_in_fp32():
@@ -170,20 +192,37 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in load_model(folder)[0].named_parameters()}
 
 
-def test_the_run_ends_in_its_average_and_reports_both(prepared: Request, tmp_path: Path) -> None:
-    plain = trained(prepared, tmp_path / "plain")
-    tail = trained(prepared, tmp_path / "tail", average="tail", average_share=0.3)
-    losses = [[data["loss"] for ev, data in events if ev == "step"] for events in (plain, tail)]
-    assert losses[0] == losses[1]  # the training itself is untouched
-    evals = [
-        [(d["name"], d["value"]) for ev, d in events if ev == "eval"] for events in (plain, tail)
-    ]
-    names = ["val_bpb", "val_bpb_weights", "val_bpb_nanochat", "val_bpb"]
-    assert [name for name, _ in evals[1]] == names
-    assert evals[1][1][1] == evals[0][-1][1]  # of the last weights
-    assert evals[1][2][1] != evals[1][1][1]
-    first, second = weights(tmp_path / "plain"), weights(tmp_path / "tail")
-    assert any(not torch.equal(first[name], second[name]) for name in first)
+def test_the_run_ends_in_the_better_of_weights_and_average(
+    prepared: Request, tmp_path: Path
+) -> None:
+    """Early in training, the mean of the last weights is behind them; near them, before them."""
+    taken = set()
+    for share, rate in ((0.9, 1.0), (0.3, 60.0)):
+        plain = trained(prepared, tmp_path / f"plain-{share}", **rates(prepared, rate))
+        options = {"average": "tail", "average_share": share, **rates(prepared, rate)}
+        tail = trained(prepared, tmp_path / f"tail-{share}", **options)
+        steps = [[data["loss"] for ev, data in events if ev == "step"] for events in (plain, tail)]
+        assert steps[0] == steps[1]  # the training itself is untouched
+        last = weights(tmp_path / f"plain-{share}")
+        evals = {data["name"]: data["value"] for ev, data in tail if ev == "eval"}
+        by_weights = [d["value"] for ev, d in plain if ev == "eval" and d["name"] == "val_bpb"][-1]
+        assert evals["val_bpb_weights"] == by_weights
+        better = evals["val_bpb_average"] < evals["val_bpb_weights"]
+        assert evals["val_bpb"] == min(evals["val_bpb_average"], evals["val_bpb_weights"])
+        ended = weights(tmp_path / f"tail-{share}")
+        assert all(torch.equal(last[name], ended[name]) for name in last) == (not better)
+        said = "the average of the weights" if better else "the last weights"
+        assert any(said in data["text"].split(":")[0] for ev, data in tail if ev == "note")
+        taken.add(better)
+    assert taken == {True, False}
+
+
+def rates(prepared: Request, factor: float) -> dict[str, float]:
+    """The learning rates, times `factor`."""
+    section = prepared.recipe["pretrain"]
+    return {
+        name: section[name] * factor for name in ("matrix_lr", "embedding_lr", "unembedding_lr")
+    }
 
 
 def test_a_resumed_run_ends_in_the_same_average(
