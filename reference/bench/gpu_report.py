@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from reference.bench.gpu_predictions import Prediction
+from reference.files import write_whole
 
 
 class OtherReport(Exception):
@@ -112,9 +112,7 @@ class Report:
             ("gpu_check.json", json.dumps(document, indent=2, default=str)),
             ("gpu_check.md", markdown(document)),
         ):
-            temporary = self.out / f".{name}.{os.getpid()}"
-            temporary.write_text(text + "\n")
-            temporary.replace(self.out / name)
+            write_whole(self.out / name, (text + "\n").encode())
 
 
 def _whole(part: Mapping[str, Any]) -> bool:

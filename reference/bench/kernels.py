@@ -15,7 +15,7 @@ import torch
 
 from reference.config.model import ModelConfig
 from reference.kernels.attention_trial import Timer, choose_backends, cuda_milliseconds
-from reference.kernels.eight_bit import KINDS, Kind
+from reference.kernels.eight_bit import KINDS
 from reference.kernels.matmul_trial import profiled_kernels, time_product
 from reference.model.linear import PASSES
 
@@ -40,9 +40,7 @@ def bench_matmuls(
     *,
     tokens: int,
     device: torch.device,
-    kinds: Sequence[Kind] = KINDS,
     maps: Sequence[str] = (),
-    timer: Timer | None = None,
     enough: Callable[[], bool] = lambda: False,
 ) -> Iterator[dict[str, Any]]:
     """A row for each depth, map, product and kind of factors; stops early once `enough`.
@@ -50,7 +48,7 @@ def bench_matmuls(
     Args:
         maps: Names of `map_shapes`; empty: all.
     """
-    timer = timer or timer_of(device)
+    timer = timer_of(device)
     kernels = profiled_kernels if device.type == "cuda" else None
     for depth in depths:
         for name, (n, k) in map_shapes(nanochat_config(depth)).items():
@@ -58,7 +56,7 @@ def bench_matmuls(
                 continue
             for which in PASSES:
                 base = None
-                for kind in kinds:
+                for kind in KINDS:
                     if enough():
                         return
                     row = time_product(n, k, tokens, which, kind, device, timer, kernels)
