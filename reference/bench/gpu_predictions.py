@@ -163,7 +163,8 @@ def product_gain(n: int, k: int, tokens: int, kind: Kind) -> float:
     flops, factors = 2.0 * n * k * tokens, tokens * k + n * k
     rate = share * (INT8_SHARE * rates.int8 if kind == "int8" else rates.fp8)
     rounding_s = COMPILED.rounding * factors / (BANDWIDTH_SHARE * rates.bandwidth)
-    return flops / (share * rates.bf16) / (flops / rate + rounding_s)
+    scales_s = rates.scales_s(flops / 2) if kind == "int8" else 0.0
+    return flops / (share * rates.bf16) / (flops / rate + rounding_s + scales_s)
 
 
 def _memory(steps: Mapping[str, Mapping[str, Any]]) -> Iterator[Prediction]:

@@ -39,25 +39,39 @@ MASKED_SHARE = 0.45  # attention with an explicit mask computes every pair of po
 INT8_SHARE = (
     0.65  # of the int8 peak, in units of the fitted share: Triton reaches 2.8 x bf16, not 4
 )
+INT8_BLOCK = 128  # inputs of a product that share one scale in each row (`kernels.int8_rounding`)
+# What our int8 kernel does on the fp32 units with every sum of such a block: it converts int32 to
+# fp32, multiplies by both scales and adds. An SM converts 64 numbers a cycle and does 128 other
+# operations (CUDA's tables for compute capability 8.9), each of which the data sheet counts as two
+# FLOPs. Other warps may hide this behind their products. It is counted in full.
+SCALE_CONVERSIONS = 1
+SCALE_OPERATIONS = 3
 LAUNCH_GAP_S = 1.0e-6  # idle between two kernels of one stream
 MUON_ITERATIONS = 5
 PASSES = ("forward", "input_grad", "weight_grad")
 
 
 class Rates(NamedTuple):
-    """A card's data sheet: dense FLOP/s by kind of factors (fp32 or int32 sums), bytes/s."""
+    """A card's data sheet: dense FLOP/s by kind of factors (fp32 or int32 sums), bytes/s, and the
+    FLOP/s of its fp32 units."""
 
     bf16: float
     fp8: float
     int8: float
     bandwidth: float
+    fp32: float
+
+    def scales_s(self, multiplications: float) -> float:
+        """Seconds that int8 products of so many multiplications spend on scales of blocks."""
+        operations = 2 * SCALE_CONVERSIONS + SCALE_OPERATIONS  # a conversion takes two
+        return multiplications / INT8_BLOCK * operations * 2 / self.fp32
 
 
 RATES = {
-    "rtx4090": Rates(165.2e12, 330.3e12, 660.6e12, 1008e9),
-    "rtx4070": Rates(58.3e12, 116.6e12, 233.2e12, 504e9),
-    "rtx5090": Rates(209.5e12, 419.0e12, 838.0e12, 1792e9),
-    "rtx3090": Rates(71.0e12, 71.0e12, 284.0e12, 936e9),
+    "rtx4090": Rates(165.2e12, 330.3e12, 660.6e12, 1008e9, 82.6e12),
+    "rtx4070": Rates(58.3e12, 116.6e12, 233.2e12, 504e9, 29.1e12),
+    "rtx5090": Rates(209.5e12, 419.0e12, 838.0e12, 1792e9, 104.8e12),
+    "rtx3090": Rates(71.0e12, 71.0e12, 284.0e12, 936e9, 35.6e12),
 }
 
 
@@ -238,11 +252,13 @@ def predict(
     attention_rate = (MASKED_SHARE if design.masked else ATTENTION_SHARE) * rates.bf16
     # Each iteration multiplies by the smaller side thrice.
     muon = MUON_ITERATIONS * 3 * 2 * blocks * work.width
+    in_int8 = blocks * kinds.count("int8") + work.head_parameters * head.count("int8")
     gaps = LAUNCH_GAP_S * design.launches * work.layers / n
     return Prediction(
         (
             row("block products", flops=6 * blocks, rate=product_rate(kinds)),
             row("head products", flops=6 * work.head_parameters, rate=product_rate(head)),
+            Row("int8 scales", 1e6 * rates.scales_s(in_int8), 0.0, 0.0, "fp32 units"),
             row("attention", flops=pairs, rate=attention_rate),
             row("rounding", moved=design.rounding * rounded),
             row("elementwise", moved=design.elementwise * work.layers * work.width),

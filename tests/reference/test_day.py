@@ -146,8 +146,8 @@ def test_a_card_of_any_speed_ends_in_time_and_wastes_nothing(factor: float, cloc
     day, budget_s = play(recipe, clock, factor), recipe["budget_s"]
     assert 0.985 * budget_s < day.end_s < budget_s
     assert day.last_progress > 0.999, "the schedule did not reach its end"
-    # At the planned speed the trainer does what the plan says.
-    assert day.tokens / planned.tokens == pytest.approx(factor, rel=0.035)
+    # At the planned speed the trainer does what the plan says; compiling takes as long on any card.
+    assert day.tokens / planned.tokens == pytest.approx(factor, rel=0.04)
     assert day.sft_tokens > 0.5 * factor * planned.sft_tokens
     if factor >= 1:
         assert day.questions == 1.0
