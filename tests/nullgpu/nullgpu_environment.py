@@ -64,7 +64,7 @@ def environment(python: str | None = None, torch: str | None = None) -> Path:
         torch: A version such as "2.12.1" to install in place of the locked one.
 
     Raises:
-        Unavailable: No such interpreter, no registry, or no space.
+        Unavailable: No such interpreter, no registry, no space, or a cache that cannot be written.
     """
     python = python or sys.executable
     try:
@@ -74,23 +74,26 @@ def environment(python: str | None = None, torch: str | None = None) -> Path:
     lock = image_lock()
     digest = hashlib.sha256(f"{lock}{torch}".encode()).hexdigest()[:16]
     folder = cache_folder() / f"python{version}-torch{torch or 'locked'}-{digest}"
-    with locked(folder):
-        if not (folder / "complete").exists():
-            _make(folder, python, lock, torch)
+    try:
+        with locked(folder):
+            if not (folder / "complete").exists():
+                _make(folder, python, lock, torch)
+    except OSError as error:
+        raise Unavailable(f"{folder} cannot be made: {error}") from error
     return folder / "venv"
 
 
 def _make(folder: Path, python: str, lock: str, torch: str | None) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    if shutil.disk_usage(folder).free < NEEDED_BYTES:
+    shutil.rmtree(folder, ignore_errors=True)  # left half made by a process that was killed
+    if shutil.disk_usage(folder.parent).free < NEEDED_BYTES:
         _forget_older(folder, kept=0)
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(folder.parent).free
     if free < NEEDED_BYTES:
         raise Unavailable(
-            f"{folder} has {free / 2**30:.0f} GiB free; making the environment takes "
+            f"{folder.parent} has {free / 2**30:.0f} GiB free; making the environment takes "
             f"{NEEDED_BYTES / 2**30:.0f} GiB"
         )
+    folder.mkdir(parents=True)
     tools, venv = folder / "tools", folder / "venv"
     (folder / "image.lock").write_text(without_torch(lock) if torch else lock)
     try:
@@ -112,12 +115,30 @@ def _make(folder: Path, python: str, lock: str, torch: str | None) -> None:
 
 
 def _forget_older(folder: Path, *, kept: int) -> None:
-    """Removes all but the newest `kept` environments of the Python and torch of `folder`."""
+    """Removes all but the newest `kept` environments of the Python and torch of `folder`.
+
+    Those that a killed process left half made go too, of any Python and torch.
+    """
     kind = folder.name.rsplit("-", 1)[0]
     others = [path for path in folder.parent.glob(f"{kind}-*") if (path / "complete").exists()]
     others.sort(key=lambda path: (path / "complete").stat().st_mtime, reverse=True)
-    for path in others[kept:]:
+    half_made = [
+        path
+        for path in folder.parent.glob("python*-torch*-*")
+        if path != folder and not (path / "complete").exists() and not _is_locked(path)
+    ]
+    for path in (*others[kept:], *half_made):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_locked(folder: Path) -> bool:
+    """Whether a process is making an environment now."""
+    with (folder.parent / f".{folder.name}.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 @contextmanager
