@@ -41,6 +41,28 @@ class Log:
         starts = [i for i, event in enumerate(self.events) if event == ("mark", begin)]
         return Log(self.events[starts[-1] + 1 : marks[-1]])
 
+    def stretches(self, begin: str, end: str) -> list[Log]:
+        """The events of every stretch from `mark begin` to the next `mark end`."""
+        found, start = [], None
+        for i, event in enumerate(self.events):
+            if event == ("mark", begin):
+                start = i
+            elif event == ("mark", end) and start is not None:
+                found.append(Log(self.events[start + 1 : i]))
+                start = None
+        return found
+
+    def by_case(self) -> dict[str, Log]:
+        """The events from each `mark case NAME` to the next, by name."""
+        found: dict[str, Log] = {}
+        current = Log([])
+        for event in self.events:
+            if event[0] == "mark" and event[1].startswith("case"):
+                current = found.setdefault(event[1].removeprefix("case").strip(), Log([]))
+            else:
+                current.events.append(event)
+        return found
+
 
 @dataclass
 class NullDevice:

@@ -20,6 +20,7 @@ from torch._dynamo.utils import counters
 from reference.bench import trial_run as trial
 from reference.config.resolve import resolve_recipe
 from reference.gpu_check import recipe_of
+from reference.optim.optimizer import MuonAdamW
 from reference.train import step as training_step
 
 LIBRARY = ctypes.CDLL("libnullgpu.so")
@@ -29,6 +30,24 @@ def mark(text: str) -> None:
     """Writes a line into the device's log."""
     LIBRARY.null_log(b"mark\t%s\n", text.encode())
     LIBRARY.null_flush()
+
+
+def mark_steps() -> None:
+    """Puts each step between lines `mark step` and `mark end`, its update after `mark update`."""
+    plain_step, plain_update = training_step.Stepper.step, MuonAdamW.step
+
+    def marked_update(self: Any, *arguments: Any) -> None:
+        mark("update")
+        plain_update(self, *arguments)
+
+    def marked_step(self: Any, *arguments: Any, **options: Any) -> float:
+        mark("step")
+        loss = plain_step(self, *arguments, **options)
+        mark("end")
+        return loss
+
+    training_step.Stepper.step = marked_step
+    MuonAdamW.step = marked_update
 
 
 def recipe_from(spec: dict[str, Any]) -> dict[str, Any]:
@@ -46,15 +65,7 @@ def recipe_from(spec: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     spec = json.loads(Path(sys.argv[1]).read_text())
     torch.set_float32_matmul_precision("high")
-    plain_step = training_step.Stepper.step
-
-    def marked_step(self: Any, *arguments: Any, **options: Any) -> float:
-        mark("step")
-        loss = plain_step(self, *arguments, **options)
-        mark("end")
-        return loss
-
-    training_step.Stepper.step = marked_step
+    mark_steps()
     recipe = recipe_from(spec)
     attention = (recipe["pretrain"]["attention"],) * 2 if spec.get("decided") else None
     run = trial.trial_run(
