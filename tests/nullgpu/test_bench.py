@@ -28,7 +28,12 @@ CHANGES = {
 FREE_BYTES = "import torch; print(torch.cuda.mem_get_info()[0])"
 ROOM_BYTES = 120 << 20  # beside the trainer; its twin's weights and moments take 170 MB
 # Levers that need what the environment or the null device lacks, and the word for it.
-LACKING = {"attention fa2": "not installed", "attention fa3": "not installed"}
+LACKING = {
+    "attention fa2": "not installed",
+    "attention fa3": "not installed",
+    "soap": "cusolver",
+    "soap muon": "cusolver",
+}
 
 
 def small_recipe(folder: Path) -> Path:
