@@ -37,6 +37,7 @@ from reference.lab.plan import (
 from reference.lab.plan_recipe import RECIPES as RECIPE_FOLDER
 from reference.lab.plan_recipe import base_recipe, planned_card, planned_fields
 from reference.lab.published_runs import published_points
+from reference.lab.registration import speed_and_loss
 
 ROOT = Path(__file__).parents[1]
 REGISTERED = ROOT / "reference" / "plans" / "registered"
@@ -47,6 +48,7 @@ PLANNED = (
     *("reference-16g", "reference-12g", "reference-8g"),
 )
 RECIPES = ("reference", "reference-safe", "reference-5090", "reference-4h", "reference-1h")
+STEPS = ("reference-1h", "reference-4h", "reference")  # in the order in which they are run
 DEPTHS_SHOWN = (16, 18, 20, 22)
 CARDS_SHOWN = ("rtx3090", "rtx4090", "rtx5090", "h100")
 STAGES = ("tokenizer", "pretrain", "core", "sft", "chat_eval", "margin")
@@ -171,6 +173,25 @@ def hours_table(plans: Plans) -> str:
     return markdown(("recipe", *STAGES, "shards"), rows)
 
 
+def steps_table(plans: Plans) -> str:
+    """The two figures that runs of an hour, of four and of a day are compared by."""
+    rows = []
+    for name in STEPS:
+        _, best, _ = plans.recipes[name]
+        expected = forecast(best, plans.laws)
+        found = speed_and_loss(best.tokens_per_s, best.val_bpb, tuple(expected.val_bpb))
+        speed, loss = ([row["predicted"], *row["interval"]] for row in found)
+        rows.append(
+            (
+                f"`{name}`",
+                f"{sum(best.hours.values()):.1f}",
+                "{:.1f} ({:.1f} to {:.1f})".format(*(value / 1e3 for value in speed)),
+                "{:.3f} ({:.3f} to {:.3f})".format(*loss),
+            )
+        )
+    return markdown(("run", "hours", "thousand tokens/s", "val_bpb_nanochat"), rows)
+
+
 def ladder_table(_: Plans) -> str:
     rows = [
         (
@@ -216,6 +237,7 @@ BLOCKS: dict[tuple[str, str], Callable[[Plans], str]] = {
     (PLAN_01, "shapes"): shape_table,
     (PLAN_01, "cards"): card_table,
     (PLAN_01, "hours"): hours_table,
+    (PLAN_01, "steps"): steps_table,
     (PLAN_04, "ladder"): ladder_table,
 }
 

@@ -33,23 +33,9 @@ def recipe_digest(recipe: str) -> str:
 def registration(recipe: str, plan: Mapping[str, Any]) -> dict[str, Any]:
     """The registration of a recipe from what `plan_json` says of it."""
     predicted, odds = plan["predicted"], plan["predicted"]["odds"]
-    low, high = predicted["val_bpb_95"]
-    speed = plan["tokens_per_s"]
-    expected: list[dict[str, Any]] = [
-        expectation(
-            "tokens_per_s",
-            speed,
-            (speed / (1 + SPEED_ERROR), speed * (1 + SPEED_ERROR)),
-            "the time model of a step: its rates and counts of bytes for this card",
-        ),
-        expectation(
-            "val_bpb",
-            predicted["val_bpb"],
-            (low * (1 - BPB_SPREAD), high * (1 + BPB_SPREAD)),
-            "the loss law for this trainer, corpus and tokenizer at the tokens that were trained "
-            "(compared at the run's own tokens)",
-        ),
-    ]
+    expected = speed_and_loss(
+        plan["tokens_per_s"], predicted["val_bpb"], tuple(predicted["val_bpb_95"])
+    )
     if odds is not None:
         expected.append(
             expectation(
@@ -77,6 +63,28 @@ def registration(recipe: str, plan: Mapping[str, Any]) -> dict[str, Any]:
         ],
         "expected": expected,
     }
+
+
+def speed_and_loss(
+    tokens_per_s: float, val_bpb: float, val_bpb_95: tuple[float, float]
+) -> list[dict[str, Any]]:
+    """What a run of any length is compared by: tokens a second and nanochat's bits per byte."""
+    low, high = val_bpb_95
+    return [
+        expectation(
+            "tokens_per_s",
+            tokens_per_s,
+            (tokens_per_s / (1 + SPEED_ERROR), tokens_per_s * (1 + SPEED_ERROR)),
+            "the time model of a step: its rates and counts of bytes for this card",
+        ),
+        expectation(
+            "val_bpb",
+            val_bpb,
+            (low * (1 - BPB_SPREAD), high * (1 + BPB_SPREAD)),
+            "the loss law for this trainer, corpus and tokenizer at the tokens that were trained "
+            "(compared at the run's own tokens)",
+        ),
+    ]
 
 
 def expectation(
