@@ -3,7 +3,8 @@
 The first source of a part (`repo` for training; the first of part anneal) is taken whole. Each
 other source is thinned, row by row and evenly, until its text is `share` of its part in bytes: so
 no text is repeated, and a share is what it says. With `natural_only`, sources of which a model
-wrote any part are left out, and the shares of the others keep their proportions.
+wrote any part are left out, and the shares of the others keep their proportions. With `anneal` 0,
+the sources of part anneal are left out.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def text_mix(data: Mapping[str, Any]) -> TextMix:
         synthetic=data.get("synthetic", ""),
         licence=data.get("licence", ""),
     )
-    others = [_source(entry, column) for entry in data.get("text") or ()]
+    others = [_source(entry, column) for entry in text_entries(data)]
     if data.get("natural_only"):
         main, others = _natural(data, main, others)
     train = sum(source.share for source in others if source.part == "train")
@@ -87,11 +88,6 @@ def text_mix(data: Mapping[str, Any]) -> TextMix:
     if anneal and abs(sum(source.share for source in anneal) - 1) > _CLOSE:
         total = sum(source.share for source in anneal)
         raise _wrong(f"the shares of part anneal are {total:g} together", "Make them 1 together.")
-    if anneal and not data["anneal"]:
-        raise _wrong(
-            "a source is of part anneal, with data.anneal = 0",
-            "Set data.anneal to the last share of training that reads it.",
-        )
     for source in others:
         if source.repository == main.repository and source.skip < main.shards:
             raise _wrong(
@@ -99,6 +95,13 @@ def text_mix(data: Mapping[str, Any]) -> TextMix:
                 f"Set skip to {main.shards} or more: the first ones are training text already.",
             )
     return TextMix(replace(main, share=1 - train), tuple(others))
+
+
+def text_entries(data: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The entries of `data.text` that a run reads: without an anneal part (`anneal` = 0), not its
+    sources, so that one recipe line switches the part on and off."""
+    entries: Sequence[Mapping[str, Any]] = data.get("text") or ()
+    return [e for e in entries if data.get("anneal") or e.get("part", "train") != "anneal"]
 
 
 def _source(entry: Mapping[str, Any], column: str) -> TextSource:
@@ -135,7 +138,7 @@ def _natural(
     if not total and any(source.part == "anneal" for source in others):
         raise _wrong(
             "natural_only leaves no source of part anneal",
-            "Set data.anneal = 0 too and leave those sources out, or add natural text to the part.",
+            "Set data.anneal = 0 too, or add natural text to the part.",
         )
     return main, [
         replace(source, share=source.share / total) if source.part == "anneal" else source

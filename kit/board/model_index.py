@@ -13,6 +13,7 @@ from kit.conversations import conversation_sources
 from kit.core_eval.naming import OWN_SCORE, PARTIAL_SCORE, score_key, score_name
 from kit.errors import SchemaError
 from kit.text import plain
+from kit.text_mix import text_entries
 
 Document = dict[str, Any]
 
@@ -120,7 +121,9 @@ def _repositories(data: Mapping[str, Any]) -> Iterator[str]:
     """Datasets that a recipe's `data` section names; nothing of entries that cannot be read."""
     with contextlib.suppress(SchemaError, KeyError, TypeError, AttributeError, ValueError):
         yield str(data["natural_repo"] if data.get("natural_only") else data["repo"])
-        yield from (entry["repo"] for entry in data.get("text") or ())
+        for entry in text_entries(data):
+            if not data.get("natural_only") or entry.get("synthetic") == "none":
+                yield entry["repo"]
         yield from (entry.repository for entry in conversation_sources(data.get("sft") or ()))
 
 

@@ -19,6 +19,7 @@ from kit.files import files_ending
 from kit.image import in_image
 from kit.prepare import dataset_lock
 from kit.recipe import Recipe
+from kit.text_mix import text_entries
 from kit.trust.canonical import canonical_bytes
 from kit.trust.digest import DigestCache, FileDigest, manifest_digest, sha256_file
 
@@ -89,7 +90,8 @@ def prepared_folder(work: Path, recipe: Recipe) -> Path:
     # Recipes that read different things do not share a folder: a run reads all that is in it.
     asked = {key: data[key] for key in ("repo", "revision", "shards", "sft", "chat_eval")}
     # Folders that were prepared before these fields existed keep their names.
-    asked |= {key: data[key] for key in ("text", "natural_only", "natural_repo") if data.get(key)}
+    more = {**data, "text": text_entries(data)}
+    asked |= {key: more[key] for key in ("text", "natural_only", "natural_repo") if more.get(key)}
     digest = hashlib.sha256(canonical_bytes(asked)).hexdigest()
     repository = data["natural_repo"] if data.get("natural_only") else data["repo"]
     name = str(repository or data["repo"]).replace("/", "--")

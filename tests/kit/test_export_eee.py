@@ -147,6 +147,21 @@ def test_a_card_takes_the_corpus_from_the_recipe(result: dict[str, Any]) -> None
     assert front(result, license="mit", language="de")["language"] == "de"
 
 
+def test_a_card_names_only_repositories_that_the_run_read(result: dict[str, Any]) -> None:
+    entry = '[[data.text]]\nrepo = "{}"\npart = "{}"\nsynthetic = "{}"\n'
+    mix = [("c/d", "train", "all"), ("e/f", "anneal", "none"), ("g/h", "anneal", "part")]
+    text = '[data]\nkind = "hub"\nrepo = "a/b"\nnatural_repo = "n/n"\nanneal = 0.2\n' + "".join(
+        entry.format(*values) for values in mix
+    )
+    for change, named in (
+        ("anneal = 0.2", ["a/b", "c/d", "e/f", "g/h"]),
+        ("anneal = 0", ["a/b", "c/d"]),
+        ("anneal = 0.2\nnatural_only = true", ["n/n", "e/f"]),
+    ):
+        result["recipe"]["text"] = text.replace("anneal = 0.2", change, 1)
+        assert front(result)["datasets"] == named
+
+
 def test_the_hubs_own_file_holds_core_alone_with_its_source(result: dict[str, Any]) -> None:
     url = "https://example.org/me/model/blob/0123/result.json"
     text = eval_results(result, "me/board", revision="4567", source_url=url)

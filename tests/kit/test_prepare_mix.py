@@ -126,6 +126,18 @@ def test_the_trainer_reads_the_parts_as_they_are_meant(place: Place) -> None:
     assert len(shards.anneal) == 2 and len(shards.train) == 3
 
 
+def test_one_line_switches_the_anneal_part_off(place: Place) -> None:
+    """The recipe goes on stating its sources; neither folder is mistaken for the other."""
+    mixed(place).prepare()
+    with_part = place.folder
+    mixed(place, ("anneal = 0.2", "anneal = 0")).prepare()
+    assert place.folder != with_part
+    assert [name.partition("-")[0] for name in place.shards()] == [
+        "more", "shard_00000.parquet", "shard_00001.parquet", "validation",
+    ]  # fmt: skip
+    assert {r["repository"] for r in place.lock()["pretrain"]["repositories"]} == {CORPUS, STORIES}
+
+
 def test_natural_text_only_is_one_switch_away(place: Place) -> None:
     mixed(place, ("anneal = 0.2", "anneal = 0.2\nnatural_only = true")).prepare()
     repositories = {r["repository"] for r in place.lock()["pretrain"]["repositories"]}
@@ -146,7 +158,6 @@ def test_a_source_too_small_for_its_share_is_named_with_what_would_do(place: Pla
     [
         (("share = 0.25", "share = 1.0"), "shares of part train are 1 together"),
         (("share = 0.8", "share = 0.7"), "shares of part anneal are 0.9 together"),
-        (("anneal = 0.2", "anneal = 0"), "of part anneal, with data.anneal = 0"),
         (("skip = 2", "skip = 1"), "would be read twice"),
         (("natural_repo =", "natural_only = true #"), "not stated to be natural"),
         (('"third/essays"\npart', '"x"\npart'), "repo"),
