@@ -32,7 +32,7 @@ from reference.bench.gpu_report import OtherReport, Report
 from reference.bench.kernels import bench_attention, bench_matmuls, nanochat_config
 from reference.bench.levers import measure
 from reference.config.trainer import section_defaults
-from reference.kernels.attention import FLEX, lacks
+from reference.kernels.attention import FLEX, Backend, lacks
 from reference.kernels.eight_bit import KINDS, multiply, product, quantize
 from reference.kernels.int8_rounding import Producer, block_mm, inverse_rms, round_both
 from reference.kernels.matmul_trial import profiled_kernels
@@ -83,17 +83,15 @@ def environment(device: torch.device) -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "device": str(device),
     }
+    backends: tuple[Backend, ...] = ("cudnn", "varlen", *FLEX, "fa2", "fa3")
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         found.update(
             device=properties.name,
             capability=f"{properties.major}.{properties.minor}",
             memory_gib=properties.total_memory / 2**30,
-            shared_memory_bytes=properties.shared_memory_per_block_optin,
-            attention={
-                name: lacks(name, device, torch.bfloat16) or "there"
-                for name in ("cudnn", "varlen", *FLEX, "fa2", "fa3")
-            },
+            shared_memory_bytes=properties.shared_memory_per_block_optin,  # type: ignore[attr-defined]
+            attention={name: lacks(name, device, torch.bfloat16) or "there" for name in backends},
         )
     return found
 
@@ -116,9 +114,7 @@ def check_products(device: torch.device, size: int) -> list[dict[str, Any]]:
                 row["error"] = float((y - exact).abs().max() / exact.abs().max())
                 row["ok"] = row["error"] < 0.01
                 if device.type == "cuda" and kind != "bf16":
-                    names = profiled_kernels(
-                        lambda f=factors, k=kind: multiply(*f, k, torch.bfloat16)
-                    )
+                    names = profiled_kernels(partial(multiply, *factors, kind, torch.bfloat16))
                     row["kernels"] = names[:4]
             except Exception as error:  # one kernel that is missing must not end the check
                 row.update(ok=False, error=f"{type(error).__name__}: {error}"[:300])
@@ -211,10 +207,13 @@ class Check:
         return {"rows": rows, "ok": all(row["ok"] for row in rows)}
 
     def attention(self, documents: bool) -> Iterator[dict[str, Any]]:
-        shape = {"seq_len": 256, "batch": 1} if self.toy else {"seq_len": 2048, "batch": 4}
-        depths = [2] if self.toy else [20]
         return bench_attention(
-            depths, device=self.device, documents=documents, enough=self._enough, **shape
+            [2] if self.toy else [20],
+            seq_len=256 if self.toy else 2048,
+            batch=1 if self.toy else 4,
+            device=self.device,
+            documents=documents,
+            enough=self._enough,
         )
 
     def products(self, depth: int, map_: str) -> Iterator[dict[str, Any]]:

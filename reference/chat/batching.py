@@ -136,7 +136,7 @@ class Batcher:
         kept, tokens, fresh = self._advance(joining, cache, columns, counts)
         if not kept:
             return
-        self._cache = fresh if not self._running else joined(self._cache, fresh)
+        self._cache = joined(self._cache, fresh) if self._cache and self._running else fresh
         self._running, self._tokens = [*self._running, *kept], [*self._tokens, *tokens]
 
     def _advance(

@@ -30,7 +30,7 @@ import json
 import math
 import random
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -199,13 +199,19 @@ def check_time(request: Request) -> None:
         )
 
 
+def _mean(values: Iterable[float | None]) -> float | None:
+    """The mean of those that are known; None where none is."""
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
+
+
 def summarize(results: Mapping[str, TaskResult]) -> dict[str, Any]:
     """Means over the tasks that are scored, and the share of all answers that ended."""
     scored = [result for result in results.values() if result.centered is not None]
     ended = [flag for result in results.values() for flag in result.ended]
     return {
-        "centered": statistics.fmean(r.centered for r in scored) if scored else None,
-        "accuracy": statistics.fmean(r.accuracy for r in scored) if scored else None,
+        "centered": _mean(result.centered for result in scored),
+        "accuracy": _mean(result.accuracy for result in scored),
         "ended_rate": statistics.fmean(ended) if ended else None,
         "questions": sum(result.n for result in results.values()),
     }
@@ -417,7 +423,7 @@ def evaluate_task(
             by_nanochat = right_by_nanochat(text, question.answer)
             alike[i] = int(by_nanochat if task.kind == "number" else verdict)
     generated = task.kind != "choice"
-    # What would never stop is no answer, even if it begins well.
+    # An answer that did not end counts as wrong, even if it begins well.
     outcomes = [a & b for a, b in zip(right, ended, strict=True)] if generated else right
     scored = task.kind != "free"
     accuracy = statistics.fmean(outcomes) if scored else None
@@ -427,7 +433,9 @@ def evaluate_task(
         n=len(outcomes),
         accuracy=accuracy,
         baseline=baseline,
-        centered=(accuracy - baseline) / (1 - baseline) if scored else None,
+        centered=None
+        if accuracy is None or baseline is None
+        else (accuracy - baseline) / (1 - baseline),
         ended_rate=statistics.fmean(ended) if generated else None,
         outcomes=outcomes,
         ended=ended if generated else [],

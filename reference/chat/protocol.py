@@ -201,14 +201,15 @@ def _as_text(message: Any, index: int) -> dict[str, str]:
     """A message whose content is one text; OpenAI also sends a list of parts."""
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise BadRequest(f"message {index + 1} needs the fields role and content", param="messages")
-    content = message.get("content")
+    content: Any = message.get("content")
     if isinstance(content, list):
-        parts = [part.get("text") if isinstance(part, dict) else None for part in content]
-        if not all(isinstance(part, str) for part in parts):
+        texts = [part.get("text") if isinstance(part, dict) else None for part in content]
+        parts = [text for text in texts if isinstance(text, str)]
+        if len(parts) < len(texts):
             raise BadRequest(f"message {index + 1}: only parts of text", param="messages")
         content = "".join(parts)
     role = "system" if message["role"] == "developer" else message["role"]
-    return {"role": role, "content": content}
+    return {"role": str(role), "content": content}
 
 
 def _max_tokens(body: dict[str, Any]) -> int | None:

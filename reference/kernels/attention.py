@@ -44,7 +44,7 @@ from reference.kernels.cpu_window import blocked_attention
 Backend = Literal[
     "auto", "sdpa", "cudnn", "varlen", "flex", "flex_small", "fa2", "fa3", "blocks", "mask"
 ]
-FLEX = ("flex", "flex_small")
+FLEX: tuple[Literal["flex"], Literal["flex_small"]] = ("flex", "flex_small")
 HALF = (torch.bfloat16, torch.float16)
 # PyTorch's own tiles fit Ada's 99 KB of shared memory (98,304 and 68,096 bytes, forward and
 # backward, heads of 128 channels, torch 2.13 for sm_89); those of its issue 133254 did not. Smaller
@@ -192,7 +192,7 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, window: int, documents: Documents |
 
     T = q.size(1)
     offsets = _offsets(q, documents)
-    y = varlen_attn(
+    y: Any = varlen_attn(  # a tensor; with other arguments a pair
         q.flatten(0, 1),
         k.flatten(0, 1),
         v.flatten(0, 1),
@@ -281,8 +281,9 @@ def _compiled_flex() -> Callable[..., Any]:
 
 def _flex_function(q: Tensor) -> Callable[..., Any]:
     """Eager FlexAttention would form all scores; inside compiled code it is compiled anyway."""
-    eager = torch.compiler.is_compiling() or not q.is_cuda
-    return flex_attention if eager else _compiled_flex()
+    if torch.compiler.is_compiling() or not q.is_cuda:
+        return flex_attention
+    return _compiled_flex()
 
 
 def _window_mask(T: int, window: int, device: str) -> BlockMask:

@@ -15,6 +15,7 @@ import torch
 from reference.errors import TrainerError
 from reference.kernels.attention import FLEX, automatic, lacks, prepare_flex, takes
 from reference.kernels.attention_trial import choose_backends, cuda_milliseconds
+from reference.kernels.eight_bit import Kind
 from reference.kernels.gradient_check import check_compiled_gradients
 from reference.kernels.int8_trial import choose_int8
 from reference.kernels.matmul_trial import choose_products, profiled_kernels
@@ -147,7 +148,8 @@ def _decide_products(
     model: GPT, section: Mapping[str, Any], micro_batch: int, say: Say
 ) -> dict[str, Products]:
     kind, passes = section["matmul"], section["matmul_passes"]
-    shapes = {tuple(map_.weight.shape) for _, map_ in eligible(model, section["matmul_layers"])}
+    maps = (map_ for _, map_ in eligible(model, section["matmul_layers"]))
+    shapes = {(map_.out_features, map_.in_features) for map_ in maps}
     if kind in ("bf16", "int8"):  # int8 has its own way (`_decide_int8`)
         return {}
     tokens = micro_batch * model.config.seq_len
@@ -157,7 +159,9 @@ def _decide_products(
             say("matmul = fastest needs a GPU's clock: all products stay in the activations' type")
             return {}
         return {f"{n}x{k}": Products.of(kind, passes) for n, k in shapes}
-    kinds = ("bf16", "fp8", "fp8_rowwise") if kind == "fastest" else ("bf16", kind)
+    kinds: tuple[Kind, ...] = (
+        ("bf16", "fp8", "fp8_rowwise") if kind == "fastest" else ("bf16", kind)
+    )
     chosen, rows = choose_products(
         shapes,
         tokens,

@@ -6,6 +6,8 @@ PyTorch's attention a block. No T x T mask is worked off.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -54,7 +56,7 @@ class _BlockedWindow(torch.autograd.Function):
     """Windowed attention on a CPU: one flash call a block, gradients added in place."""
 
     @staticmethod
-    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
         B, H, T, D = q.shape
         y = torch.empty((B, T, H, D), dtype=q.dtype).transpose(1, 2)
         sums = []
@@ -69,7 +71,7 @@ class _BlockedWindow(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx, dy: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q, k, v, y, *sums = ctx.saved_tensors
         B, H, T, D = q.shape
         dq = torch.empty((B, T, H, D), dtype=q.dtype).transpose(1, 2)

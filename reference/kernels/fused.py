@@ -7,6 +7,8 @@ code and GPUs get the plain formulas, which their compiler fuses better than thi
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -71,39 +73,39 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
 
 class _Norm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         scale = _scale(x)
         y = x * scale
         ctx.save_for_backward(y, scale)
         return y
 
     @staticmethod
-    def backward(ctx, dy: Tensor) -> Tensor:
+    def backward(ctx: Any, dy: Tensor) -> Tensor:
         return _norm_backward(dy, *ctx.saved_tensors)
 
 
 class _NormAndRotate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         scale = _scale(x)
         y = x * scale
         ctx.save_for_backward(y, scale, cos, sin)
         return _turn(y, cos, sin, 1)
 
     @staticmethod
-    def backward(ctx, dz: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, dz: Tensor) -> tuple[Tensor, None, None]:
         y, scale, cos, sin = ctx.saved_tensors
         return _norm_backward(_turn(dz, cos, sin, -1), y, scale), None, None
 
 
 class _ReluSquared(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         positive = x.clamp_min(0.0)
         ctx.save_for_backward(positive)
         return positive * positive
 
     @staticmethod
-    def backward(ctx, dy: Tensor) -> Tensor:
+    def backward(ctx: Any, dy: Tensor) -> Tensor:
         (positive,) = ctx.saved_tensors
         return (dy * positive).mul_(2.0)

@@ -44,7 +44,7 @@ def check_compiled_gradients(
     kinds: dict[Any, int] = {}
     if model.step_weights is not None:
         model.step_weights.refresh()
-    for layer, block in enumerate(model.blocks):
+    for layer, block in enumerate(model.layers):
         factors = tuple(m.products for m in block.modules() if isinstance(m, Linear))
         int8 = block.attn.int8 is not None, block.mlp.int8 is not None
         eight_bit = any(int8) or any(f != PLAIN for f in factors)
@@ -60,7 +60,7 @@ def check_compiled_gradients(
 def _check_block(
     model: GPT, layer: int, rows: int, seq_len: int, documents: Documents | None
 ) -> None:
-    block, config = model.blocks[layer], model.config
+    block, config = model.layers[layer], model.config
     generator = torch.Generator(model.device).manual_seed(layer)
 
     def draw(*shape: int) -> Tensor:
@@ -83,7 +83,7 @@ def _check_block(
         call(x, x0, *scales, gated, rope, None, documents).backward(upstream)
         found = {name: p.grad.clone() for name, p in block.named_parameters() if p.grad is not None}
         block.zero_grad(set_to_none=True)
-        return {"input": x.grad, **found}  # type: ignore[dict-item]
+        return {"input": x.grad, **found}
 
     with _nonzero_weights(block, generator):
         eager = gradients(block.forward)

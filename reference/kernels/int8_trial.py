@@ -141,7 +141,7 @@ def _head_pass(model: GPT, tokens: tuple[int, int]) -> Callable[[Passes | None],
                 int8=rounded,
             )
             loss.backward()
-            return {"loss": loss.detach(), "d_hidden": h.grad, "d_weight": w.grad}  # type: ignore[dict-item]
+            return {"loss": loss.detach(), "d_hidden": h.grad, "d_weight": w.grad}
 
         return function
 

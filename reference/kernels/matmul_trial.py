@@ -155,13 +155,14 @@ def product_of(
 
 def profiled_kernels(function: Callable[[], Any]) -> list[str]:
     """Names of the GPU kernels that a call of `function` runs; none if the profiler is refused."""
+    from torch._C._autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
     try:
         with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as seen:
             function()
             torch.cuda.synchronize()
-        on_gpu = torch.autograd.DeviceType.CUDA
+        on_gpu = DeviceType.CUDA
         return [event.name for event in seen.events() if event.device_type == on_gpu]
     except RuntimeError:  # Kineto raises for some of CUPTI's refusals and only warns for others
         return []
