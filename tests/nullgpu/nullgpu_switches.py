@@ -146,7 +146,7 @@ TOUCHING: list[tuple[list[str], list[str]]] = [
     (
         ["pretrain.document_mask=True"],
         ["pretrain.seq_len_ramp", "pretrain.distill_from", "pretrain.replay_share",
-         "pretrain.sft_share", "pretrain.device_batch_size"],
+         "pretrain.device_batch_size"],
     ),
 ]  # fmt: skip
 

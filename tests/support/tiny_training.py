@@ -142,9 +142,13 @@ class Recorder(Events):
         return "\n".join(data["text"] for data in self.data("note"))
 
 
-def make_world(root: Path) -> Path:
-    """Writes a tokenizer, a tokenized corpus and conversations under `root`; returns `root`."""
-    texts = [f"{i} and {i + 1} are {2 * i + 1}, " * (1 + i % 7) for i in range(300)]
+def make_world(root: Path, *, longer: int = 1) -> Path:
+    """Writes a tokenizer, a tokenized corpus and conversations under `root`; returns `root`.
+
+    Args:
+        longer: Documents are this many times as long, about 60 tokens each otherwise.
+    """
+    texts = [f"{i} and {i + 1} are {2 * i + 1}, " * (1 + i % 7) * longer for i in range(300)]
     tokenizer = Tokenizer.train(texts, 320)
     tokenizer.save(root / "tokenizer")
     folder = token_folder(root / "cache", "r")

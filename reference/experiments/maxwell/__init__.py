@@ -94,7 +94,7 @@ class BiMaxwell(Muon):
             fast, slow = of_group["maxwell_fast"], of_group["maxwell_slow"]
             rates = [fast, slow, slow_share(fast, slow, of_group["maxwell_age"])]
         # As a tensor: compiled code would hold numbers fast, and be made again when they change.
-        mix = torch.tensor(rates, device=gradients.device)
+        mix = torch.tensor(rates).to(gradients.device, non_blocking=True)
         return self._run(bi_maxwell_update, gradients, state, group, state["slow"], mix)
 
     def state_bytes(self, shape: Shape) -> int:
