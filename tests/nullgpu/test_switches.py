@@ -15,6 +15,9 @@ from reference.config.problems import problems
 STEPS = BASE["pretrain"]["num_steps"]
 # Waits for the device that a step may have, by kind: it reads its loss.
 WAITS = {"cudaStreamSynchronize": 1}
+# A teacher is another model: the step that first has one compiles its pass without gradients, and
+# copies its two tables of angles, as does each step that renews it.
+TEACHER, TEACHER_WAITS = "pretrain.distill_", 2
 
 
 def test_every_field_of_a_recipe_has_a_case():
@@ -71,10 +74,10 @@ def test_a_switch_on_the_device(shown: dict[str, Shown], name):
     assert "val_bpb" in row["evaluations"]
     assert not row["breaks"]
     on_the_way = [note for note in row["notes"] if "on the way" in note]
-    assert not on_the_way
+    assert len(on_the_way) <= (TEACHER in name)
     compiled = [note for note in row["notes"] if "graphs compiled in advance" in note]
     assert bool(compiled) == (changes["pretrain"].get("compile") != "off")
     assert not log.of("refused") and not log.of("oom")
     for step in log.stretches("step", "end"):
         for kind, count in step.count("sync").items():
-            assert count <= WAITS.get(kind, 0), (kind, count)
+            assert count <= WAITS.get(kind, 0) + TEACHER_WAITS * (TEACHER in name), (kind, count)
