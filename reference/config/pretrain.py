@@ -91,6 +91,30 @@ class Pretrain:
         unit="steps",
         low=0,
     )
+    maxwell_from: int = setting(
+        1000,
+        "Step from which bi_maxwell mixes its two running means.",
+        unit="steps",
+        low=0,
+    )
+    maxwell_fast: float = setting(
+        0.85,
+        "Share of the short running mean that a step keeps.",
+        low=0,
+        high=0.9999,
+    )
+    maxwell_slow: float = setting(
+        0.98,
+        "Share of the long running mean that a step keeps.",
+        low=0,
+        high=0.9999,
+    )
+    maxwell_age: float = setting(
+        30.0,
+        "Mean age of the gradients in the mix, between those of the two means.",
+        unit="steps",
+        low=0,
+    )
     weight_decay_schedule: str = setting(
         "cosine",
         "How Muon's weight decay falls over the run.",
@@ -126,9 +150,10 @@ class Pretrain:
     )
     matrix_optimizer: str = setting(
         "muon",
-        "Of the blocks' matrices: muon, adamw (for comparison: it wants about a tenth of "
-        "matrix_lr), or the rule of an experiment, which takes matrix_lr in muon's scale.",
-        choices=("muon", "adamw"),
+        "Of the blocks' matrices: muon, bi_maxwell (muon with a second momentum), adamw (for "
+        "comparison: it wants about a tenth of matrix_lr), or the rule of an experiment, which "
+        "takes matrix_lr in muon's scale.",
+        choices=("muon", "bi_maxwell", "adamw"),
     )
     matrix_lr: float = setting(
         0.02,

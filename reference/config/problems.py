@@ -26,6 +26,7 @@ def problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
     yield from _ramp_problems(model, pretrain)
     yield from _mixing_problems(pretrain)
     yield from _factor_problems(pretrain)
+    yield from _momentum_problems(pretrain)
     for experiment in experiments():
         yield from experiment.problems(model, pretrain)
     if "pretrain" in stages and (pretrain["num_steps"] > 0) == (pretrain["hours"] > 0):
@@ -105,6 +106,20 @@ def _mixing_problems(pretrain: Section) -> Iterator[Problem]:
                 f"found {begin:g}",
                 f"seq_len_ramp reaches its end at {full:g}: not before that",
             )
+
+
+def _momentum_problems(pretrain: Section) -> Iterator[Problem]:
+    """Two running means can only be mixed to a mean age between their own."""
+    kept = pretrain["maxwell_fast"], pretrain["maxwell_slow"]
+    fast, slow = (share / (1.0 - share) for share in kept)
+    if pretrain["matrix_optimizer"] == "bi_maxwell" and not (
+        fast <= pretrain["maxwell_age"] <= slow and fast < slow
+    ):
+        yield Problem(
+            "pretrain.maxwell_age",
+            f"found {pretrain['maxwell_age']:g}",
+            f"must lie between {fast:.3g} and {slow:.3g}, the mean ages of the two running means",
+        )
 
 
 def _factor_problems(pretrain: Section) -> Iterator[Problem]:

@@ -1,8 +1,8 @@
 """How the gradients of the blocks' matrices become the direction of a step: one object a rule.
 
-A recipe's `matrix_optimizer` names the rule. Core has `Muon`; experiments bring others (see
-`reference.config.experiment`). This module is also read for the memory plan: importing it needs no
-torch.
+A recipe's `matrix_optimizer` names the rule. Core has `Muon` and `BiMaxwell`; experiments bring
+others (see `reference.config.experiment`). This module is also read for the memory plan: importing
+it needs no torch.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from reference.config.experiment import experiments
+from reference.config.pretrain import Pretrain
 
 if TYPE_CHECKING:
     import torch
@@ -145,9 +146,51 @@ class Muon(MatrixRule):
         return {"momentum": moved(state["momentum"])}
 
 
+class BiMaxwell(Muon):
+    """Muon with two running means of the gradients (`reference.optim.maxwell`); `slow` is long."""
+
+    counters = ("updates",)
+
+    @staticmethod
+    def settings(section: Settings) -> dict[str, Any]:
+        return {**Muon.settings(section), **_maxwell(section)}
+
+    def momentum(self, like: Tensor, device: torch.device) -> State:
+        fast = super().momentum(like, device)
+        return {**fast, "slow": fast["momentum"].clone()}
+
+    def begin_step(self, group: dict[str, Any]) -> None:
+        group["updates"] = group.get("updates", 0) + 1
+
+    def direction(self, gradients: Tensor, state: State, group: Settings) -> Tensor | None:
+        import torch
+
+        from reference.optim.maxwell import bi_maxwell_update, slow_share
+
+        ours = _maxwell(group)
+        rates = [group["momentum"], group["momentum"], 0.0]
+        if group["updates"] > ours["maxwell_from"]:
+            fast, slow = ours["maxwell_fast"], ours["maxwell_slow"]
+            rates = [fast, slow, slow_share(fast, slow, ours["maxwell_age"])]
+        # As a tensor: compiled code would hold numbers fast, and be made again when they change.
+        mix = torch.tensor(rates).to(gradients.device, non_blocking=True)
+        return self._run(bi_maxwell_update, gradients, state, group, state["slow"], mix)
+
+    def state_bytes(self, shape: Shape) -> int:
+        return 2 * super().state_bytes(shape)
+
+    def carry(self, state: State, group: Settings, moved: Callable[[Tensor], Tensor]) -> State:
+        return {name: moved(state[name]) for name in ("momentum", "slow")}
+
+
+def _maxwell(section: Settings) -> dict[str, Any]:
+    names = ("maxwell_from", "maxwell_fast", "maxwell_slow", "maxwell_age")
+    return {name: section.get(name, getattr(Pretrain, name)) for name in names}
+
+
 def rules() -> dict[str, type[MatrixRule]]:
     """Every rule that `matrix_optimizer` may name, "adamw" apart, which is for any parameter."""
-    found: dict[str, type[MatrixRule]] = {"muon": Muon}
+    found: dict[str, type[MatrixRule]] = {"muon": Muon, "bi_maxwell": BiMaxwell}
     for experiment in experiments():
         found.update(experiment.rules())
     return found

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("scipy")
 
-from benchmarks import answers, ladder
+from benchmarks import answers, ladder, ladder_pairs
 from reference.lab.study import load_study
 
 Rows = list[dict[str, object]]
@@ -23,6 +23,29 @@ def row(arm: str, scale: str, seed: int, bpb: float) -> dict[str, object]:
 
 def test_the_committed_page_is_what_the_committed_trials_give() -> None:
     assert (ladder.FOLDER / "report.md").read_text() == ladder.page()
+
+
+def test_the_second_parts_page_is_what_its_trials_give() -> None:
+    assert (ladder_pairs.FOLDER / "report.md").read_text() == ladder_pairs.page()
+
+
+def test_a_change_is_judged_by_its_own_pairs_however_noisy_another_is() -> None:
+    study = load_study(ladder_pairs.STUDY)
+    rows = [row("baseline", "m", seed, 2.0 + 0.1 * seed) for seed in (1, 2, 3, 4)]
+    rows += [
+        row("norm-scales", "m", seed, 2.0 + 0.1 * seed - 0.01 - 0.0001 * seed)
+        for seed in (1, 2, 3, 4)
+    ]
+    rows += [row("shape-wide", "m", seed, 2.0 + (-1) ** seed) for seed in (1, 2, 3, 4)]
+    rows += [row("rates-double", "m", seed, 1.0) for seed in (1, 2)]
+    verdicts = {line[0]: line[6] for line in ladder_pairs.table_of(study, rows)}
+    assert verdicts == {
+        "norm-scales": "better",
+        "shape-wide": "undecided",
+        "rates-double": "too few pairs",
+    }
+    shown = ladder_pairs.report(study, rows, "notes")
+    assert "-0.0103" in shown.replace("-0.0102", "-0.0103") and "two-momenta, seeds 1, 2" in shown
 
 
 def test_every_committed_trial_is_one_of_the_study() -> None:
