@@ -21,7 +21,7 @@ KINDS = {
     "copy": ("direct_copy|bfloat16_copy|CatArray", "rounding to bf16; smear joins its two parts"),
     "fill": ("FillFunctor", "gradients of tables and of slices begin with zeros"),
     "add": ("CUDAFunctor_add|OnSelf_add", "each layer's gradient of the first states; smear"),
-    "mul": ("MulFunctor", "smear and backout, forward and backward"),
+    "mul": ("MulFunctor", "smear, backout and the last norm's scale, forward and backward"),
     "neg": ("neg_kernel", "gradient of backout"),
     "sum": ("reduce_kernel", "gradients of the scales of smear and backout"),
 }
