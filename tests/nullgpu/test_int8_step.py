@@ -22,8 +22,8 @@ SPEC = {
 }
 
 # The most eager kernels over a whole activation in a step (see test_step.py). The blocks are few
-# and small here, so the head's and the accumulators of the weights' gradients count as well, and what
-# the learned scales of the norms multiply once a step.
+# and small here, so the head's and the accumulators of the weights' gradients count as well, and
+# what the learned scales of the norms multiply once a step.
 EAGER = {
     "mul": 32,
     "fill": 18,
