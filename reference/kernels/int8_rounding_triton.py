@@ -97,12 +97,17 @@ def block_mm_kernel(
     a_row = tl.minimum(rows, M - 1).to(tl.int64)  # past the edge the last row is read again
     b_row = tl.minimum(columns, N - 1).to(tl.int64)
     inner = tl.arange(0, BLOCK_K)
+    tl.static_assert(BLOCK_K * 127 * 127 < 1 << 22)
+    offset = tl.full((BLOCK_M, BLOCK_N), 0x4B400000, dtype=tl.int32)  # the bits of 12582912.0
     total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for block in range(0, blocks):
         k = block * BLOCK_K + inner
         x = tl.load(a_ptr + a_row[:, None] * K + k[None, :], mask=k[None, :] < K, other=0)
         y = tl.load(b_ptr + b_row[None, :] * K + k[:, None], mask=k[:, None] < K, other=0)
-        exact = tl.dot(x, y, out_dtype=tl.int32).to(tl.float32)
+        # int32 to fp32 by bits: 1.5 * 2**23 is read as an int32 and the sum, below 2**22, is added
+        # to it. The subtraction is exact and at full rate on Ada; a conversion is at half rate.
+        exact = tl.dot(x, y, acc=offset, out_dtype=tl.int32).to(tl.float32, bitcast=True)
+        exact -= 12582912.0
         scale_a = tl.load(scale_a_ptr + block * M + a_row)
         scale_b = tl.load(scale_b_ptr + block * N + b_row)
         total += exact * (scale_a[:, None] * scale_b[None, :])
