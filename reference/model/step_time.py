@@ -40,12 +40,11 @@ INT8_SHARE = (
     0.65  # of the int8 peak, in units of the fitted share: Triton reaches 2.8 x bf16, not 4
 )
 INT8_BLOCK = 128  # inputs of a product that share one scale in each row (`kernels.int8_rounding`)
-# What our int8 kernel does on the fp32 units with every sum of such a block: it converts int32 to
-# fp32, multiplies by both scales and adds. An SM converts 64 numbers a cycle and does 128 other
-# operations (CUDA's tables for compute capability 8.9), each of which the data sheet counts as two
-# FLOPs. Other warps may hide this behind their products. It is counted in full.
-SCALE_CONVERSIONS = 1
-SCALE_OPERATIONS = 3
+# What our int8 kernel does on the fp32 units with every sum of such a block: it subtracts the
+# offset that makes the int32 sum readable as fp32, multiplies both scales, multiplies the sum by
+# them and adds. The data sheet counts each operation as two FLOPs. Other warps may hide this behind
+# their products. It is counted in full.
+SCALE_OPERATIONS = 4
 LAUNCH_GAP_S = 1.0e-6  # idle between two kernels of one stream
 MUON_ITERATIONS = 5
 PASSES = ("forward", "input_grad", "weight_grad")
@@ -63,8 +62,7 @@ class Rates(NamedTuple):
 
     def scales_s(self, multiplications: float) -> float:
         """Seconds that int8 products of so many multiplications spend on scales of blocks."""
-        operations = 2 * SCALE_CONVERSIONS + SCALE_OPERATIONS  # a conversion takes two
-        return multiplications / INT8_BLOCK * operations * 2 / self.fp32
+        return multiplications / INT8_BLOCK * SCALE_OPERATIONS * 2 / self.fp32
 
 
 RATES = {

@@ -98,7 +98,7 @@ def test_each_step_of_fusion_predicts_more_tokens() -> None:
 def test_int8_products_pay_for_the_scales_of_their_blocks() -> None:
     """d20's blocks on an RTX 4090: by hand, 393 M weights, three products, 128 factors a scale."""
     row = rows_of(predict(WORK, INT8, RATES["rtx4090"], 0.9, kinds=ALL_INT8))["int8 scales"]
-    cycles = 3 * WORK.block_parameters / 128 * (1 / 64 + 3 / 128)  # of one multiprocessor
+    cycles = 3 * WORK.block_parameters / 128 * 4 / 128  # of one multiprocessor
     assert row.us == pytest.approx(1e6 * cycles / (128 * 2.52e9), rel=0.01)
     assert rows_of(predict(WORK, INT8, RATES["rtx4090"], 0.9))["int8 scales"].us == 0
     assert INT8_BLOCK == int8_rounding.BLOCK

@@ -46,7 +46,7 @@ def build(
         "shared": out.metadata.shared,
         "int8_mma": INT8_MMA in out.asm["ptx"],
         "conversions": out.asm["ptx"].count("cvt.rn.f32.s32"),
-        "operations": len(re.findall(r"\b(?:mul|add|fma)\.(?:rn\.)?f32", out.asm["ptx"])),
+        "operations": len(re.findall(r"\b(?:mul|add|sub|fma)\.(?:rn\.)?f32", out.asm["ptx"])),
         "tile": const.get("BLOCK_M", 0) * const.get("BLOCK_N", 0),
     }
     print(json.dumps(facts))

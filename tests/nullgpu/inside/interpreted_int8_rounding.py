@@ -33,6 +33,13 @@ for name, number in r.PRODUCERS.items():
         assert both.row_scale.isnan().any(0).nonzero().flatten().tolist() == [2, 4], name
         assert both.column_scale.isnan().any(0).nonzero().flatten().tolist() == [9, 11], name
 
+# The largest sums that a block can have, of both signs.
+full = torch.full((32, 256), 127, dtype=torch.int8)
+full[::2] *= -1
+ones, c = torch.ones(2, 32), torch.empty(32, 32)
+k.block_mm_kernel[(1,)](full, full, c, ones, ones, 32, 32, 256, 2, 32, 32, r.BLOCK, 1, False)
+assert torch.equal(c, (full.double() @ full.double().T).float())
+
 a = r.round_both(torch.randn(300, 96))
 b = r.round_both(torch.randn(300, 70))
 for dtype in (torch.float32, torch.bfloat16):
