@@ -34,6 +34,26 @@ def test_every_recipe_of_a_committed_study_is_right(file: Path, tmp_path: Path) 
     assert len(study.arms) >= 3 and study.scales
 
 
+@pytest.mark.parametrize("file", STUDIES, ids=lambda path: path.stem)
+def test_the_baseline_has_none_of_the_levers_that_a_study_asks_about(file: Path) -> None:
+    """A recipe may take a lever in after a study was built on it: its arm would ask nothing."""
+    study = load_study(file)
+    resolved = resolve_recipe(study.baseline)
+    pairs = [
+        (study.recipe(resolved, study.arms[0], scale), study.recipe(resolved, arm, scale), arm)
+        for arm in study.arms[1:]
+        for scale in study.scales
+    ]
+    for arm in study.arms[1:]:
+        for path in arm.paths:
+            section, field = path.split(".")
+            assert any(
+                base[section][field] != changed[section][field]
+                for base, changed, of in pairs
+                if of is arm
+            ), (arm.name, path)
+
+
 def test_the_cpu_study_plants_what_the_report_has_to_find() -> None:
     study = load_study(ROOT / "reference" / "studies" / "cpu-ladder.toml")
     assert len(study.arms) - 1 >= 8
