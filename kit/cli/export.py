@@ -80,7 +80,7 @@ def model(run: Path, form: str, out: Path | None, part: str, dtype: str, push: s
 
     source = find_source(run, part)
     if part == "auto" and not source.chat:
-        _tell("the base model, which continues text: there is no chat model")
+        _tell("exporting the base model, which continues text: this run has no chat model")
     name = run.resolve().name
     if push is not None:
         check_token()

@@ -188,7 +188,11 @@ def verify(
 
 
 def _refuse_no_result(path: Path) -> None:
-    """Refuses a path that leads to no result, which is no finding about one."""
+    """Refuses a path without a result: a wrong path says nothing about any result.
+
+    Raises:
+        UsageError: What the path leads to instead.
+    """
     if path.is_dir() and not (path / "result.json").exists():
         problem = f"{path} holds no result.json"
     elif not path.exists() and not path.is_symlink():

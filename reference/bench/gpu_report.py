@@ -84,7 +84,7 @@ class Report:
                     found.append(row)
                     self._put(name, began, found, whole=False)
                 self._put(name, began, found, whole=self.left_s > 0)
-        except Exception as error:  # every part stands for itself
+        except Exception as error:  # the other parts can still be measured
             traceback.print_exc()
             failed = {"failed": f"{type(error).__name__}: {error}"[:500]}
             self._put(name, began, failed, whole=False)

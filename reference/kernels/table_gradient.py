@@ -19,10 +19,11 @@ from reference.kernels.compiling import has_triton
 
 
 class Index(NamedTuple):
-    """The tokens of a micro-batch in order: `tokens[i]` stands at position `order[i]`; (N,) int64.
+    """Where each token of a micro-batch of N stands; int64.
 
-    On a CPU `tokens` are the different ones alone, and `order` is the entry of `tokens` that each
-    position has.
+    On a GPU `tokens` (N,) are sorted, and `order[i]` is the position of `tokens[i]` in the
+    micro-batch. On a CPU `tokens` (U,) holds each token that occurs once, and `order` (N,) says for
+    each position which of them it has.
     """
 
     tokens: Tensor
