@@ -17,6 +17,8 @@ from typing import Any, cast
 
 import tomlkit
 
+from benchmarks.ladder import STUDY, change_table
+from benchmarks.ladder import read as cpu_ladder
 from reference.bench.prediction import ladder
 from reference.config.resolve import resolve_recipe
 from reference.lab.cards import CARDS, Card
@@ -38,6 +40,7 @@ from reference.lab.plan_recipe import RECIPES as RECIPE_FOLDER
 from reference.lab.plan_recipe import base_recipe, planned_card, planned_fields
 from reference.lab.published_runs import published_points
 from reference.lab.registration import speed_and_loss
+from reference.lab.study import load_study
 
 ROOT = Path(__file__).parents[1]
 REGISTERED = ROOT / "reference" / "plans" / "registered"
@@ -193,19 +196,38 @@ def steps_table(plans: Plans) -> str:
 
 
 def ladder_table(_: Plans) -> str:
+    studied = next(
+        f"{bpb} ({interval}), {pairs} pairs"
+        for change, rung, pairs, bpb, interval, *_ in change_table(
+            load_study(STUDY), cpu_ladder("trials.json")
+        )
+        if (change, rung) == ("int8", "m")
+    )
+    learning = {"same": "none: the same sums", "studied": studied, "not measured": "not measured"}
     rows = [
         (
             row["change"],
             row["state"],
+            learning[row["learning"]],
             f"{row['kb_per_token']:,.0f}",
+            f"{row['launches']:,.0f}",
             f"{row['us_per_token']:.2f}",
             f"{row['tokens_per_s']:,.0f}",
             f"{row['planned_gib']:.1f}",
         )
         for row in ladder(resolve_recipe("reference"), "rtx4090")
     ]
-    headings = ("change", "how it is switched on", "kB a token", "us a token", "tokens/s")
-    return markdown((*headings, "planned GiB"), rows, text=2)
+    headings = (
+        "change",
+        "how it is switched on",
+        "bpb on the CPU ladder",
+        "kB a token",
+        "kernels a micro-step",
+        "us a token",
+        "tokens/s",
+        "planned GiB",
+    )
+    return markdown(headings, rows, text=3)
 
 
 def readme_line(plans: Plans) -> str:

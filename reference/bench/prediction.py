@@ -67,7 +67,8 @@ class Rung(NamedTuple):
 
     state: where it stands here: "replaced", "in the trainer", "not written", or the switches of
     `[pretrain]` that turn it on. design: fields of `Design` that it alters; products: kinds of
-    factors; section: what the memory plan has to know.
+    factors; section: what the memory plan has to know. learning: what it does to the loss: "same"
+    (it computes the same sums), "studied" (the CPU ladder has measured it) or "not measured".
     """
 
     change: str
@@ -75,6 +76,7 @@ class Rung(NamedTuple):
     design: Mapping[str, Any] = {}
     products: Mapping[str, Passes] = {}
     section: Mapping[str, Any] = {}
+    learning: str = "same"
 
 
 LADDER = (
@@ -89,11 +91,21 @@ LADDER = (
         "in the trainer",
         {"tables": OURS.tables, "table_rows": OURS.table_rows},
     ),
-    Rung("int8 products, rounded from memory", "replaced", {}, {"kinds": ALL_INT8}),
+    Rung(
+        "int8 products, rounded from memory",
+        "replaced",
+        {},
+        {"kinds": ALL_INT8},
+        learning="studied",
+    ),
     Rung(
         "rounding where the tensor is made",
         'matmul = "int8"',
-        {"rounding": INT8.rounding, "elementwise": INT8.elementwise},
+        {
+            "rounding": INT8.rounding,
+            "elementwise": INT8.elementwise,
+            "launches": INT8.launches,
+        },
         {},
         {"matmul": "int8"},
     ),
@@ -109,6 +121,7 @@ LADDER = (
         {},
         {"head": ALL_INT8},
         {"matmul_layers": ["attention", "mlp", "head"]},
+        "not measured",
     ),
 )
 
@@ -116,7 +129,7 @@ LADDER = (
 def ladder(recipe: Mapping[str, Any], card: str) -> list[dict[str, Any]]:
     """Predictions after each change of LADDER, one on top of the other."""
     config = ModelConfig.from_recipe(recipe["model"], recipe["tokenizer"]["vocab_size"])
-    section = {**recipe["pretrain"], "matmul": "bf16"}
+    section = {**recipe["pretrain"], "matmul": "bf16", "matmul_until": 1.0}
     micro_batch = fitting_micro_batch(config, section, VRAM_BYTES)
     design, products, rows = OURS, {"kinds": BF16, "head": BF16}, []
     for rung in LADDER:
@@ -128,6 +141,8 @@ def ladder(recipe: Mapping[str, Any], card: str) -> list[dict[str, Any]]:
             {
                 "change": rung.change,
                 "state": rung.state,
+                "learning": rung.learning,
+                "launches": design.launches * work.layers,
                 "kb_per_token": sum(row.bytes for row in found.rows) / 1e3,
                 "us_per_token": found.us_per_token,
                 "tokens_per_s": found.tokens_per_s,
@@ -164,12 +179,13 @@ def print_prediction(recipe: Mapping[str, Any], card: str, *, as_json: bool) -> 
     click.echo(f"{told['tokens_per_s']:,.0f} tokens/s, give or take {worst:.0%}")
     print_table(
         "what each change is predicted to bring, on top of the one before",
-        ("change", "here", "kB/token", "us/token", "tokens/s", "plan GiB"),
+        ("change", "here", "kB/token", "kernels", "us/token", "tokens/s", "plan GiB"),
         [
             (
                 row["change"],
                 row["state"],
                 f"{row['kb_per_token']:,.0f}",
+                f"{row['launches']:,.0f}",
                 f"{row['us_per_token']:.2f}",
                 f"{row['tokens_per_s']:,.0f}",
                 f"{row['planned_gib']:.1f}",

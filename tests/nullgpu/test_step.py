@@ -9,6 +9,8 @@ import pytest
 from nullgpu_eager import eager_kernels, more_than_expected
 from nullgpu_runs import Log, NullDevice
 
+from reference.model.step_time import INT8, OURS
+
 GIB = 2**30
 PLAN_TOLERANCE = 0.07
 # Microseconds are lost where the host waits for the device. Within a step it does so once, to read
@@ -98,6 +100,23 @@ def test_d12_in_int8(null_gpu: NullDevice, tmp_path):
 @pytest.mark.parametrize("kind", ["fp8", "int8"])
 def test_8_bit_products(null_gpu: NullDevice, tmp_path, depth, kind):
     check_eight_bit(null_gpu, tmp_path, D12 if depth == "d12" else REFERENCE, kind)
+
+
+@pytest.mark.gpuless_full
+@pytest.mark.parametrize("kind", ["bf16", "int8"])
+def test_a_micro_step_launches_as_many_kernels_as_the_time_model_counts(
+    null_gpu: NullDevice, tmp_path, kind
+):
+    """The difference between steps of two and of four micro-steps; products are launches, too."""
+    launched = {}
+    for micro_steps in (2, 4):
+        changes = {**EIGHT_BIT, "matmul": kind, "total_batch_size": micro_steps * 4 * 2048}
+        spec = {**with_pretrain(REFERENCE, **changes), "decided": True}
+        _, _, step = null_gpu.step(tmp_path, f"{kind}{micro_steps}", spec)
+        launched[micro_steps] = step.count("launch").total() + len(step.of("gemm"))
+    design = INT8 if kind == "int8" else OURS
+    counted = (launched[4] - launched[2]) / 2
+    assert counted == pytest.approx(20 * design.launches, rel=0.05)
 
 
 @pytest.mark.gpuless
