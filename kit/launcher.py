@@ -216,7 +216,8 @@ def connect() -> Any:
             schemes = "unix://, tcp://, ssh:// or npipe://"
             raise LaunchError(
                 f"no container engine answers at {host} (DOCKER_HOST)",
-                hint="Start that engine, or unset DOCKER_HOST to use this machine's."
+                hint="Start that engine (on this machine: `sudo systemctl start docker`), or unset "
+                "DOCKER_HOST to use the default one."
                 if "://" in host
                 else f"DOCKER_HOST begins with {schemes}; unset it to use this machine's engine.",
             ) from error

@@ -95,6 +95,8 @@ def test_the_command_prints_odds_and_counts_the_recipes_levers() -> None:
     assert 0 <= predicted["odds"]["p_target"] <= 1
     assert [lever["name"] for lever in predicted["levers"]] == [
         "vocabulary of 49,152",
+        "norm scales",
+        "second momentum",
         "int8 products in all three passes",
     ]
     measured = CliRunner().invoke(plan, ["--no-files", "--json", "--mfu", "0.75"])
