@@ -215,11 +215,13 @@ def connect() -> Any:
         if host and not denied:
             schemes = "unix://, tcp://, ssh:// or npipe://"
             raise LaunchError(
-                f"no container engine answers at {host} (DOCKER_HOST)",
+                f"no container engine answers at {host} (DOCKER_HOST)"
+                if "://" in host
+                else f"DOCKER_HOST is {host!r}, not the address of a container engine",
                 hint="Start that engine (on this machine: `sudo systemctl start docker`), or unset "
                 "DOCKER_HOST to use the default one."
                 if "://" in host
-                else f"DOCKER_HOST begins with {schemes}; unset it to use this machine's engine.",
+                else f"An address begins with {schemes}; unset it to use this machine's engine.",
             ) from error
         raise LaunchError(
             "the container engine refuses this user" if denied else "no container engine answers",

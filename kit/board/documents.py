@@ -142,7 +142,8 @@ def read_checked(path: Path, layout: Layout) -> Document:
     if named != document_id(document):
         raise KitError("its name is not the digest of what is signed")
     if who != document["by"]["name"]:
-        raise KitError("its file is named after somebody else than its signer")
+        signer = document["by"]["name"]
+        raise KitError(f"the file is named after {who!r} and signed by {signer!r}")
     if about(document) != path.parent.name:
         raise KitError("it is about another row than the one it lies under")
     return document

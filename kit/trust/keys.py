@@ -126,7 +126,7 @@ def load_signer(path: Path) -> Signer:
         data = path.read_bytes()
     except FileNotFoundError as error:
         raise PrerequisiteError(
-            f"there is no key `{path.name}`",
+            f"key `{path.name}` does not exist",
             hint="make one with `n4090-kit keys make`, or name a private key file with --key",
         ) from error
     except OSError as error:

@@ -33,7 +33,7 @@ from reference.train.step import maybe_compile
 Batches = list[tuple[Tensor, Tensor]]
 ALONE_STEPS = 5
 TWIN_BYTES = 12  # of each weight of the twin between its steps: itself and two moments, all fp32
-NO_ROOM = "the plain twin does not fit the GPU's memory beside this trainer"
+NO_ROOM = "the same model in plain PyTorch does not fit the GPU's memory beside this trainer"
 WARMUP_STEPS = 2  # untimed: allocations, autotuning, and where asked for compiling
 
 

@@ -136,7 +136,9 @@ class Batcher:
         kept, tokens, fresh = self._advance(joining, cache, columns, counts)
         if not kept:
             return
-        self._cache = joined(self._cache, fresh) if self._cache and self._running else fresh
+        self._cache = (
+            joined(self._cache, fresh) if self._cache is not None and self._running else fresh
+        )
         self._running, self._tokens = [*self._running, *kept], [*self._tokens, *tokens]
 
     def _advance(

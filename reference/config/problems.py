@@ -118,7 +118,8 @@ def _momentum_problems(pretrain: Section) -> Iterator[Problem]:
         yield Problem(
             "pretrain.maxwell_age",
             f"found {pretrain['maxwell_age']:g}",
-            f"must lie between {fast:.3g} and {slow:.3g}, the mean ages of the two running means",
+            f"must lie between {fast:.3g} and {slow:.3g}, the mean ages of maxwell_fast and "
+            "maxwell_slow",
         )
 
 

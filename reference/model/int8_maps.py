@@ -128,10 +128,10 @@ class StepWeights:
 
     @torch.no_grad()
     def finish_gradients(self) -> None:
-        """Turns the sums for scaled weights W * s, after a step's micro-steps, into gradients.
+        """Turns the gradients of the scaled weights U = W * s into those of W and s.
 
-        The gradient of s is the sum of W times that of W * s over the outputs, that of W is s times
-        it. Called once between the last backward pass of a step and the optimizer.
+        dW = s * dU, and ds = W * dU summed over the outputs. Called once a step, after the last
+        micro-step and before the optimizer.
         """
         for module in self._modules:
             scale = norm_scale(module)

@@ -172,7 +172,8 @@ class BiMaxwell(Muon):
         if group["updates"] > ours["maxwell_from"]:
             fast, slow = ours["maxwell_fast"], ours["maxwell_slow"]
             rates = [fast, slow, slow_share(fast, slow, ours["maxwell_age"])]
-        # As a tensor: compiled code would hold numbers fast, and be made again when they change.
+        # torch.compile makes numbers constants of the code and compiles again when they change, so
+        # they go in as a tensor.
         mix = torch.tensor(rates).to(gradients.device, non_blocking=True)
         return self._run(bi_maxwell_update, gradients, state, group, state["slow"], mix)
 

@@ -328,9 +328,9 @@ class PretrainReport:
 
         taken = self._state.average.choose(measure)
         self.note(
-            f"the model is {'the average of the weights' if taken else 'the last weights'}: "
-            f"bits per byte of the average {values['average']:.4f}, "
-            f"of the last weights {values['weights']:.4f}"
+            f"the model is {'the average of the weights' if taken else 'the last weights'}, the "
+            f"better of the two on the validation rows: bits per byte {values['average']:.4f} of "
+            f"the average, {values['weights']:.4f} of the last weights"
         )
         return values["average" if taken else "weights"]
 

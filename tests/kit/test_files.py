@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from kit.files import whole_file, write_bytes
+import kit.files
+import reference.files
 
 
-def test_a_body_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("whole_file", "write"),
+    [
+        (kit.files.whole_file, kit.files.write_bytes),
+        (reference.files.whole_file, reference.files.write_whole),
+    ],
+    ids=["kit", "trainer"],
+)
+def test_a_body_that_fails_leaves_the_old_file_and_nothing_else(
+    whole_file: Any, write: Any, tmp_path: Path
+) -> None:
     path = tmp_path / "made" / "table.jsonl"
-    write_bytes(path, b"old")
+    write(path, b"old")
 
     def fail() -> None:
         with whole_file(path) as temporary:

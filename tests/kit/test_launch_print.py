@@ -60,5 +60,5 @@ def test_starting_a_container_still_needs_the_engine(tmp_path):
 def test_an_engine_that_docker_host_names_wrongly_is_named(tmp_path, host, remedy):
     pytest.importorskip("docker")
     done = launch_without_engine(tmp_path, "run", "--recipe", "smoke", host=host)
-    assert done.returncode == 3 and f"at {host} (DOCKER_HOST)" in done.stderr
+    assert done.returncode == 3 and host in done.stderr and "DOCKER_HOST" in done.stderr
     assert remedy in done.stderr

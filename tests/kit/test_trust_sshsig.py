@@ -208,7 +208,7 @@ def test_what_is_no_key_is_said_so(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "key").chmod(0o600)
     with pytest.raises(SignatureError, match="no private key"):
         keys.load_signer(tmp_path / "key")
-    with pytest.raises(PrerequisiteError, match="there is no key"):
+    with pytest.raises(PrerequisiteError, match="does not exist"):
         keys.load_signer(tmp_path / "missing")
 
 

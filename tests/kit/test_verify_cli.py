@@ -203,7 +203,7 @@ def test_a_key_that_is_not_there_yet_is_told_with_the_command_that_makes_it(tmp_
     done = call("keys", "show", "--work", tmp_path)
     assert done.exit_code != 0
     assert isinstance(done.exception, PrerequisiteError)
-    assert "there is no key" in done.exception.message and "keys make" in str(done.exception.hint)
+    assert "does not exist" in done.exception.message and "keys make" in str(done.exception.hint)
 
 
 def test_keys_are_made_shown_and_revoked(honest: Path, tmp_path: Path) -> None:
